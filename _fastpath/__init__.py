@@ -1,0 +1,1 @@
+"""Compiled hot path; import from `rpi_daemon._fastpath.core`."""

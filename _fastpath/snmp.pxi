@@ -1,0 +1,1 @@
+# snmp: see PLAN.md

@@ -1,0 +1,1 @@
+"""Configuration: schema, loader, documented defaults, examples."""

@@ -1,0 +1,1 @@
+"""PDU drivers, their vendor profiles as data, and the simulated PDU."""

@@ -1,0 +1,1 @@
+"""Vendor profiles: OIDs, units, limit kind, as data."""

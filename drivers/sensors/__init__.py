@@ -1,0 +1,1 @@
+"""Sensor sources: serial board, replay, simulated; and the simulated board."""

@@ -1,0 +1,1 @@
+"""Forecasters: the streamed LSTM, its baselines, its training."""

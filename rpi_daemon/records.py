@@ -1,0 +1,310 @@
+"""The frozen records that stages exchange; arrays are indexed by outlet, in the rack's outlet order."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag, StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+
+TICK_S = 0.1
+TICK_NS = 100_000_000
+HORIZONS_S = (1.0, 2.0, 3.0, 4.0, 5.0)
+QUANTILES = (0.5, 0.9, 0.99)
+
+
+class LimitKind(StrEnum):
+    """What happens when a limit is exceeded (DESIGN section 7)."""
+
+    ALARM = "alarm"
+    BLOCK_TURN_ON = "block_turn_on"
+    TRIP_OFF = "trip_off"
+    CURRENT_LIMIT = "current_limit"
+    SERVER_CAP = "server_cap"
+
+    @property
+    def enforced(self) -> bool:
+        """Whether the device itself acts on the draw; an alarm threshold never does."""
+        return self in (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT, LimitKind.SERVER_CAP)
+
+
+class Mode(StrEnum):
+    ADVISORY = "advisory"
+    CLOSED_LOOP = "closed_loop"
+
+
+class SafeState(IntEnum):
+    """The ladder of DESIGN section 9; larger is stricter."""
+
+    NORMAL = 0
+    HOLD = 1
+    STATIC_SAFE = 2
+    DEVICE_DEFAULT = 3
+
+
+class Quality(IntFlag):
+    """Why a reading is less than perfect; 0 is a good reading."""
+
+    OK = 0
+    MISSING = 1  # some samples of the window were lost
+    SATURATED = 2  # at least full scale: the true value is the reading or more
+    STALE = 4  # no window of this board for 150 ms: no reading
+    NO_VOLTAGE = 8  # apparent quantities only
+    UNCALIBRATED = 16
+    SLOW_METER = 32  # a PDU's own metering, 1 Hz or slower
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What every outlet drew in the newest window; [n] each. Not valid means no data, and the number is NaN."""
+
+    t_mono_ns: int
+    t_utc_ns: int
+    power_w: FloatArray  # true power; apparent power where there is no voltage channel (NO_VOLTAGE)
+    rms_a: FloatArray
+    apparent_va: FloatArray
+    power_factor: FloatArray
+    peak_a: FloatArray
+    crest: FloatArray
+    min_a: FloatArray
+    max_a: FloatArray
+    step_w: FloatArray  # largest change between 40 ms Hann means 40 ms apart
+    voltage_v: FloatArray
+    count: IntArray
+    missing: IntArray
+    quality: IntArray  # Quality bits
+    valid: BoolArray
+
+
+@dataclass(frozen=True, slots=True)
+class ForecastInput:
+    """What a forecaster sees at one tick; [n] unless said otherwise."""
+
+    t_mono_ns: int
+    t_utc_s: float
+    power_w: FloatArray  # NaN where not valid
+    peak_w: FloatArray  # largest power within the window, as apparent from peak current; NaN where unknown
+    step_w: FloatArray
+    valid: BoolArray
+    rating_w: FloatArray
+    planned_w: FloatArray  # [n, 5] known schedule: change of draw by t+1..5 s, W
+    telemetry: FloatArray  # [n, 4] CPU, memory, network, disk in 0..1; 0 where masked
+    telemetry_mask: FloatArray  # [n, 4] 1 where known
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Quantiles made at t for t+1..5 s: of the value, and of the running maximum over (t, t+h]."""
+
+    t_mono_ns: int
+    value_w: FloatArray  # [n, 5, 3], HORIZONS_S x QUANTILES, non-decreasing along quantiles
+    running_max_w: FloatArray  # [n, 5, 3], non-decreasing along quantiles and horizons
+    source: tuple[str, ...]  # [n] the forecaster that made each row
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """The back edge: what was measured up to t minus what was forecast for it at t - 5 s."""
+
+    t_mono_ns: int
+    t_made_ns: int
+    value_w: FloatArray  # measured at t - median forecast for t; NaN where not valid
+    running_max_w: FloatArray  # measured maximum over (t - 5 s, t] - forecast of it (the quantile in use)
+    measured_max_w: FloatArray
+    request_w: FloatArray  # the request that was made at t - 5 s
+    escaped: BoolArray  # measured_max_w > request_w
+    valid: BoolArray  # every window of the span was valid, and a forecast had been made
+    persistence_w: FloatArray  # measured at t - measured at t - 5 s
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What each outlet should be allowed for the next 5 s: forecast quantile + margin."""
+
+    t_mono_ns: int
+    request_w: FloatArray
+    margin_w: FloatArray
+    censored: BoolArray  # an enforced limit of ours was within 5 % of the draw
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A rating that the limits of some outlets must keep together. Ratings are before derating; None is not rated."""
+
+    name: str
+    kind: str  # breaker, phase, feed, rack
+    rating_w: float | None
+    rating_va: float | None
+    rating_a: float | None
+    derate: float
+    share: FloatArray  # [n] part of each outlet's amps (and watts) that it carries; 0 = not on it
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A server or the like: one or two outlets that feed it, and its owner's word on it."""
+
+    name: str
+    outlets: tuple[int, ...]
+    tier: int  # 0 is served first
+    floor_w: float
+    demand_w: float  # what it may be granted at most
+    sheddable: bool
+    critical: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """One more cap on a constraint, with where it comes from and why."""
+
+    constraint: str
+    limit_w: float
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RackModel:
+    """The rack as configured: outlets in order, who feeds whom, what may be written."""
+
+    rack: str
+    outlet_ids: tuple[str, ...]
+    pdu_of: tuple[str, ...]
+    number_of: tuple[int, ...]  # outlet number on its PDU
+    load_of: IntArray  # index into loads
+    rating_w: FloatArray
+    static_safe_w: FloatArray
+    nominal_v: FloatArray
+    opted_in: BoolArray  # closed loop allowed for the outlet
+    loads: tuple[Load, ...]
+    constraints: tuple[Constraint, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.outlet_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What each outlet is granted, and what could not be."""
+
+    t_mono_ns: int
+    grant_w: FloatArray
+    shortfall_w: FloatArray  # request - grant where positive
+    rule: tuple[str, ...]  # [n] "fits", or the constraint that bound it
+    usage_w: Mapping[str, float]  # sum of grants per constraint
+    ceiling_w: Mapping[str, float]  # what each constraint allows, W
+
+
+@dataclass(frozen=True, slots=True)
+class SafeStatus:
+    """Where the ladder stands, and why."""
+
+    state: SafeState
+    causes: tuple[str, ...]
+    latched: tuple[str, ...]
+    since_mono_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class LimitState:
+    """What a PDU says of one outlet's limit. None is "not known", never zero."""
+
+    limit_w: float | None
+    enabled: bool | None
+    kind: LimitKind
+    raw: tuple[tuple[str, int, object], ...] = ()  # (OID or register, type, value): enough to put it back exactly
+
+
+@dataclass(frozen=True, slots=True)
+class PduReading:
+    """One poll of a PDU; outlet numbers as keys. A value that could not be read is absent or None."""
+
+    t_mono_ns: int
+    uptime_s: float | None
+    power_w: Mapping[int, float | None]
+    current_a: Mapping[int, float | None]
+    on: Mapping[int, bool | None]
+    limits: Mapping[int, LimitState]
+    energy_wh: Mapping[int, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PduIdentity:
+    vendor: str
+    model: str
+    firmware: str
+    serial: str
+    n_outlets: int
+    proven: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LimitWrite:
+    """One outlet's new limit, or the found value to put back exactly."""
+
+    outlet: int  # number on the PDU
+    limit_w: float
+    restore: LimitState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOutcome:
+    """What became of one write. `read_back_w` decides; `verified` is read-back equals the asked value on the device's step."""
+
+    outlet: int
+    asked_w: float
+    read_back_w: float | None
+    verified: bool
+    refused: str | None  # the device's word, when it gave one
+    t_sent_ns: int
+    t_verified_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyResult:
+    outcomes: tuple[WriteOutcome, ...]
+    round_trips: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Why one outlet's limit changes (or not): one structured log line."""
+
+    t_mono_ns: int
+    outlet: int  # index in the rack
+    from_w: float | None
+    to_w: float
+    reason: str  # raise, lower, static_safe, restore, ...
+    rule: str
+    request_w: float
+    margin_w: float
+    forecast_w: float
+    protective: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """The newest desired limits of one PDU; a later one replaces it whole. `serial` grows by one at each change."""
+
+    pdu: str
+    serial: int
+    t_mono_ns: int
+    limits: tuple[LimitWrite, ...]
+    protective: bool
+    decisions: tuple[Decision, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsInForce:
+    """What we know of the limits now on the PDUs; [n]. NaN is not known."""
+
+    limit_w: FloatArray  # last read back
+    verified_ns: IntArray  # when it was verified, 0 = never
+    kind: tuple[LimitKind, ...]
+    pending: BoolArray  # a write is under way or waiting
+    uncontrolled: BoolArray  # the device does not take our writes
