@@ -1,0 +1,222 @@
+"""What no single key can tell: names that must exist, sums that must fit, files that must be there."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rpi_daemon.config.schema import Config, Constraint, Pdu, expand_numbers
+
+Found = tuple[tuple[str | int, ...], str]
+LOOSE_FILE_BITS = 0o077
+
+
+def cross_check(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Found]:
+    """Every mistake that spans keys, as (location, sentence)."""
+    yield from _unique(config)
+    yield from _outlets(config)
+    yield from _channels(config)
+    yield from _constraints(config)
+    yield from _loads(config)
+    yield from _pdus(config, base_dir, env)
+    yield from _boards(config, base_dir)
+
+
+def _close(name: str, known: Sequence[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {match[0]!r}?" if match else f"; known: {', '.join(known) or 'none'}"
+
+
+def _unique(config: Config) -> Iterator[Found]:
+    for section in ("board", "pdu", "constraint", "load"):
+        seen: dict[str, int] = {}
+        for i, item in enumerate(getattr(config, section)):
+            if item.id in seen:
+                yield (section, i, "id"), f"{item.id!r} is also the id of {section} {seen[item.id] + 1}"
+            seen[item.id] = i
+    seen_outlet: dict[str, int] = {}
+    for i, group in enumerate(config.outlet):
+        for number in expand_numbers(group.numbers):
+            key = f"{group.pdu}/{number}"
+            if key in seen_outlet:
+                yield ("outlet", i, "numbers"), f"outlet {key} is also in outlet table {seen_outlet[key] + 1}"
+            seen_outlet[key] = i
+
+
+def _outlets(config: Config) -> Iterator[Found]:
+    pdus = [pdu.id for pdu in config.pdu]
+    for i, group in enumerate(config.outlet):
+        if group.pdu not in pdus:
+            yield ("outlet", i, "pdu"), f"no PDU is called {group.pdu!r}{_close(group.pdu, pdus)}"
+        if group.static_safe_w > group.rating_w:
+            yield ("outlet", i, "static_safe_w"), f"{group.static_safe_w:g} W is above rating_w = {group.rating_w:g} W"
+        if (config.rack.supply == "dc") != (group.phases == ["DC"]):
+            yield ("outlet", i, "phases"), f"{group.phases} does not fit rack.supply = {config.rack.supply!r}"
+
+
+def _channels(config: Config) -> Iterator[Found]:
+    outlets = {outlet.id for outlet in config.outlets()}
+    seen: dict[str, str] = {}
+    for i, board in enumerate(config.board):
+        for channel in board.channels:
+            kind, _, name = channel.partition(":")
+            if kind != "current":
+                continue
+            if name not in outlets:
+                yield (
+                    ("board", i, "channels"),
+                    f"{channel!r}: no outlet is called {name!r}{_close(name, sorted(outlets))}",
+                )
+            elif name in seen:
+                yield (
+                    ("board", i, "channels"),
+                    f"{channel!r}: outlet {name} is measured by board {seen[name]!r} already",
+                )
+            seen[name] = board.id
+    for outlet in config.outlets():
+        if config.board and outlet.id not in seen:
+            yield ("outlet", outlet.group), f"outlet {outlet.id} has no current channel on any board"
+
+
+def _constraints(config: Config) -> Iterator[Found]:
+    ids = [outlet.id for outlet in config.outlets()]
+    for i, constraint in enumerate(config.constraint):
+        if constraint.rating_w is None and constraint.rating_va is None and constraint.rating_a is None:
+            yield ("constraint", i), "needs rating_w, rating_va or rating_a"
+            continue
+        members: set[str] = set()
+        for pattern in constraint.outlets:
+            try:
+                chosen = config.match_outlets(pattern)
+            except ValueError as error:
+                yield ("constraint", i, "outlets"), str(error)
+                continue
+            if not chosen:
+                yield ("constraint", i, "outlets"), f"{pattern!r} matches no outlet{_close(pattern.split('/')[0], ids)}"
+            members.update(chosen)
+        yield from _static_safe_fits(config, i, constraint, members)
+    covered = {name for c in config.constraint for name in _members(config, c)}
+    for outlet in config.outlets():
+        if outlet.closed_loop and outlet.id not in covered:
+            yield (
+                ("outlet", outlet.group, "closed_loop"),
+                f"outlet {outlet.id} is in closed loop but on no breaker or other constraint",
+            )
+
+
+def _members(config: Config, constraint: Constraint) -> set[str]:
+    try:
+        return {name for pattern in constraint.outlets for name in config.match_outlets(pattern)}
+    except ValueError:
+        return set()
+
+
+def _static_safe_fits(config: Config, i: int, constraint: Constraint, members: set[str]) -> Iterator[Found]:
+    """STATIC_SAFE must hold every breaker without any help: its sum is within each derated rating."""
+    total_w = sum(outlet.static_safe_w for outlet in config.outlets() if outlet.id in members)
+    for key, rating, unit in (
+        ("rating_w", constraint.rating_w, "W"),
+        ("rating_va", constraint.rating_va, "VA"),
+        ("rating_a", constraint.rating_a, "A"),
+    ):
+        total = total_w / config.rack.nominal_v if unit == "A" else total_w
+        if rating is not None and total > rating * constraint.derate * (1 + 1e-9):
+            yield (
+                ("constraint", i, key),
+                f"static_safe_w of its {len(members)} outlets adds up to {total:.6g} {unit}, above {rating:g} {unit} x derate"
+                f" {constraint.derate:g} = {rating * constraint.derate:.6g} {unit}; lower static_safe_w or move outlets",
+            )
+
+
+def _loads(config: Config) -> Iterator[Found]:
+    fed: dict[str, list[str]] = {}
+    for outlet in config.outlets():
+        fed.setdefault(outlet.load, []).append(outlet.id)
+    group_of = {outlet.load: outlet.group for outlet in config.outlets()}
+    for name, outlets in fed.items():
+        if len(outlets) > 2:
+            yield (
+                ("outlet", group_of[name], "load"),
+                f"load {name!r} has {len(outlets)} outlets ({', '.join(outlets)}); a load has one or two",
+            )
+    rating = {outlet.id: outlet.rating_w for outlet in config.outlets()}
+    static = {outlet.id: outlet.static_safe_w for outlet in config.outlets()}
+    for i, load in enumerate(config.load):
+        if load.id not in fed:
+            yield ("load", i, "id"), f"no outlet feeds a load called {load.id!r}{_close(load.id, sorted(fed))}"
+            continue
+        if load.critical and load.sheddable:
+            yield ("load", i, "sheddable"), f"load {load.id!r} is critical; it cannot be sheddable"
+        if load.floor_w > sum(static[o] for o in fed[load.id]):
+            yield ("load", i, "floor_w"), f"{load.floor_w:g} W is above the STATIC_SAFE limits of its outlets"
+        if load.demand_w is not None and load.demand_w > sum(rating[o] for o in fed[load.id]):
+            yield ("load", i, "demand_w"), f"{load.demand_w:g} W is above the ratings of its outlets"
+    for i, entry in enumerate(config.schedule):
+        if entry.load not in fed:
+            yield (
+                ("schedule", i, "load"),
+                f"no outlet feeds a load called {entry.load!r}{_close(entry.load, sorted(fed))}",
+            )
+
+
+def _pdus(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Found]:
+    addresses: dict[tuple[str, int], str] = {}
+    for i, pdu in enumerate(config.pdu):
+        place = (pdu.host, pdu.port)
+        if place in addresses:
+            yield ("pdu", i, "host"), f"{pdu.host} port {pdu.port} is PDU {addresses[place]!r} already"
+        addresses[place] = pdu.id
+        if pdu.version == "2c":
+            if not pdu.allow_insecure:
+                yield (
+                    ("pdu", i, "version"),
+                    "2c sends the community and every limit in plain text; set allow_insecure = true to accept that, or use '3'",
+                )
+            yield from _secret(pdu, i, "community", base_dir, env, least=1)
+        else:
+            if pdu.user is None:
+                yield ("pdu", i, "user"), "is needed for version 3"
+            yield from _secret(pdu, i, "auth_key", base_dir, env, least=8)
+            yield from _secret(pdu, i, "priv_key", base_dir, env, least=8)
+
+
+def _secret(pdu: Pdu, i: int, name: str, base_dir: Path, env: Mapping[str, str], least: int) -> Iterator[Found]:
+    file_name = getattr(pdu, f"{name}_file")
+    variable = getattr(pdu, f"{name}_env")
+    if (file_name is None) == (variable is None):
+        yield ("pdu", i, f"{name}_file"), f"give one of {name}_file and {name}_env"
+    elif variable is not None:
+        if len(env.get(variable, "")) < least:
+            yield (
+                ("pdu", i, f"{name}_env"),
+                f"environment variable {variable} is not set, or shorter than {least} characters",
+            )
+    else:
+        yield from _secret_file(base_dir / file_name, ("pdu", i, f"{name}_file"), least)
+
+
+def _secret_file(path: Path, loc: tuple[str | int, ...], least: int) -> Iterator[Found]:
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        yield loc, f"{path}: {reason}"
+        return
+    if mode & LOOSE_FILE_BITS:
+        yield loc, f"{path}: mode {mode & 0o777:04o} lets others read it; chmod 0600 it"
+    if len(text) < least:
+        yield loc, f"{path}: holds fewer than {least} characters"
+
+
+def _boards(config: Config, base_dir: Path) -> Iterator[Found]:
+    for i, board in enumerate(config.board):
+        if board.driver == "serial" and board.port is None:
+            yield ("board", i, "port"), "is needed for driver 'serial'"
+        if board.driver == "replay" and board.trace is None:
+            yield ("board", i, "trace"), "is needed for driver 'replay'"
+        if board.driver == "replay" and board.trace is not None and not (base_dir / board.trace).is_file():
+            yield ("board", i, "trace"), f"{base_dir / board.trace}: no such file"
+        if config.rack.supply == "dc" and any(c.startswith("voltage:L") for c in board.channels):
+            yield ("board", i, "channels"), "a DC rack has voltage:DC, not phases"
+        if config.rack.supply == "ac" and "voltage:DC" in board.channels:
+            yield ("board", i, "channels"), "an AC rack has phases, not voltage:DC"

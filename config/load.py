@@ -1,0 +1,208 @@
+"""TOML to `Config`: every mistake at once, each with file, line, key, value and what is allowed."""
+
+import copy
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from rpi_daemon.config.checks import cross_check
+from rpi_daemon.config.schema import Config
+from rpi_daemon.errors import ConfigError
+
+Loc = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One thing wrong: where, and the sentence."""
+
+    loc: Loc
+    text: str
+
+
+def load_config(path: Path | str, env: Mapping[str, str] = os.environ) -> Config:
+    """Read and check a configuration file; raises ConfigError with a line per mistake."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file; give one with --config, or copy an example (rpi-daemon examples)"
+        ) from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder, not a configuration file") from None
+    except PermissionError:
+        raise ConfigError(f"{path}: not readable by this user") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from None
+    return parse_config(text, str(path), base_dir=path.parent, env=env)
+
+
+def parse_config(text: str, name: str, *, base_dir: Path, env: Mapping[str, str] = os.environ) -> Config:
+    """As `load_config`, from text; relative paths in it are taken from `base_dir`."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: not valid TOML: {error}") from None
+    mistakes: list[Mistake] = []
+    config: Config | None = None
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        mistakes.extend(_mistakes(error))
+        config = _mended(data, error)
+    if config is not None:
+        mistakes.extend(Mistake(loc, sentence) for loc, sentence in cross_check(config, base_dir, env))
+    if mistakes:
+        lines = line_numbers(text)
+        found = sorted({(_line_of(lines, m.loc), f"{_key(m.loc)}: {m.text}") for m in mistakes})
+        raise ConfigError("\n".join(f"{name}:{line}: {sentence}" for line, sentence in found))
+    assert config is not None
+    return config.model_copy(update={"base_dir": str(base_dir.resolve())})
+
+
+def _mistakes(error: ValidationError) -> Iterator[Mistake]:
+    for item in error.errors(include_url=False):
+        loc = tuple(part for part in item["loc"] if not (isinstance(part, str) and "[" in part))
+        yield Mistake(loc, _sentence(item["type"], item["msg"], item.get("ctx") or {}, item["input"], loc))
+
+
+def _sentence(kind: str, message: str, ctx: Mapping[str, Any], value: Any, loc: Loc) -> str:
+    if kind == "extra_forbidden":
+        known = sorted(_fields_at(loc[:-1]))
+        close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"unknown key{hint} allowed here: {', '.join(known)}" if not close else f"unknown key{hint}"
+    if kind == "missing":
+        return "is missing and has no default"
+    if kind == "literal_error":
+        close = difflib.get_close_matches(str(value), re.findall(r"'([^']+)'", str(ctx.get("expected"))), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"{value!r} is not allowed; allowed: {ctx.get('expected')}{hint}"
+    if kind == "value_error":
+        return str(ctx.get("error", message))
+    allowed = _allowed(loc)
+    return f"{value!r}: {message[0].lower()}{message[1:]}" + (f" (allowed: {allowed})" if allowed else "")
+
+
+def _model_at(loc: Loc) -> type[BaseModel] | None:
+    """The section that a location lies in."""
+    model: type[BaseModel] | None = Config
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part) if model is not None else None
+        model = _section(field.annotation) if field is not None else None
+    return model
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _section(inner)
+        if found is not None:
+            return found
+    return None
+
+
+def _fields_at(loc: Loc) -> list[str]:
+    model = _model_at(loc)
+    return [name for name in model.model_fields if name != "base_dir"] if model is not None else []
+
+
+def _allowed(loc: Loc) -> str:
+    keys = [part for part in loc if isinstance(part, str)]
+    model = _model_at(tuple(keys[:-1]))
+    if not keys or model is None or keys[-1] not in model.model_fields:
+        return ""
+    return allowed_range(model, keys[-1])
+
+
+def allowed_range(model: type[BaseModel], field: str) -> str:
+    """The range of a numeric option in words, from the schema itself."""
+    schema = model.model_json_schema()["properties"][field]
+    options = [schema, *schema.get("anyOf", ())]
+    words = {"minimum": ">= {}", "exclusiveMinimum": "> {}", "maximum": "<= {}", "pattern": "pattern {}"}
+    found = [form.format(option[key]) for option in options for key, form in words.items() if key in option]
+    return ", ".join(found)
+
+
+def _mended(data: dict[str, Any], error: ValidationError) -> Config | None:
+    """The configuration without its wrong values, so that the cross-checks can speak too; None if that is not one."""
+    mended = copy.deepcopy(data)
+    for item in error.errors(include_url=False):
+        place: Any = mended
+        try:
+            for part in item["loc"][:-1]:
+                place = place[part]
+            place.pop(item["loc"][-1], None)
+        except (KeyError, IndexError, TypeError, AttributeError):
+            return None
+        allowed = re.findall(r"'([^']+)'", str((item.get("ctx") or {}).get("expected", "")))
+        if allowed and item["type"] == "literal_error":
+            place[item["loc"][-1]] = allowed[0]
+    try:
+        return Config.model_validate(mended)
+    except ValidationError:
+        return None
+
+
+_HEADER = re.compile(r"^\s*(\[\[?)\s*([A-Za-z0-9_.\-\"' ]+?)\s*\]\]?\s*(#.*)?$")
+_ASSIGN = re.compile(r"^\s*([A-Za-z0-9_\-]+|\"[^\"]+\")\s*=")
+
+
+def line_numbers(text: str) -> dict[Loc, int]:
+    """Where each table and key of a TOML text stands: location -> line, counted from 1."""
+    lines: dict[Loc, int] = {(): 1}
+    table: Loc = ()
+    counts: dict[str, int] = {}
+    depth = 0
+    quote = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if quote:
+            quote = "" if quote in line else quote
+            continue
+        header = _HEADER.match(line) if depth == 0 else None
+        if header:
+            name = header.group(2).strip()
+            if header.group(1) == "[[":
+                counts[name] = counts.get(name, -1) + 1
+                table = (*name.split("."), counts[name])
+            else:
+                table = tuple(name.split("."))
+            lines.setdefault(table[:1], number)
+            lines[table] = number
+            continue
+        assign = _ASSIGN.match(line) if depth == 0 else None
+        if assign:
+            lines[(*table, assign.group(1).strip('"'))] = number
+        bare = re.sub(
+            r"\"(\\.|[^\"\\])*\"|'[^']*'", "", line.split("#")[0] if '"' not in line and "'" not in line else line
+        )
+        for mark in ('"""', "'''"):
+            if line.count(mark) % 2:
+                quote = mark
+        depth = max(0, depth + bare.count("[") + bare.count("{") - bare.count("]") - bare.count("}"))
+    return lines
+
+
+def _line_of(lines: dict[Loc, int], loc: Loc) -> int:
+    for length in range(len(loc), -1, -1):
+        if loc[:length] in lines:
+            return lines[loc[:length]]
+    return 1
+
+
+def _key(loc: Loc) -> str:
+    text = ""
+    for part in loc:
+        text += f"[{part + 1}]" if isinstance(part, int) else (f".{part}" if text else str(part))
+    return text or "configuration"

@@ -1,0 +1,266 @@
+"""Every option: type, default, range, unit. Cross-field checks are in `checks.py`; `default.toml` shows each with a sentence."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+PositiveW = Annotated[float, Field(gt=0, le=1_000_000)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+NUMBERS_PATTERN = r"^\d+(-\d+)?(,\d+(-\d+)?)*$"
+
+
+def expand_numbers(text: str) -> list[int]:
+    """`"1-3,7"` -> [1, 2, 3, 7]; raises ValueError for anything else or a range that goes back."""
+    if not re.match(NUMBERS_PATTERN, text):
+        raise ValueError(f"{text!r} is not a list of outlet numbers such as '1-12' or '1,3,5-8'")
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        stop = int(last or first)
+        if stop < int(first):
+            raise ValueError(f"range {part!r} goes back")
+        if stop - int(first) > 1000:
+            raise ValueError(f"range {part!r} is longer than any PDU")
+        numbers.extend(range(int(first), stop + 1))
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"{text!r} names an outlet twice")
+    return numbers
+
+
+def _checked_numbers(text: str) -> str:
+    expand_numbers(text)
+    return text
+
+
+Numbers = Annotated[str, AfterValidator(_checked_numbers)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Rack(Section):
+    """The rack itself."""
+
+    id: Name = Field("rack", description="name of the rack in records, logs and traps")
+    supply: Literal["ac", "dc"] = Field("ac", description="AC mains or a DC bus")
+    nominal_v: float = Field(
+        230.0, ge=10, le=1000, description="V, nominal outlet voltage (line-to-line where outlets are)"
+    )
+
+
+class Daemon(Section):
+    """The process."""
+
+    mode: Literal["advisory", "closed_loop"] = Field(
+        "advisory",
+        description="advisory computes everything and writes nothing; closed_loop writes to outlets that opted in",
+    )
+    state_dir: str = Field("/var/lib/rpi-daemon", description="found values, kill switch; kept over restarts")
+    runtime_dir: str = Field("/run/rpi-daemon", description="control socket, locks, the raw ring; a tmpfs")
+    socket_mode: str = Field(
+        "0660", pattern="^0[0-7]{3}$", description="file mode of the control socket: who may operate"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity that is logged")
+    log_format: Literal["json", "text"] = Field("json", description="json for the journal, text for a terminal")
+
+
+class Sampling(Section):
+    """The 1 kHz path."""
+
+    fifo_priority: int = Field(
+        80, ge=0, le=99, description="SCHED_FIFO priority of the sampler; 0 keeps the normal scheduler"
+    )
+    lock_memory: bool = Field(True, description="mlockall(MCL_ONFAULT), so that the sampler never waits for a page")
+    raw_ring_s: float = Field(600.0, ge=10, le=7200, description="s of raw 1 kHz scans kept in the ring in runtime_dir")
+
+
+class Board(Section):
+    """A sensor board, or what stands in for one."""
+
+    id: Name = Field(description="name of the board")
+    driver: Literal["serial", "simulated", "replay"] = Field(
+        "serial", description="serial is real; the others need no hardware"
+    )
+    board_id: int = Field(0, ge=0, le=255, description="id that the board sends in its frames")
+    port: str | None = Field(None, description="serial: device, best a /dev/serial/by-id path")
+    baud: int = Field(3_000_000, ge=9600, le=20_000_000, description="serial: line rate, bit/s; USB CDC ignores it")
+    trace: str | None = Field(None, description="replay: recorded trace (CSV or NPZ)")
+    channels: list[str] = Field(
+        min_length=1,
+        max_length=256,
+        description="what each input is, in the board's order: 'voltage:L1', 'current:PDU/OUTLET' or 'unused'",
+    )
+    calibration: str | None = Field(
+        None, description="calibration file; without one the board's own scale is used and said so"
+    )
+
+    @field_validator("channels")
+    @classmethod
+    def _channels(cls, value: list[str]) -> list[str]:
+        for text in value:
+            if not re.match(r"^(voltage:L[123N]|voltage:DC|current:[\w.-]+/\d+|unused)$", text):
+                raise ValueError(f"{text!r} is not 'voltage:L1|L2|L3|DC', 'current:PDU/OUTLET' or 'unused'")
+        return value
+
+
+class Pdu(Section):
+    """A power distribution unit."""
+
+    id: Name = Field(description="name of the PDU")
+    driver: Literal["snmp"] = Field("snmp", description="protocol")
+    profile: str = Field(description="vendor profile: raritan_px, apc_rpdu2, or a path to your own")
+    host: str = Field(min_length=1, description="address of the PDU's management port")
+    port: int = Field(161, ge=1, le=65535, description="UDP port")
+    version: Literal["3", "2c"] = Field("3", description="SNMP version; 2c is plain text and needs allow_insecure")
+    user: str | None = Field(None, description="v3: user name")
+    auth: Literal["SHA-1", "SHA-256", "SHA-512"] = Field("SHA-256", description="v3: authentication")
+    auth_key_file: str | None = Field(None, description="v3: file with the authentication pass phrase, mode 0600")
+    auth_key_env: str | None = Field(None, description="v3: or the environment variable that holds it")
+    priv: Literal["AES-128"] = Field("AES-128", description="v3: encryption")
+    priv_key_file: str | None = Field(None, description="v3: file with the encryption pass phrase, mode 0600")
+    priv_key_env: str | None = Field(None, description="v3: or the environment variable that holds it")
+    community_file: str | None = Field(None, description="2c: file with the community, mode 0600")
+    community_env: str | None = Field(None, description="2c: or the environment variable that holds it")
+    allow_insecure: bool = Field(False, description="accept version 2c on this PDU; stays visible in status")
+    accept_unproven: bool = Field(False, description="write with a profile that was never proven on this device")
+    timeout_s: float = Field(0.25, ge=0.02, le=10, description="s to wait for one reply")
+    retries: int = Field(1, ge=0, le=5, description="more tries after the first")
+    poll_s: float = Field(1.0, ge=0.2, le=60, description="s between two polls of metering and limits")
+    writes_per_day: int = Field(
+        200, ge=1, le=1_000_000, description="writes per outlet and day; protective ones are exempt"
+    )
+
+
+class Outlet(Section):
+    """One outlet, or several alike."""
+
+    pdu: Name = Field(description="PDU that has the outlet")
+    numbers: Numbers = Field(description="outlet numbers on the PDU: '7', '1-24' or '1,3,5-8'")
+    load: str = Field(
+        description="what it feeds; '{n}' becomes the outlet number; two outlets with one load are its two feeds"
+    )
+    phases: list[Literal["L1", "L2", "L3", "DC"]] = Field(
+        ["L1"], min_length=1, max_length=2, description="one phase, or two line-to-line"
+    )
+    rating_w: PositiveW = Field(description="W, what the outlet may carry continuously")
+    static_safe_w: PositiveW = Field(description="W, limit at start, at stop and in every fault")
+    closed_loop: bool = Field(False, description="the outlet opts in to limits written by the daemon")
+
+
+class Load(Section):
+    """The owner's word on a load; loads that are not listed have these defaults."""
+
+    id: str = Field(min_length=1, description="load named by an outlet")
+    tier: int = Field(1, ge=0, le=9, description="priority tier, 0 is served first")
+    floor_w: float = Field(0.0, ge=0, le=1_000_000, description="W it cannot do without")
+    demand_w: PositiveW | None = Field(
+        None, description="W it may be granted at most; the outlets' rating if not given"
+    )
+    sheddable: bool = Field(False, description="may be switched off as a last resort")
+    critical: bool = Field(False, description="must never be switched off")
+
+
+class Constraint(Section):
+    """A rating that the limits of some outlets must keep together."""
+
+    id: Name = Field(description="name of the breaker, phase, feed or rack budget")
+    kind: Literal["breaker", "phase", "feed", "rack"] = Field(description="what it is")
+    rating_w: PositiveW | None = Field(None, description="W")
+    rating_va: PositiveW | None = Field(None, description="VA")
+    rating_a: Annotated[float, Field(gt=0, le=10_000)] | None = Field(None, description="A")
+    derate: Fraction = Field(0.8, description="share of the rating that may be used continuously")
+    outlets: list[str] = Field(min_length=1, description="outlets on it: 'PDU/1-12', 'PDU/*'")
+
+
+class Forecasting(Section):
+    """The 5 s forecast."""
+
+    primary: Literal["lstm", "ridge", "ewma", "persistence"] = Field(
+        "lstm", description="forecaster; the others stand behind it"
+    )
+    model: str = Field("shipped", description="model directory, or 'shipped'")
+
+
+class Schedule(Section):
+    """Work that is known beforehand."""
+
+    load: str = Field(min_length=1, description="load that it runs on")
+    at: str = Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?$", description="local time of day")
+    days: list[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]] = Field(
+        ["mon", "tue", "wed", "thu", "fri", "sat", "sun"], min_length=1, description="days of the week"
+    )
+    delta_w: float = Field(ge=-1_000_000, le=1_000_000, description="W by which the draw changes")
+    for_s: float = Field(3600.0, gt=0, le=86_400, description="s that it lasts")
+
+
+class OutletRow(BaseModel):
+    """One outlet after expansion of its group."""
+
+    model_config = ConfigDict(frozen=True)
+    id: str
+    pdu: str
+    number: int
+    load: str
+    phases: tuple[str, ...]
+    rating_w: float
+    static_safe_w: float
+    closed_loop: bool
+    group: int  # which [[outlet]] table it comes from
+
+
+class Config(Section):
+    """The whole file."""
+
+    rack: Rack = Rack()
+    daemon: Daemon = Daemon()
+    sampling: Sampling = Sampling()
+    board: list[Board] = Field(min_length=1, description="sensor boards")
+    pdu: list[Pdu] = Field(min_length=1, description="power distribution units")
+    outlet: list[Outlet] = Field(min_length=1, description="outlets")
+    load: list[Load] = []
+    constraint: list[Constraint] = Field(min_length=1, description="breakers, phases, feeds, the rack")
+    forecast: Forecasting = Forecasting()
+    schedule: list[Schedule] = []
+    base_dir: str = Field("", exclude=True, description="folder that relative paths are taken from; set by the loader")
+
+    def outlets(self) -> list[OutletRow]:
+        """Every outlet, in file order: the rack's outlet order."""
+        return [
+            OutletRow(
+                id=f"{group.pdu}/{number}",
+                pdu=group.pdu,
+                number=number,
+                load=group.load.replace("{n}", str(number)),
+                phases=tuple(group.phases),
+                rating_w=group.rating_w,
+                static_safe_w=group.static_safe_w,
+                closed_loop=group.closed_loop,
+                group=i,
+            )
+            for i, group in enumerate(self.outlet)
+            for number in expand_numbers(group.numbers)
+        ]
+
+    def match_outlets(self, pattern: str) -> list[str]:
+        """Ids that a pattern such as 'a/1-12', 'a/*' or '*' names; raises ValueError if it is none of these."""
+        ids = [outlet.id for outlet in self.outlets()]
+        if pattern == "*":
+            return ids
+        pdu, slash, numbers = pattern.partition("/")
+        if not slash:
+            raise ValueError(f"{pattern!r} is not 'PDU/NUMBERS', 'PDU/*' or '*'")
+        if numbers == "*":
+            return [name for name in ids if name.startswith(f"{pdu}/")]
+        wanted = {f"{pdu}/{number}" for number in expand_numbers(numbers)}
+        unknown = wanted - set(ids)
+        if unknown:
+            raise ValueError(f"{pattern!r}: no outlet {', '.join(sorted(unknown))}")
+        return [name for name in ids if name in wanted]
+
+    def path(self, text: str) -> Path:
+        """A path of the file, relative ones taken from the file's own folder."""
+        return Path(self.base_dir) / text
