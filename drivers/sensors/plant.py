@@ -1,13 +1,14 @@
 """The simulated rack's physics: what servers draw, and the counts a sensor board would make of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import NamedTuple
 
 import numpy as np
-from rpi_daemon.drivers.sensors.traces import Trace
+from numpy.typing import NDArray
 
+from rpi_daemon.drivers.sensors.traces import Trace
 from rpi_daemon.records import TICK_S, FloatArray
 
 LOOKAHEAD_S = 30.0  # how far ahead of the present a stream knows its own plan
@@ -16,6 +17,14 @@ FLICKER_TAPS = 16  # memory of the load's own fluctuation, ticks
 FLICKER_TAU_S = 0.4
 PLAN_TIME_SD_S = 0.15  # a scheduler's announcement is a little wrong in time
 PLAN_SIZE_SD = 0.06  # and in size
+
+INRUSH_TIMES_RATING = 4.0  # charging the bulk capacitor at turn-on (about 30 J for 600 W): power above the load ...
+INRUSH_TAU_S = 0.012  # ... decaying this fast
+
+# What a 200 ms Hann window, 100 ms late, makes of points 100 ms apart with straight lines between: the integral of
+# (1 + cos(pi u)) (1 - u) over 0..1 is 1/2 + 2/pi^2.
+HANN_CENTRE = 0.5 + 2.0 / np.pi**2
+HANN_KERNEL = np.array([(1.0 - HANN_CENTRE) / 2.0, HANN_CENTRE, (1.0 - HANN_CENTRE) / 2.0])
 
 # Efficiency over load fraction, typical of an 80 PLUS Platinum supply (0.90 / 0.94 / 0.91 at 20 / 50 / 100 %).
 PSU_LOAD = np.array([0.0, 0.02, 0.05, 0.10, 0.20, 0.50, 1.0, 1.5])
@@ -40,7 +49,7 @@ class Planned(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PowerSeries:
-    """Power at the outlet every 100 ms; `power_w` [m] in W, sample k at k * 0.1 s."""
+    """Power at the outlet every 100 ms; `power_w` [m] in W, sample k is known at k * 0.1 s."""
 
     power_w: FloatArray
     plan: tuple[Planned, ...]  # rising in time; known 30 s ahead
@@ -242,7 +251,7 @@ class _Track:
 class PowerStream:
     """The endless power of one workload, in pieces of any size: the same series whatever the pieces."""
 
-    def __init__(self, workload: Workload, rng: np.random.Generator) -> None:
+    def __init__(self, workload: Workload, rng: np.random.Generator, *, start_tick: int = 0) -> None:
         shape_rng, surprise_rng, noise_rng, plan_rng = rng.spawn(4)
         self.workload = workload
         self.plan: list[Planned] = []
@@ -250,6 +259,7 @@ class PowerStream:
         self._surprises = _Track(_surprises(workload, surprise_rng))
         self._noise_rng = noise_rng
         self._plan_rng = plan_rng
+        self._start_s = start_tick * TICK_S
         self._k = 0
         kernel = np.exp(-np.arange(FLICKER_TAPS) * TICK_S / FLICKER_TAU_S)
         self._kernel = kernel / np.sqrt(np.sum(kernel**2))
@@ -279,7 +289,9 @@ class PowerStream:
     def _announce(self, step: Step, before_w: float) -> None:
         before, after = outlet_power(np.array([before_w, step.to_w]), self.workload.rating_w)
         t_s = max(0.0, step.t_s + self._plan_rng.normal(0.0, PLAN_TIME_SD_S))
-        self.plan.append(Planned(t_s, float((after - before) * (1.0 + self._plan_rng.normal(0.0, PLAN_SIZE_SD)))))
+        self.plan.append(
+            Planned(self._start_s + t_s, float((after - before) * (1.0 + self._plan_rng.normal(0.0, PLAN_SIZE_SD))))
+        )
 
 
 def _fitted(trace: Trace, rating_w: float) -> float:
@@ -288,9 +300,15 @@ def _fitted(trace: Trace, rating_w: float) -> float:
 
 
 def simulate_power(workload: Workload, seconds: float, rng: np.random.Generator) -> PowerSeries:
-    """Power at the outlet every 100 ms for `seconds`, without waveforms; plan entries beyond the end are left out."""
+    """Power every 100 ms as the daemon's windows would show it (200 ms Hann, 100 ms late, noise-free), no waveforms.
+
+    Plan entries beyond the end are left out.
+    """
     stream = PowerStream(workload, rng)
-    power_w = stream.take(round(seconds / TICK_S))
+    points_w = stream.take(round(seconds / TICK_S))
+    turned_on = (points_w > 0.0) & (np.concatenate([points_w[:1], points_w[:-1]]) <= 0.0)
+    points_w += turned_on * (workload.rating_w * INRUSH_TIMES_RATING * INRUSH_TAU_S / TICK_S)
+    power_w = np.convolve(np.concatenate([points_w[:1], points_w[:1], points_w]), HANN_KERNEL, "valid")
     return PowerSeries(power_w, tuple(sorted(p for p in stream.plan if p.t_s < seconds)))
 
 
@@ -340,3 +358,283 @@ def demo_rack(n_outlets: int, seed: int) -> list[Workload]:
             )
         )
     return rack
+
+
+# --- waveforms and counts -----------------------------------------------------------------------------------------
+
+# Codes that take the place of a sample, as the host side keeps them (docs/sensor-board-protocol.md).
+SATURATED_HIGH = 2**31 - 1
+SATURATED_LOW = -(2**31) + 1
+CHANNEL_FAULT = -(2**31)
+
+HARMONICS = (1, 3, 5, 7)  # all below 450 Hz at 50 and 60 Hz, as behind a real board's filter
+SQRT2 = float(np.sqrt(2.0))
+CHUNK_TICKS = 50  # power is drawn from the streams 5 s at a time
+
+
+@dataclass(frozen=True, slots=True)
+class PlantChannel:
+    """One channel of the board. `scale`, `skew_ns` and `full_scale_counts` are what the board describes; the errors
+    are what only a calibration can find."""
+
+    kind: str  # "current" or "voltage"
+    number: int  # outlet or phase, from 1
+    name: str  # at most 8 bytes
+    scale: float  # A or V per count
+    full_scale_counts: int
+    skew_ns: int  # sampled so much later than the scan's time
+    gain_error: float = 0.0  # counts are (1 + gain_error) times too large
+    phase_error_deg: float = 0.0  # the sensor lags by this at the nominal frequency
+    offset_counts: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlantOptions:
+    """The supply and the sensors. Errors are drawn per channel from the seed; 0 is a perfect board."""
+
+    supply: str = "ac"  # or "dc"
+    frequency_hz: float = 50.0
+    voltage_v: float = 230.0  # phase to neutral, RMS; DC: bus voltage
+    n_phases: int = 3
+    width: int = 24
+    full_scale_a: float = 50.0  # peak
+    full_scale_v: float = 500.0
+    noise_a: float = 0.002  # RMS, white
+    noise_v: float = 0.03
+    skew_step_ns: int = 1000  # one converter after another
+    gain_error_sd: float = 0.0
+    phase_error_sd_deg: float = 0.0
+    offset_sd_counts: float = 0.0
+    dropouts_per_hour: float = 0.0  # per channel: a sensor says nothing for 2-50 ms
+
+    def __post_init__(self) -> None:
+        if self.supply not in ("ac", "dc"):
+            raise ValueError(f"supply is {self.supply!r}; allowed: ac, dc")
+        if self.width not in (16, 24, 32):
+            raise ValueError(f"width is {self.width}; allowed: 16, 24, 32")
+        if self.supply == "ac" and not 45.0 <= self.frequency_hz <= 64.0:
+            raise ValueError(f"frequency_hz is {self.frequency_hz:g}; allowed: 45 to 64, so that 7 x f is below 450 Hz")
+
+
+class Plant:
+    """The rack and its sensors: `advance` moves time on and gives the counts. One thread calls it; others may read
+    `true_power_w`, `energy_j`, and switch outlets.
+
+    Channels: the current of each outlet, then the voltage of each phase. Outlet i (from 0) is on phase i mod n_phases.
+    The voltage wanders by 1 % and the frequency by 0.02 Hz. The current's in-phase part and harmonics follow the power,
+    the supply filter's capacitor adds a constant leading current: so the power factor falls at low load.
+    """
+
+    def __init__(
+        self, workloads: Sequence[Workload], options: PlantOptions | None = None, *, rate_hz: int = 1000, seed: int = 0
+    ) -> None:
+        if rate_hz < 1000 or rate_hz % 10:
+            raise ValueError(f"rate_hz is {rate_hz}; allowed: 1000 and more, a multiple of 10")
+        self.workloads = tuple(workloads)
+        self.options = options or PlantOptions()
+        self.rate_hz = rate_hz
+        n = len(self.workloads)
+        self.n_outlets = n
+        self.n_phases = self.options.n_phases if self.options.supply == "ac" else 1
+        self.phase_of = np.arange(n) % self.n_phases
+        shape_seed, sensor_seed, noise_seed = np.random.SeedSequence(seed).spawn(3)
+        self._stream_rngs = [np.random.default_rng(s) for s in shape_seed.spawn(n)]
+        self._streams = [PowerStream(w, r) for w, r in zip(self.workloads, self._stream_rngs, strict=True)]
+        self._noise_rng = np.random.default_rng(noise_seed)
+        rng = np.random.default_rng(sensor_seed)
+        self.channels = self._make_channels(rng)
+        self._wave_init(rng)
+        self._scan = 0  # scans made so far
+        self._tick0 = 0  # tick of the first row of _points
+        self._points = np.array([s.take(CHUNK_TICKS + 1) for s in self._streams]).reshape(n, -1).T
+        self._on = np.ones(n, dtype=np.bool_)
+        self._was_live = self._points[0] > 0.0  # no inrush for what runs at the start
+        self._inrush_w = np.zeros(n)
+        self._last_tick_w = np.zeros((rate_hz // 10, n))
+        self._fault_until = np.zeros(len(self.channels), dtype=np.int64)
+        self.true_power_w: FloatArray = self._points[0].copy()  # mean over the last 100 ms, W
+        self.energy_j: FloatArray = np.zeros(n)
+
+    @property
+    def time_s(self) -> float:
+        return self._scan / self.rate_hz
+
+    def outlet_on(self, outlet: int) -> bool:
+        return bool(self._on[outlet])
+
+    def set_outlet(self, outlet: int, on: bool) -> None:
+        """Switch an outlet (from 0). Switched on, its server boots; takes effect with the next `advance`."""
+        if on and not self._on[outlet]:
+            self._reboot(outlet)
+        self._on[outlet] = on
+
+    def plan(self, until_s: float) -> list[tuple[int, Planned]]:
+        """What has been announced from now to `until_s`, at most 30 s ahead: (outlet, change), rising in time."""
+        now_s = self.time_s
+        found = [(i, p) for i, s in enumerate(self._streams) for p in s.plan if now_s <= p.t_s < until_s]
+        return sorted(found, key=lambda entry: entry[1].t_s)
+
+    def advance(self, n_scans: int) -> NDArray[np.int32]:
+        """The next scans: counts [n_scans, n_channels], with the host's codes where a sample is saturated or missing."""
+        power_w = self._power(n_scans)
+        wave = self._wave_dc(power_w) if self.options.supply == "dc" else self._wave_ac(power_w)
+        wave += self._noise_rng.standard_normal(wave.shape, dtype=np.float32) * self._noise_counts
+        wave += self._offset_counts
+        np.rint(wave, out=wave)
+        counts = wave.astype(np.int64) if self.options.width == 32 else wave.astype(np.int32)
+        over = np.abs(counts) > self._full_scale
+        if over.any():
+            counts = np.where(over, np.where(counts > 0, SATURATED_HIGH, SATURATED_LOW), counts)
+        if self.options.dropouts_per_hour > 0.0:
+            self._drop_out(counts)
+        self._scan += n_scans
+        return counts.astype(np.int32, copy=False)
+
+    def _power(self, n: int) -> FloatArray:
+        """Power of each outlet at the next n scans, [n, outlets]; keeps the mean and the energy."""
+        per_tick = self.rate_hz // 10
+        place = (self._scan + np.arange(n)) / per_tick
+        self._draw(int(place[-1]) + 1)
+        whole = place.astype(np.int64)
+        part = (place - whole)[:, None]
+        rows = whole - self._tick0
+        power_w = np.where(self._on, self._points[rows] * (1.0 - part) + self._points[rows + 1] * part, 0.0)
+        self._add_inrush(power_w)
+        self._last_tick_w = np.concatenate([self._last_tick_w, power_w])[-per_tick:]
+        seen = self._last_tick_w[-min(per_tick, self._scan + n) :]
+        self.true_power_w = seen.mean(axis=0)
+        self.energy_j = self.energy_j + power_w.sum(axis=0) / self.rate_hz
+        return power_w
+
+    def _draw(self, last_tick: int) -> None:
+        """Make the points up to `last_tick` known, and forget those before the present."""
+        have = self._tick0 + len(self._points) - 1
+        if last_tick <= have:
+            return
+        more = max(CHUNK_TICKS, last_tick - have)
+        self._points = np.concatenate([self._points, np.array([s.take(more) for s in self._streams]).T])
+        past = self._scan // (self.rate_hz // 10) - self._tick0
+        self._points = self._points[past:]
+        self._tick0 += past
+
+    def _add_inrush(self, power_w: FloatArray) -> None:
+        live = power_w > 0.0
+        starts = live & ~np.concatenate([self._was_live[None], live[:-1]])
+        self._was_live = live[-1]
+        if not (starts.any() or self._inrush_w.any()):
+            return
+        fade = float(np.exp(-1.0 / (self.rate_hz * INRUSH_TAU_S)))
+        peak_w = INRUSH_TIMES_RATING * np.array([w.rating_w for w in self.workloads])
+        for k in range(len(power_w)):
+            self._inrush_w = np.where(starts[k], peak_w, self._inrush_w * fade)
+            power_w[k] += np.where(live[k], self._inrush_w, 0.0)
+        self._inrush_w[self._inrush_w < 0.01] = 0.0
+
+    def _reboot(self, outlet: int) -> None:
+        """From the next whole tick on, the outlet's server boots instead of what it did."""
+        tick = self._scan // (self.rate_hz // 10) + 1
+        workload = replace(self.workloads[outlet], shape="boot_storm", start_s=0.0, trace=None)
+        stream = PowerStream(workload, self._stream_rngs[outlet], start_tick=tick)
+        known = max(0, tick - self._tick0)
+        self._points[:known, outlet] = 0.0
+        self._points[known:, outlet] = stream.take(len(self._points) - known)
+        self._streams[outlet] = stream
+
+    def _make_channels(self, rng: np.random.Generator) -> tuple[PlantChannel, ...]:
+        o = self.options
+        top = 2 ** (o.width - 1) - 2
+        kinds = [("current", i + 1, f"I{i + 1}") for i in range(self.n_outlets)]
+        bus = "BUS" if o.supply == "dc" else "L"
+        kinds += [("voltage", p + 1, f"{bus}{p + 1}") for p in range(self.n_phases)]
+        return tuple(
+            PlantChannel(
+                kind=kind,
+                number=number,
+                name=name,
+                scale=(o.full_scale_a if kind == "current" else o.full_scale_v) / top,
+                full_scale_counts=top,
+                skew_ns=c * o.skew_step_ns,
+                gain_error=rng.normal(0.0, o.gain_error_sd),
+                phase_error_deg=rng.normal(0.0, o.phase_error_sd_deg),
+                offset_counts=rng.normal(0.0, o.offset_sd_counts),
+            )
+            for c, (kind, number, name) in enumerate(kinds)
+        )
+
+    def _wave_init(self, rng: np.random.Generator) -> None:
+        """Coefficients of sin(h x), cos(h x) for every channel, and how supply voltage and frequency wander."""
+        o = self.options
+        self._wander = rng.uniform(0.0, 2.0 * np.pi, (2, 3))
+        n = self.n_outlets
+        self._counts_per = np.array([(1.0 + c.gain_error) / c.scale for c in self.channels])
+        noise = np.array([o.noise_a if c.kind == "current" else o.noise_v for c in self.channels])
+        self._noise_counts = (noise / np.array([c.scale for c in self.channels])).astype(np.float32)
+        self._offset_counts = np.array([c.offset_counts for c in self.channels])
+        self._full_scale = np.array([c.full_scale_counts for c in self.channels])
+        h = np.array(HARMONICS, dtype=np.float64)
+        v_size = np.concatenate([[1.0], rng.uniform(0.003, 0.02, 3)]) * SQRT2 * o.voltage_v
+        v_angle = np.concatenate([[0.0], rng.uniform(0.0, 2.0 * np.pi, 3)])
+        i_size = np.column_stack([np.ones(n), rng.uniform([0.04, 0.02, 0.01], [0.12, 0.06, 0.04], (n, 3))])
+        i_angle = np.column_stack([np.zeros(n), rng.uniform(0.0, 2.0 * np.pi, (n, 3))])
+        i_size /= 0.5 * np.sum(i_size * v_size * np.cos(i_angle - v_angle), axis=1)[:, None]  # mean(v i) = 1 W
+        cap_a = rng.uniform(0.10, 0.25, n) * np.array([w.rating_w for w in self.workloads]) / 600.0
+        late_s = np.array([c.skew_ns for c in self.channels]) * 1e-9
+        turn = 2.0 * np.pi * o.frequency_hz * late_s - np.radians([c.phase_error_deg for c in self.channels])
+
+        def rows(size: FloatArray, angle: FloatArray) -> FloatArray:
+            """size x sin(h x + angle) as coefficients: sin and cos parts side by side."""
+            return np.concatenate([size * np.cos(angle), size * np.sin(angle)], axis=-1)
+
+        shift_i, shift_v = turn[:n, None] * h, turn[n:, None] * h
+        cap_size = np.concatenate([[SQRT2], np.zeros(3)]) * cap_a[:, None]
+        cap_angle = np.array([np.pi / 2.0, 0.0, 0.0, 0.0])
+        self._follow = self._per_phase(rows(i_size, i_angle + shift_i), self.phase_of)
+        self._leading = self._per_phase(rows(cap_size, cap_angle + shift_i), self.phase_of)
+        self._volts = self._per_phase(
+            rows(np.tile(v_size, (self.n_phases, 1)), v_angle + shift_v), np.arange(self.n_phases)
+        )
+
+    def _per_phase(self, rows: FloatArray, phase_of: NDArray[np.int64]) -> FloatArray:
+        """[channels, 8] -> matrix [n_phases * 8, channels] that picks each channel's own phase."""
+        matrix: FloatArray = np.zeros((self.n_phases, rows.shape[1], len(rows)))
+        matrix[phase_of, :, np.arange(len(rows))] = rows
+        return matrix.reshape(-1, len(rows))
+
+    def _supply(self, n: int) -> tuple[FloatArray, FloatArray]:
+        """Angle of phase 1 and relative voltage [n] at the next scans, both closed forms of time."""
+        t_s = (self._scan + np.arange(n)) / self.rate_hz
+        speed = 2.0 * np.pi / np.array([7.3, 31.0, 113.0])
+        swing = np.sin(speed * t_s[:, None] + self._wander[0])
+        level = 1.0 + swing @ np.array([0.002, 0.003, 0.005])
+        drift_hz = np.array([0.004, 0.006, 0.010])
+        drift = 2.0 * np.pi * (np.cos(speed * t_s[:, None] + self._wander[1]) @ (drift_hz / speed))
+        return 2.0 * np.pi * self.options.frequency_hz * t_s + drift, level
+
+    def _wave_ac(self, power_w: FloatArray) -> FloatArray:
+        """Counts before noise, [n, channels]."""
+        n = len(power_w)
+        angle, level = self._supply(n)
+        phase = angle[:, None] - 2.0 * np.pi / 3.0 * np.arange(self.n_phases)
+        turned = phase[:, :, None] * np.array(HARMONICS)
+        basis = np.concatenate([np.sin(turned), np.cos(turned)], axis=2).reshape(n, -1)
+        wave = np.empty((n, len(self.channels)))
+        outlets = self.n_outlets
+        wave[:, :outlets] = (basis @ self._follow) * (power_w / level[:, None])
+        wave[:, :outlets] += (basis @ self._leading) * (self._on * level[:, None])
+        wave[:, outlets:] = (basis @ self._volts) * level[:, None]
+        wave *= self._counts_per
+        return wave
+
+    def _wave_dc(self, power_w: FloatArray) -> FloatArray:
+        volts = self.options.voltage_v * self._supply(len(power_w))[1][:, None]
+        wave: FloatArray = np.concatenate([power_w / volts, volts], axis=1) * self._counts_per
+        return wave
+
+    def _drop_out(self, counts: NDArray[np.int32] | NDArray[np.int64]) -> None:
+        n, channels = counts.shape
+        chance = self.options.dropouts_per_hour / 3600.0 * n / self.rate_hz
+        starts = self._noise_rng.random(channels) < chance
+        for c in np.flatnonzero(starts):
+            self._fault_until[c] = self._scan + int(self._noise_rng.uniform(0.002, 0.05) * self.rate_hz)
+        scans = self._scan + np.arange(n)
+        counts[scans[:, None] < self._fault_until] = CHANNEL_FAULT
