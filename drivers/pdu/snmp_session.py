@@ -1,0 +1,617 @@
+"""One agent's SNMP session: GET and SET over connected UDP, v2c and v3 USM; believes only what it asked for."""
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cryptography.hazmat.decrepit.ciphers.modes import CFB
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+
+from rpi_daemon._fastpath.core import (
+    BerError,
+    Pdu,
+    Varbind,
+    decode_scoped,
+    decode_v2c,
+    decode_v3,
+    encode_scoped,
+    encode_v2c,
+    encode_v3,
+)
+from rpi_daemon.errors import AuthError, ConfigError, DeviceError
+
+INTEGER = 0x02
+OCTETS = 0x04
+NULL = 0x05
+OID = 0x06
+IPADDRESS = 0x40
+COUNTER32 = 0x41
+GAUGE32 = 0x42
+TIMETICKS = 0x43
+OPAQUE = 0x44
+COUNTER64 = 0x46
+NO_SUCH_OBJECT = 0x80
+NO_SUCH_INSTANCE = 0x81
+END_OF_MIB = 0x82
+
+_GET = 0xA0
+_RESPONSE = 0xA2
+_SET = 0xA3
+_REPORT = 0xA8
+
+_AUTH = 1
+_PRIV = 2
+_REPORTABLE = 4
+
+_TIME_WINDOW_S = 150  # RFC 3414 section 2.2.3
+_BOOTS_LATCHED = 0x7FFFFFFF
+_DATAGRAM_BYTES = 65536
+_DATAGRAMS_PER_WAKE = 64  # a flood must not keep the loop
+_TOO_BIG = 1
+
+_STATUS = (
+    "noError", "tooBig", "noSuchName", "badValue", "readOnly", "genErr", "noAccess", "wrongType", "wrongLength",
+    "wrongEncoding", "wrongValue", "noCreation", "inconsistentValue", "resourceUnavailable", "commitFailed",
+    "undoFailed", "authorizationError", "notWritable", "inconsistentName",
+)  # fmt: skip
+
+_USM_STATS = "1.3.6.1.6.3.15.1.1."  # RFC 3414 section 5
+_UNSUPPORTED_LEVEL = _USM_STATS + "1.0"
+_NOT_IN_TIME_WINDOW = _USM_STATS + "2.0"
+_UNKNOWN_USER = _USM_STATS + "3.0"
+_UNKNOWN_ENGINE = _USM_STATS + "4.0"
+_WRONG_DIGEST = _USM_STATS + "5.0"
+_DECRYPTION_ERROR = _USM_STATS + "6.0"
+
+_DIGESTS = {"SHA-1": ("sha1", 12), "SHA-256": ("sha256", 24), "SHA-512": ("sha512", 48)}  # octets sent: RFC 3414, 7860
+
+
+class SnmpTimeout(DeviceError):
+    """No answer in time, all retries included."""
+
+
+class SnmpAuthError(AuthError):
+    """The agent refuses the user, the key or the security level."""
+
+
+class SnmpProtocolError(DeviceError):
+    """The agent answered, but nothing that may be taken as the answer."""
+
+
+class SnmpRefused(DeviceError):
+    """The agent's error status. `index` counts from 1 in the caller's list and `oid` is that name; 0 and None where the
+    agent names none."""
+
+    def __init__(self, text: str, status: int, index: int, oid: str | None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.index = index
+        self.oid = oid
+
+
+@dataclass(frozen=True, slots=True)
+class SnmpEndpoint:
+    """Where an agent is and how to speak with it. Raises ConfigError on a value that cannot work."""
+
+    host: str
+    port: int = 161
+    version: str = "3"
+    community: str = field(default="", repr=False)
+    user: str = ""
+    auth: str | None = "SHA-256"
+    auth_key: str = field(default="", repr=False)
+    priv: str | None = "AES-128"
+    priv_key: str = field(default="", repr=False)
+    timeout_s: float = 0.25
+    retries: int = 1
+    max_varbinds: int = 48
+
+    def __post_init__(self) -> None:
+        mistakes = list(self._mistakes())
+        if mistakes:
+            raise ConfigError("\n".join(f"SNMP endpoint {self.host}: {mistake}" for mistake in mistakes))
+
+    def _mistakes(self) -> Sequence[str]:
+        found = []
+        if not self.host:
+            found.append("host is empty; give a name or an address")
+        if not 1 <= self.port <= 65535:
+            found.append(f"port {self.port} is not in 1..65535")
+        if not 0.0 < self.timeout_s <= 60.0:
+            found.append(f"timeout_s {self.timeout_s} is not in 0..60")
+        if not 0 <= self.retries <= 10:
+            found.append(f"retries {self.retries} is not in 0..10")
+        if not 1 <= self.max_varbinds <= 1000:
+            found.append(f"max_varbinds {self.max_varbinds} is not in 1..1000")
+        if self.version == "2c":
+            if not self.community:
+                found.append("version 2c needs a community")
+        elif self.version == "3":
+            found.extend(self._v3_mistakes())
+        else:
+            found.append(f"version {self.version!r} is not '3' or '2c'")
+        return found
+
+    def _v3_mistakes(self) -> Sequence[str]:
+        found = []
+        if not 1 <= len(self.user.encode()) <= 32:
+            found.append("version 3 needs a user of 1 to 32 octets")
+        if self.auth is not None and self.auth not in _DIGESTS:
+            found.append(f"auth {self.auth!r} is not one of {', '.join(_DIGESTS)} or none")
+        if self.auth is not None and len(self.auth_key.encode()) < 8:
+            found.append("auth_key needs at least 8 characters (RFC 3414)")
+        if self.priv not in (None, "AES-128"):
+            found.append(f"priv {self.priv!r} is not AES-128 or none")
+        if self.priv is not None and self.auth is None:
+            found.append("priv needs auth: SNMP has no privacy without authentication")
+        if self.priv is not None and len(self.priv_key.encode()) < 8:
+            found.append("priv_key needs at least 8 characters (RFC 3414)")
+        return found
+
+
+@dataclass(slots=True)
+class SnmpCounters:
+    """What happened on one session since it was made."""
+
+    requests: int = 0
+    timeouts: int = 0  # waits that ended without an answer, each retry counted
+    retries: int = 0
+    stale_replies: int = 0  # late, duplicate or unasked: an id that is not waited for
+    malformed: int = 0  # not SNMP, not authentic, or not the varbinds that were asked
+    reports: int = 0
+    resyncs: int = 0  # engine id or engine time learned anew after the first time
+
+
+def password_key(digest: str, password: bytes) -> bytes:
+    """RFC 3414 A.2: the digest of 2**20 octets of the repeated password; takes milliseconds, on purpose."""
+    repeats, rest = divmod(1 << 20, len(password))
+    return hashlib.new(digest, password * repeats + password[:rest]).digest()
+
+
+def localised_key(digest: str, key: bytes, engine_id: bytes) -> bytes:
+    """RFC 3414 A.2: a key that is good at one engine only."""
+    return hashlib.new(digest, key + engine_id + key).digest()
+
+
+@dataclass(slots=True)
+class _Request:
+    """One PDU under way: what it asks, and which of its messages may still be answered."""
+
+    tag: int
+    request_id: int
+    varbinds: Sequence[str | Varbind]
+    discovery: bool = False
+    message_ids: set[int] = field(default_factory=set)
+    complaint: str = ""
+    synchronised: bool = False
+    rediscovered: bool = False
+
+
+class _Rejected(Exception):
+    """A well-formed message that must not be believed; the text says why."""
+
+
+class _Usm:
+    """The user's side of RFC 3414: keys per engine, the engine's clock as last proven, protection of messages."""
+
+    def __init__(self, endpoint: SnmpEndpoint) -> None:
+        self.user = endpoint.user.encode()
+        self.flags = (_AUTH if endpoint.auth else 0) | (_PRIV if endpoint.priv else 0)
+        self.digest, self.digest_octets = _DIGESTS[endpoint.auth] if endpoint.auth else ("", 0)
+        self._auth_master = password_key(self.digest, endpoint.auth_key.encode()) if endpoint.auth else b""
+        self._priv_master = password_key(self.digest, endpoint.priv_key.encode()) if endpoint.priv else b""
+        self._keys: dict[bytes, tuple[bytes, AES]] = {}
+        self._salt = secrets.randbits(64)
+        self.engine_id = b""
+        self.boots = 0
+        self._engine_minus_loop_s = 0.0
+        self._newest_time_s = 0
+        self.proven = False  # boots and time come from an authentic message
+
+    def adopt(self, engine_id: bytes) -> None:
+        """Speak with this engine from now on; its clock is unknown."""
+        self.engine_id = engine_id
+        self.boots = 0
+        self._engine_minus_loop_s = 0.0
+        self._newest_time_s = 0
+        self.proven = False
+        if self.flags and engine_id not in self._keys:
+            auth_key = localised_key(self.digest, self._auth_master, engine_id)
+            priv_key = localised_key(self.digest, self._priv_master, engine_id)[:16] if self._priv_master else bytes(16)
+            self._keys = {engine_id: (auth_key, AES(priv_key))}
+
+    def set_clock(self, boots: int, time_s: int, now_s: float) -> None:
+        self.boots = boots
+        self._engine_minus_loop_s = time_s - now_s
+
+    def engine_time_s(self, now_s: float) -> int:
+        return max(0, int(now_s + self._engine_minus_loop_s)) & 0x7FFFFFFF
+
+    def in_window(self, boots: int, time_s: int, now_s: float) -> bool:
+        """RFC 3414 section 3.2 step 7b for an authentic message; moves our notion of the engine's clock forward."""
+        if not self.proven or boots > self.boots or (boots == self.boots and time_s > self._newest_time_s):
+            self.set_clock(boots, time_s, now_s)
+            self._newest_time_s = time_s
+            self.proven = True
+        return boots != _BOOTS_LATCHED and boots == self.boots and time_s >= self.engine_time_s(now_s) - _TIME_WINDOW_S
+
+    def protect(self, request: _Request, message_id: int, now_s: float) -> bytearray | bytes:
+        """The message that asks `request`, at the session's security level."""
+        if request.discovery:
+            scoped = encode_scoped(b"", b"", _GET, request.request_id, ())
+            return encode_v3(message_id, _REPORTABLE, b"", 0, 0, b"", 0, b"", scoped)[0]
+        scoped = encode_scoped(self.engine_id, b"", request.tag, request.request_id, request.varbinds)
+        flags = self.flags | _REPORTABLE
+        if not self.flags:
+            return encode_v3(message_id, flags, self.engine_id, 0, 0, self.user, 0, b"", scoped)[0]
+        auth_key, cipher_key = self._keys[self.engine_id]
+        time_s = self.engine_time_s(now_s)
+        salt = b""
+        if self.flags & _PRIV:
+            self._salt = (self._salt + 1) & 0xFFFFFFFFFFFFFFFF
+            salt = self._salt.to_bytes(8, "big")
+            scoped = Cipher(cipher_key, CFB(_iv(self.boots, time_s, salt))).encryptor().update(scoped)
+        message, at = encode_v3(
+            message_id, flags, self.engine_id, self.boots, time_s, self.user, self.digest_octets, salt, scoped
+        )
+        message[at : at + self.digest_octets] = hmac.digest(auth_key, message, self.digest)[: self.digest_octets]
+        return message
+
+    def authentic(self, data: bytes, digest: bytes, at: int) -> bool:
+        n = self.digest_octets
+        if len(digest) != n:
+            return False
+        message = bytearray(data)
+        message[at : at + n] = bytes(n)
+        return hmac.compare_digest(hmac.digest(self._keys[self.engine_id][0], message, self.digest)[:n], digest)
+
+    def decrypt(self, boots: int, time_s: int, salt: bytes, scoped: bytes) -> bytes:
+        cipher_key = self._keys[self.engine_id][1]
+        return Cipher(cipher_key, CFB(_iv(boots, time_s, salt))).decryptor().update(scoped)
+
+
+def _iv(boots: int, time_s: int, salt: bytes) -> bytes:
+    """RFC 3826 section 3.1.2.1."""
+    return boots.to_bytes(4, "big") + time_s.to_bytes(4, "big") + salt
+
+
+class SnmpSession:
+    """GET and SET with one agent, one request in flight. Not for use from two event loops.
+
+    Every method that talks raises SnmpTimeout, SnmpAuthError, SnmpProtocolError, SnmpRefused, or DeviceError where the
+    host cannot be found or nothing listens there. A v3 session never falls back to a weaker level. After a
+    SnmpProtocolError about the time window, `open` again: an agent that lost its clock is then met anew."""
+
+    def __init__(self, endpoint: SnmpEndpoint) -> None:
+        self.endpoint = endpoint
+        self.counters = SnmpCounters()
+        self._usm = _Usm(endpoint) if endpoint.version == "3" else None
+        self._community = endpoint.community.encode()
+        self._batch = endpoint.max_varbinds
+        self._where = f"{endpoint.host} port {endpoint.port}"
+        self._lock = asyncio.Lock()
+        self._socket: socket.socket | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiter: asyncio.Future[Pdu | None] | None = None
+        self._request: _Request | None = None
+
+    def __repr__(self) -> str:
+        return f"<SnmpSession v{self.endpoint.version} {self._where}>"
+
+    @property
+    def engine_id(self) -> bytes:
+        """The agent's engine id; empty in v2c and before `open`."""
+        return self._usm.engine_id if self._usm else b""
+
+    @property
+    def engine_boots(self) -> int:
+        """How often the agent restarted, as it last proved; 0 where unknown."""
+        return self._usm.boots if self._usm else 0
+
+    async def open(self) -> None:
+        """Find the host and connect; v3 asks for the engine id, so a silent agent is found here. Safe to call again."""
+        self.close()
+        loop = asyncio.get_running_loop()
+        family, address = await _find(loop, self.endpoint.host, self.endpoint.port)
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        try:
+            sock.connect(address)  # from now on the kernel drops what others send
+        except OSError as error:
+            sock.close()
+            raise DeviceError(f"no route to SNMP agent {self._where}: {error.strerror}; check the address") from None
+        self._socket = sock
+        self._loop = loop
+        loop.add_reader(sock.fileno(), self._on_readable)
+        if self._usm is not None:
+            try:
+                async with self._lock:
+                    await self._discover(self._usm)
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Let go of the socket; a request under way fails. Safe to call twice."""
+        if self._socket is None or self._loop is None:
+            return
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        self._socket = None
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(DeviceError(f"the session with SNMP agent {self._where} was closed"))
+
+    async def get(self, oids: Sequence[str]) -> list[Varbind]:
+        """The values of dotted `oids`, in their order, in as few requests as the agent takes."""
+        return await self._in_batches(_GET, oids)
+
+    async def set(self, varbinds: Sequence[Varbind]) -> list[Varbind]:
+        """Write `varbinds` in order and return the agent's echo, which proves nothing: read back. More than one batch
+        is not one transaction: the batches before the one that was refused were taken."""
+        return await self._in_batches(_SET, varbinds)
+
+    async def _in_batches(self, tag: int, varbinds: Sequence[str | Varbind]) -> list[Varbind]:
+        answers: list[Varbind] = []
+        async with self._lock:
+            while len(answers) < len(varbinds):
+                start = len(answers)
+                part = varbinds[start : start + self._batch]
+                pdu = await self._exchange(_Request(tag, secrets.randbits(31), part))
+                if pdu.status == _TOO_BIG and len(part) > 1:
+                    self._batch = (len(part) + 1) // 2
+                elif pdu.status:
+                    raise self._refusal(tag, pdu, part, start)
+                else:
+                    answers.extend(pdu.varbinds)
+        return answers
+
+    def _refusal(self, tag: int, pdu: Pdu, part: Sequence[str | Varbind], start: int) -> SnmpRefused:
+        status = _STATUS[pdu.status] if pdu.status < len(_STATUS) else f"error {pdu.status}"
+        verb = "SET" if tag == _SET else "GET"
+        if not 1 <= pdu.index <= len(part):
+            text = f"SNMP agent {self._where} refused a {verb} of {len(part)} values: {status}"
+            return SnmpRefused(text, pdu.status, 0, None)
+        named = part[pdu.index - 1]
+        oid = named if isinstance(named, str) else named.oid
+        return SnmpRefused(
+            f"SNMP agent {self._where} refused {verb} of {oid}: {status}", pdu.status, start + pdu.index, oid
+        )
+
+    async def _exchange(self, request: _Request) -> Pdu:
+        """Send `request` until it is answered; a Report that can be acted on costs no retry. The lock is held."""
+        tries_left = self.endpoint.retries
+        self.counters.requests += 1
+        while True:
+            pdu = await self._send_and_wait(request)
+            if pdu is None:
+                self.counters.timeouts += 1
+                if tries_left == 0:
+                    raise self._silence(request)
+                tries_left -= 1
+                self.counters.retries += 1
+            elif pdu.tag == _RESPONSE or request.discovery:
+                return pdu
+            else:
+                self._act_on_report(request, pdu)
+
+    async def _send_and_wait(self, request: _Request) -> Pdu | None:
+        """One datagram and its answer; None when `timeout_s` passed."""
+        if self._socket is None or self._loop is None:
+            raise DeviceError(f"the session with SNMP agent {self._where} is not open")
+        loop = self._loop
+        try:
+            message = self._message(request, loop.time())
+        except BerError as error:
+            raise SnmpProtocolError(f"this cannot be asked of SNMP agent {self._where}: {error}") from None
+        waiter: asyncio.Future[Pdu | None] = loop.create_future()
+        self._waiter, self._request = waiter, request
+        alarm = loop.call_later(self.endpoint.timeout_s, _expire, waiter)
+        try:
+            self._send(message)
+            return await waiter
+        finally:
+            alarm.cancel()
+            self._waiter = self._request = None
+
+    def _message(self, request: _Request, now_s: float) -> bytearray | bytes:
+        if self._usm is None:
+            request.message_ids.add(request.request_id)
+            return encode_v2c(self._community, request.tag, request.request_id, request.varbinds)
+        message_id = secrets.randbits(31)
+        request.message_ids.add(message_id)
+        return self._usm.protect(request, message_id, now_s)
+
+    def _send(self, message: bytearray | bytes) -> None:
+        assert self._socket is not None
+        try:
+            self._socket.send(message)
+        except ConnectionRefusedError:  # may be the echo of an earlier datagram: the agent may be back
+            try:
+                self._socket.send(message)
+            except OSError as error:
+                raise self._unreachable(error) from None
+        except BlockingIOError:
+            pass  # full send buffer: the datagram is lost, as on any other hop
+        except OSError as error:
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: OSError) -> DeviceError:
+        if isinstance(error, ConnectionRefusedError):
+            return DeviceError(
+                f"nothing listens at SNMP agent {self._where}; check host, port and that SNMP is enabled on it"
+            )
+        return DeviceError(f"SNMP agent {self._where} cannot be reached: {error.strerror}; check the network")
+
+    def _silence(self, request: _Request) -> DeviceError:
+        sent = self.endpoint.retries + 1
+        head = f"SNMP agent {self._where}"
+        if request.complaint:
+            return SnmpProtocolError(f"{head} answered, but nothing usable in {sent} tries: {request.complaint}")
+        text = f"{head} did not answer {sent} tries of {self.endpoint.timeout_s:g} s"
+        if self._usm is None:
+            return SnmpTimeout(
+                f"{text}; check host and port; the community may be wrong (a wrong one is met with silence)"
+            )
+        if request.discovery:
+            return SnmpTimeout(f"{text}; check host, port and that SNMPv3 is enabled on it")
+        return SnmpTimeout(
+            f"{text} after it had named its engine; the privacy key may be wrong, or the device is busy or gone"
+        )
+
+    # --- receiving
+
+    def _on_readable(self) -> None:
+        sock = self._socket
+        for _ in range(_DATAGRAMS_PER_WAKE):
+            if sock is None:
+                return
+            try:
+                data = sock.recv(_DATAGRAM_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if self._waiter is not None and not self._waiter.done():
+                    self._waiter.set_exception(self._unreachable(error))
+                return
+            self._on_datagram(data)
+
+    def _on_datagram(self, data: bytes) -> None:
+        request, waiter = self._request, self._waiter
+        if request is None or waiter is None or waiter.done():
+            self.counters.stale_replies += 1
+            return
+        try:
+            pdu = self._open_v2c(data, request) if self._usm is None else self._open_v3(self._usm, data, request)
+        except (BerError, _Rejected) as error:
+            self.counters.malformed += 1
+            request.complaint = str(error)
+            return
+        if pdu is None:
+            self.counters.stale_replies += 1
+        else:
+            waiter.set_result(pdu)
+
+    def _open_v2c(self, data: bytes, request: _Request) -> Pdu | None:
+        """The answer to `request`, None if it answers something else; _Rejected if it must not be believed."""
+        community, pdu = decode_v2c(data, request.varbinds)
+        if pdu.request_id not in request.message_ids:
+            return None
+        if community != self._community:
+            raise _Rejected("the reply carries another community")
+        return self._checked(pdu, request)
+
+    def _open_v3(self, usm: _Usm, data: bytes, request: _Request) -> Pdu | None:
+        """As _open_v2c, by RFC 3414 section 3.2: digest, then time, then content."""
+        message = decode_v3(data)
+        if message.msg_id not in request.message_ids:
+            return None
+        level = message.flags & (_AUTH | _PRIV)
+        now_s = self._now_s()
+        scoped = message.scoped
+        if level:
+            if (
+                request.discovery
+                or message.engine_id != usm.engine_id
+                or message.user != usm.user
+                or level & ~usm.flags
+            ):
+                raise _Rejected("the reply is from another engine or user than asked")
+            if not usm.authentic(data, message.auth_params, message.auth_offset):
+                raise _Rejected("the reply's digest is wrong: forged, damaged, or the agent has another key")
+            if not usm.in_window(message.boots, message.time_s, now_s):
+                raise _Rejected("the reply is outside the time window: replayed, or the agent's clock jumped back")
+            if level & _PRIV:
+                if len(message.priv_params) != 8:
+                    raise _Rejected("the reply has no salt of 8 octets")
+                scoped = usm.decrypt(message.boots, message.time_s, message.priv_params, scoped)
+        pdu = decode_scoped(scoped, request.varbinds)
+        if pdu.tag == _REPORT:
+            return self._checked_report(usm, message.engine_id, message.boots, message.time_s, level, pdu)
+        if level != usm.flags or message.engine_id != usm.engine_id or request.discovery:
+            raise _Rejected("the reply is less protected than the request")
+        if pdu.request_id != request.request_id:
+            return None
+        return self._checked(pdu, request)
+
+    def _now_s(self) -> float:
+        assert self._loop is not None
+        return self._loop.time()
+
+    def _checked_report(self, usm: _Usm, engine_id: bytes, boots: int, time_s: int, level: int, pdu: Pdu) -> Pdu:
+        self.counters.reports += 1
+        if len(pdu.varbinds) != 1:
+            raise _Rejected("a Report that names nothing")
+        oid = pdu.varbinds[0].oid
+        if not level and oid == _UNKNOWN_ENGINE:
+            if not 5 <= len(engine_id) <= 32:
+                raise _Rejected(f"an engine id of {len(engine_id)} octets; 5 to 32 are allowed")
+            if engine_id != usm.engine_id:
+                usm.adopt(engine_id)
+                usm.set_clock(boots, time_s, self._now_s())  # a guess until a message proves it
+        elif oid == _NOT_IN_TIME_WINDOW and engine_id == usm.engine_id and not level:
+            usm.set_clock(max(boots, usm.boots) if usm.proven else boots, time_s, self._now_s())
+        return pdu
+
+    def _checked(self, pdu: Pdu, request: _Request) -> Pdu:
+        if pdu.tag != _RESPONSE:
+            raise _Rejected(f"PDU tag {pdu.tag:#04x} is not a Response")
+        # with an error status agents may return no varbinds (RFC 3416 section 4.2.1, tooBig)
+        if not pdu.names_match and not (pdu.status and not pdu.varbinds):
+            raise _Rejected("the reply is about other OIDs than asked")
+        return pdu
+
+    async def _discover(self, usm: _Usm) -> None:
+        """RFC 3414 section 4: learn the engine id."""
+        usm.adopt(b"")
+        request = _Request(_GET, secrets.randbits(31), (), discovery=True)
+        await self._exchange(request)
+        if not usm.engine_id:
+            raise SnmpProtocolError(f"SNMP agent {self._where} did not name its engine id; is SNMPv3 enabled on it?")
+
+    def _act_on_report(self, request: _Request, pdu: Pdu) -> None:
+        """Synchronise once for each reason; else say what the agent refuses."""
+        oid = pdu.varbinds[0].oid
+        who = f"SNMP agent {self._where}: user {self.endpoint.user!r}"
+        if oid == _NOT_IN_TIME_WINDOW and not request.synchronised:
+            request.synchronised = True
+            self.counters.resyncs += 1
+            return
+        if oid == _UNKNOWN_ENGINE and not request.rediscovered:
+            request.rediscovered = True
+            self.counters.resyncs += 1
+            return
+        if oid == _UNKNOWN_USER:
+            raise SnmpAuthError(f"{who} is unknown to it; check the user, or create it on the device")
+        if oid == _WRONG_DIGEST:
+            raise SnmpAuthError(f"{who}: the authentication key or algorithm ({self.endpoint.auth}) is wrong")
+        if oid == _DECRYPTION_ERROR:
+            raise SnmpAuthError(f"{who}: the privacy key or algorithm ({self.endpoint.priv}) is wrong")
+        if oid == _UNSUPPORTED_LEVEL:
+            raise SnmpAuthError(
+                f"{who} may not be used at this security level; set auth and priv as the device has them"
+            )
+        raise SnmpProtocolError(f"SNMP agent {self._where} keeps answering with a Report of {oid}")
+
+
+def _expire(waiter: "asyncio.Future[Pdu | None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+async def _find(loop: asyncio.AbstractEventLoop, host: str, port: int) -> tuple[int, tuple[Any, ...]]:
+    """Family and address of `host`; names go through the resolver's thread, and to IPv4 first, which PDUs speak."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
+    except OSError:
+        try:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        except OSError as error:
+            raise DeviceError(f"SNMP host {host} cannot be found: {error.strerror}; check the name") from None
+    family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    return family, address
