@@ -99,15 +99,16 @@ def _model_at(loc: Loc) -> type[BaseModel] | None:
         if isinstance(part, int):
             continue
         field = model.model_fields.get(part) if model is not None else None
-        model = _section(field.annotation) if field is not None else None
+        model = section_of(field.annotation) if field is not None else None
     return model
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that an option's type holds, also in a list or a union; None for a plain option."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):
-        found = _section(inner)
+        found = section_of(inner)
         if found is not None:
             return found
     return None

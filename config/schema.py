@@ -81,21 +81,28 @@ class Sampling(Section):
 class Board(Section):
     """A sensor board, or what stands in for one."""
 
-    id: Name = Field(description="name of the board")
+    id: Name = Field(description="name of the board", examples=["board-1"])
     driver: Literal["serial", "simulated", "replay"] = Field(
         "serial", description="serial is real; the others need no hardware"
     )
     board_id: int = Field(0, ge=0, le=255, description="id that the board sends in its frames")
-    port: str | None = Field(None, description="serial: device, best a /dev/serial/by-id path")
+    port: str | None = Field(
+        None,
+        description="serial: device, best a /dev/serial/by-id path",
+        examples=["/dev/serial/by-id/usb-sensor-board-0001"],
+    )
     baud: int = Field(3_000_000, ge=9600, le=20_000_000, description="serial: line rate, bit/s; USB CDC ignores it")
-    trace: str | None = Field(None, description="replay: recorded trace (CSV or NPZ)")
+    trace: str | None = Field(None, description="replay: recorded trace (CSV or NPZ)", examples=["trace.csv"])
     channels: list[str] = Field(
         min_length=1,
         max_length=256,
         description="what each input is, in the board's order: 'voltage:L1', 'current:PDU/OUTLET' or 'unused'",
+        examples=[["current:pdu-a/1", "current:pdu-a/2", "voltage:L1"]],
     )
     calibration: str | None = Field(
-        None, description="calibration file; without one the board's own scale is used and said so"
+        None,
+        description="calibration file; without one the board's own scale is used and said so",
+        examples=["board-1.calibration.toml"],
     )
 
     @field_validator("channels")
@@ -110,21 +117,35 @@ class Board(Section):
 class Pdu(Section):
     """A power distribution unit."""
 
-    id: Name = Field(description="name of the PDU")
+    id: Name = Field(description="name of the PDU", examples=["pdu-a"])
     driver: Literal["snmp"] = Field("snmp", description="protocol")
-    profile: str = Field(description="vendor profile: raritan_px, apc_rpdu2, or a path to your own")
-    host: str = Field(min_length=1, description="address of the PDU's management port")
+    profile: str = Field(
+        description="vendor profile: raritan_px, apc_rpdu2, or a path to your own", examples=["raritan_px"]
+    )
+    host: str = Field(min_length=1, description="address of the PDU's management port", examples=["192.0.2.10"])
     port: int = Field(161, ge=1, le=65535, description="UDP port")
     version: Literal["3", "2c"] = Field("3", description="SNMP version; 2c is plain text and needs allow_insecure")
-    user: str | None = Field(None, description="v3: user name")
+    user: str | None = Field(None, description="v3: user name", examples=["rpi-daemon"])
     auth: Literal["SHA-1", "SHA-256", "SHA-512"] = Field("SHA-256", description="v3: authentication")
-    auth_key_file: str | None = Field(None, description="v3: file with the authentication pass phrase, mode 0600")
-    auth_key_env: str | None = Field(None, description="v3: or the environment variable that holds it")
+    auth_key_file: str | None = Field(
+        None, description="v3: file with the authentication pass phrase, mode 0600", examples=["auth.key"]
+    )
+    auth_key_env: str | None = Field(
+        None, description="v3: or the environment variable that holds it", examples=["RPI_PDU_KEY"]
+    )
     priv: Literal["AES-128"] = Field("AES-128", description="v3: encryption")
-    priv_key_file: str | None = Field(None, description="v3: file with the encryption pass phrase, mode 0600")
-    priv_key_env: str | None = Field(None, description="v3: or the environment variable that holds it")
-    community_file: str | None = Field(None, description="2c: file with the community, mode 0600")
-    community_env: str | None = Field(None, description="2c: or the environment variable that holds it")
+    priv_key_file: str | None = Field(
+        None, description="v3: file with the encryption pass phrase, mode 0600", examples=["priv.key"]
+    )
+    priv_key_env: str | None = Field(
+        None, description="v3: or the environment variable that holds it", examples=["RPI_PDU_KEY"]
+    )
+    community_file: str | None = Field(
+        None, description="2c: file with the community, mode 0600", examples=["community"]
+    )
+    community_env: str | None = Field(
+        None, description="2c: or the environment variable that holds it", examples=["RPI_PDU_COMMUNITY"]
+    )
     allow_insecure: bool = Field(False, description="accept version 2c on this PDU; stays visible in status")
     accept_unproven: bool = Field(False, description="write with a profile that was never proven on this device")
     timeout_s: float = Field(0.25, ge=0.02, le=10, description="s to wait for one reply")
@@ -138,27 +159,28 @@ class Pdu(Section):
 class Outlet(Section):
     """One outlet, or several alike."""
 
-    pdu: Name = Field(description="PDU that has the outlet")
-    numbers: Numbers = Field(description="outlet numbers on the PDU: '7', '1-24' or '1,3,5-8'")
+    pdu: Name = Field(description="PDU that has the outlet", examples=["pdu-a"])
+    numbers: Numbers = Field(description="outlet numbers on the PDU: '7', '1-24' or '1,3,5-8'", examples=["1-2"])
     load: str = Field(
-        description="what it feeds; '{n}' becomes the outlet number; two outlets with one load are its two feeds"
+        description="what it feeds; '{n}' becomes the outlet number; two outlets with one load are its two feeds",
+        examples=["server-{n}"],
     )
     phases: list[Literal["L1", "L2", "L3", "DC"]] = Field(
         ["L1"], min_length=1, max_length=2, description="one phase, or two line-to-line"
     )
-    rating_w: PositiveW = Field(description="W, what the outlet may carry continuously")
-    static_safe_w: PositiveW = Field(description="W, limit at start, at stop and in every fault")
+    rating_w: PositiveW = Field(description="W, what the outlet may carry continuously", examples=[600.0])
+    static_safe_w: PositiveW = Field(description="W, limit at start, at stop and in every fault", examples=[400.0])
     closed_loop: bool = Field(False, description="the outlet opts in to limits written by the daemon")
 
 
 class Load(Section):
     """The owner's word on a load; loads that are not listed have these defaults."""
 
-    id: str = Field(min_length=1, description="load named by an outlet")
+    id: str = Field(min_length=1, description="load named by an outlet", examples=["server-1"])
     tier: int = Field(1, ge=0, le=9, description="priority tier, 0 is served first")
     floor_w: float = Field(0.0, ge=0, le=1_000_000, description="W it cannot do without")
     demand_w: PositiveW | None = Field(
-        None, description="W it may be granted at most; the outlets' rating if not given"
+        None, description="W it may be granted at most; the outlets' rating if not given", examples=[500.0]
     )
     sheddable: bool = Field(False, description="may be switched off as a last resort")
     critical: bool = Field(False, description="must never be switched off")
@@ -167,13 +189,13 @@ class Load(Section):
 class Constraint(Section):
     """A rating that the limits of some outlets must keep together."""
 
-    id: Name = Field(description="name of the breaker, phase, feed or rack budget")
-    kind: Literal["breaker", "phase", "feed", "rack"] = Field(description="what it is")
-    rating_w: PositiveW | None = Field(None, description="W")
-    rating_va: PositiveW | None = Field(None, description="VA")
-    rating_a: Annotated[float, Field(gt=0, le=10_000)] | None = Field(None, description="A")
+    id: Name = Field(description="name of the breaker, phase, feed or rack budget", examples=["breaker-1"])
+    kind: Literal["breaker", "phase", "feed", "rack"] = Field(description="what it is", examples=["breaker"])
+    rating_w: PositiveW | None = Field(None, description="W", examples=[3680.0])
+    rating_va: PositiveW | None = Field(None, description="VA", examples=[3680.0])
+    rating_a: Annotated[float, Field(gt=0, le=10_000)] | None = Field(None, description="A", examples=[16.0])
     derate: Fraction = Field(0.8, description="share of the rating that may be used continuously")
-    outlets: list[str] = Field(min_length=1, description="outlets on it: 'PDU/1-12', 'PDU/*'")
+    outlets: list[str] = Field(min_length=1, description="outlets on it: 'PDU/1-12', 'PDU/*'", examples=[["pdu-a/*"]])
 
 
 class Forecasting(Section):
@@ -188,12 +210,14 @@ class Forecasting(Section):
 class Schedule(Section):
     """Work that is known beforehand."""
 
-    load: str = Field(min_length=1, description="load that it runs on")
-    at: str = Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?$", description="local time of day")
+    load: str = Field(min_length=1, description="load that it runs on", examples=["server-1"])
+    at: str = Field(
+        pattern=r"^([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?$", description="local time of day", examples=["02:00"]
+    )
     days: list[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]] = Field(
         ["mon", "tue", "wed", "thu", "fri", "sat", "sun"], min_length=1, description="days of the week"
     )
-    delta_w: float = Field(ge=-1_000_000, le=1_000_000, description="W by which the draw changes")
+    delta_w: float = Field(ge=-1_000_000, le=1_000_000, description="W by which the draw changes", examples=[150.0])
     for_s: float = Field(3600.0, gt=0, le=86_400, description="s that it lasts")
 
 

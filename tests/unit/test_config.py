@@ -1,0 +1,153 @@
+"""The configuration: every mistake at once with its line, documented defaults equal to the schema, examples that hold."""
+
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rpi_daemon.config.document import default_toml
+from rpi_daemon.config.load import line_numbers, load_config, parse_config
+from rpi_daemon.config.rack import rack_model
+from rpi_daemon.config.schema import Config, expand_numbers
+from rpi_daemon.errors import ConfigError
+
+EXAMPLES = files("rpi_daemon.config.examples")
+SECRET = "a long pass phrase"
+ENV = dict.fromkeys(
+    ("RPI_PDU_AUTH", "RPI_PDU_PRIV", "RPI_PDU_A_AUTH", "RPI_PDU_A_PRIV", "RPI_PDU_B_AUTH", "RPI_PDU_B_PRIV"), SECRET
+)
+BASE = """\
+[rack]
+id = "r"
+[[board]]
+id = "b"
+port = "/dev/ttyACM0"
+channels = ["current:a/1", "current:a/2", "voltage:L1"]
+[[pdu]]
+id = "a"
+profile = "raritan_px"
+host = "192.0.2.1"
+user = "u"
+auth_key_env = "RPI_PDU_AUTH"
+priv_key_env = "RPI_PDU_PRIV"
+[[outlet]]
+pdu = "a"
+numbers = "1-2"
+load = "n{n}"
+rating_w = 500.0
+static_safe_w = 300.0
+[[constraint]]
+id = "breaker"
+kind = "breaker"
+rating_a = 16.0
+outlets = ["a/*"]
+"""
+
+
+def parse(text: str, env: Mapping[str, str] = ENV, base_dir: Path = Path("/nowhere")) -> Config:
+    return parse_config(text, "t.toml", base_dir=base_dir, env=env)
+
+
+def mistakes(text: str, env: Mapping[str, str] = ENV, base_dir: Path = Path("/nowhere")) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, env, base_dir)
+    return str(caught.value).splitlines()
+
+
+def with_line(after: str, line: str) -> str:
+    assert after in BASE
+    return BASE.replace(after, f"{after}\n{line}", 1)
+
+
+def test_the_base_is_good() -> None:
+    rack = rack_model(parse(BASE))
+    assert rack.outlet_ids == ("a/1", "a/2")
+    assert [load.name for load in rack.loads] == ["n1", "n2"]
+    np.testing.assert_array_equal(rack.constraints[0].share, [1.0, 1.0])
+    np.testing.assert_array_equal(rack.static_safe_w, [300.0, 300.0])
+    assert not rack.opted_in.any()
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        (with_line('id = "r"', "nominal_w = 230.0"), 3, "rack.nominal_w: unknown key; did you mean 'nominal_v'?"),
+        (with_line('id = "r"', "nominal_v = 5.0"), 3, "rack.nominal_v: 5.0: .*(allowed: >= 10, <= 1000)"),
+        (with_line('id = "r"', 'nominal_v = "230"'), 3, "rack.nominal_v: '230': .*number"),
+        (with_line('id = "r"', 'supply = "cd"'), 3, "'cd' is not allowed; allowed: 'ac' or 'dc'"),
+        (BASE.replace('"current:a/1"', '"current:a1"'), 6, "'current:a1' is not 'voltage:L1"),
+        (BASE.replace('"current:a/2"', '"current:a/3"'), 6, "no outlet is called 'a/3'; did you mean 'a/2'"),
+        (BASE.replace('"current:a/2"', '"current:a/1"'), 6, "outlet a/1 is measured by board 'b' already"),
+        (BASE.replace('numbers = "1-2"', 'numbers = "2-1"'), 16, "range '2-1' goes back"),
+        (BASE.replace('pdu = "a"', 'pdu = "aa"'), 15, "no PDU is called 'aa'; did you mean 'a'"),
+        (BASE.replace("static_safe_w = 300.0", "static_safe_w = 600.0"), 19, "600 W is above rating_w = 500 W"),
+        (BASE.replace("rating_a = 16.0", "rating_a = 3.0"), 23, "adds up to 2.6087 A, above 3 A x derate 0.8 = 2.4 A"),
+        (BASE.replace('kind = "breaker"', ""), 20, "constraint[1].kind: is missing and has no default"),
+        (BASE.replace('"a/*"', '"a/5"'), 24, "no outlet a/5"),
+        (BASE.replace('user = "u"', 'version = "2c"'), 11, "plain text; set allow_insecure = true"),
+        (BASE + '[[load]]\nid = "n1"\ncritical = true\nsheddable = true\n', 28, "is critical; it cannot be sheddable"),
+        (BASE + '[[load]]\nid = "n9"\n', 26, "no outlet feeds a load called 'n9'; known: n1, n2"),
+        (BASE.replace("[rack]", "[rack"), 1, "not valid TOML"),
+    ],
+)
+def test_a_mistake_names_its_line_and_what_is_allowed(text: str, line: int, says: str) -> None:
+    found = mistakes(text)
+    pattern = re.escape(says).replace(r"\.\*", ".*")
+    assert any(re.search(pattern, item) and (f":{line}:" in item or "TOML" in item) for item in found), found
+
+
+def test_all_mistakes_at_once() -> None:
+    text = BASE.replace('id = "r"', 'id = "r"\nnominal_w = 1').replace("static_safe_w = 300.0", "static_safe_w = 600.0")
+    found = mistakes(text.replace('kind = "breaker"', 'kind = "braker"'), env={})
+    assert [item.split(": ")[1] for item in found] == [
+        "rack.nominal_w", "pdu[1].auth_key_env", "pdu[1].priv_key_env", "outlet[1].static_safe_w", "constraint[1].kind",
+    ]  # fmt: skip
+
+
+def test_a_secret_never_shows_and_its_file_is_checked(tmp_path: Path) -> None:
+    text = BASE.replace('auth_key_env = "RPI_PDU_AUTH"', 'auth_key_file = "k"')
+    assert any("No such file" in item for item in mistakes(text, base_dir=tmp_path))
+    (tmp_path / "k").write_text("hush hush hush")
+    (tmp_path / "k").chmod(0o644)
+    loose = mistakes(text, base_dir=tmp_path)
+    assert any("mode 0644 lets others read it" in item for item in loose)
+    assert not any("hush" in item for item in loose)
+    (tmp_path / "k").chmod(0o600)
+    parse(text, base_dir=tmp_path)
+
+
+def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "none.toml")
+
+
+def test_default_toml_is_the_schema() -> None:
+    text = files("rpi_daemon.config").joinpath("default.toml").read_text()
+    assert text == default_toml(), "run: python -m rpi_daemon.config.document > config/default.toml"
+
+
+@pytest.mark.parametrize("name", ["raritan-ac-two-feeds.toml", "apc-208v.toml", "dc-48v.toml"])
+def test_examples_are_good(name: str) -> None:
+    config = parse_config(EXAMPLES.joinpath(name).read_text(), name, base_dir=Path("/nowhere"), env=ENV)
+    assert config.daemon.mode == "advisory"
+    assert not any(row.closed_loop for row in config.outlets())
+
+
+def test_the_demo_example_is_good(tmp_path: Path) -> None:
+    for name in ("auth.key", "priv.key"):
+        (tmp_path / name).write_text(SECRET)
+        (tmp_path / name).chmod(0o600)
+    config = parse_config(EXAMPLES.joinpath("demo.toml").read_text(), "demo.toml", base_dir=tmp_path, env={})
+    assert len(config.outlets()) == 24
+    assert all(row.closed_loop for row in config.outlets())
+
+
+def test_numbers_and_lines() -> None:
+    assert expand_numbers("1,3,5-8") == [1, 3, 5, 6, 7, 8]
+    lines = line_numbers('a = 1\n[s]\nb = [\n  "x = 1",\n]\nc = """\n[no]\n"""\n[[t]]\nd = 1\n[[t]]\nd = 2\n')
+    assert lines[("s", "c")] == 6
+    assert lines[("t", 1, "d")] == 12
+    assert ("no",) not in lines
