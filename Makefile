@@ -1,10 +1,58 @@
-# One command for each thing a newcomer or CI does.
+# One command for each thing a newcomer or CI does. Needs Python >= 3.11 with headers and venv, a C compiler, make; no root.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SOURCES := $(shell find rpi_daemon _fastpath drivers models config -type f ! -name '*.so' ! -name '*.pyc' ! -name core.c) setup.py
+PEER_PACKAGES := clang gcc-aarch64-linux-gnu libc6-dev-arm64-cross libsnmp-dev qemu-user rt-tests snmp snmpd
+PYTEST_ARGS ?=
 
-$(VENV)/.ready: pyproject.toml setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -U pip
-	$(BIN)/pip install -q -e '.[dev]'
+.PHONY: demo test check lint types contracts peers peer-packages bench dev clean
+
+demo: $(VENV)/.installed
+	$(BIN)/rpi-daemon demo
+
+test: $(VENV)/.installed
+	$(BIN)/pytest -m "not peers and not hil" $(PYTEST_ARGS)
+
+check: lint types contracts test
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# From tests/, on the installed package: from the root the bare folders shadow it and a fraction is checked (it prints the count).
+types: $(VENV)/.installed
+	cd tests && ../$(BIN)/mypy --config-file ../pyproject.toml -p rpi_daemon
+
+contracts: $(VENV)/.installed
+	cd tests && ../$(BIN)/lint-imports --config ../pyproject.toml
+
+# The tests that talk to other people's programs; installs them (root, Debian).
+peers: peer-packages $(VENV)/.installed
+	$(BIN)/pytest -m peers $(PYTEST_ARGS)
+
+peer-packages:
+	apt-get install -y --no-install-recommends $(PEER_PACKAGES)
+
+bench: $(VENV)/.installed
+	for script in ring window frames forecast snmp loop jitter; do $(BIN)/python bench/$$script.py --json || exit 1; done
+
+# For work on the code: edits are seen at once; after touching .pyx, .pxi or .h run `python setup.py build_ext --inplace`.
+dev: $(VENV)/.dependencies
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	touch $(VENV)/.installed
+
+$(VENV)/.dependencies: pyproject.toml
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -U pip setuptools wheel cython
+	$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print('\n'.join(p['dependencies'] + p['optional-dependencies']['dev']))" > $(VENV)/requirements.txt
+	$(BIN)/pip install -q -r $(VENV)/requirements.txt
 	touch $@
+
+$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+	rm -rf build/lib* build/bdist*
+	$(BIN)/pip install -q --no-deps --no-build-isolation --force-reinstall .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info _fastpath/core.c _fastpath/*.so

@@ -1,0 +1,302 @@
+"""The command line. Every command takes --json where it prints a result; a user's mistake is one line and an exit code."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from rpi_daemon import __version__
+from rpi_daemon.errors import RpiError
+
+DEFAULT_CONFIG = "/etc/rpi-daemon/rpi-daemon.toml"
+TOP_PERIOD_S = 0.5
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Commands(click.Group):
+    """Turns typed errors into one clear line on stderr and their exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RpiError as error:
+            click.echo(str(error), err=True)
+            ctx.exit(error.exit_code)
+        except BrokenPipeError:
+            ctx.exit(0)  # the reader of a pipe has seen enough
+
+
+def config_option(command: F) -> F:
+    """--config, the same everywhere."""
+    return click.option(
+        "--config",
+        "-c",
+        "config_path",
+        default=DEFAULT_CONFIG,
+        show_default=True,
+        type=click.Path(path_type=Path),
+        help="Configuration file.",
+    )(command)
+
+
+def json_option(command: F) -> F:
+    """--json, the same everywhere."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line.")(command)
+
+
+def show(document: dict[str, Any], as_json: bool, text: str) -> None:
+    """One result, for a program or for a person."""
+    click.echo(json.dumps(document, separators=(",", ":")) if as_json else text)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="rpi-daemon")
+def main() -> None:
+    """Rack Power Interface: forecast every outlet's draw 5 s ahead and set its limit before the power is drawn."""
+
+
+@main.command()
+@config_option
+def run(config_path: Path) -> None:
+    """Run the daemon in the foreground (as systemd does)."""
+    from rpi_daemon.config.load import load_config
+    from rpi_daemon.service import run_service
+
+    sys.exit(run_service(load_config(config_path)))
+
+
+@main.command("check-config")
+@config_option
+@json_option
+def check_config(config_path: Path, as_json: bool) -> None:
+    """Find every mistake in a configuration that can be found without hardware."""
+    from rpi_daemon.config.load import load_config
+    from rpi_daemon.drivers.pdu.profile import load_profile
+    from rpi_daemon.errors import ConfigError
+
+    try:
+        config = load_config(config_path)
+        for pdu in config.pdu:
+            load_profile(pdu.profile)
+    except ConfigError as error:
+        if as_json:
+            show({"schema": 1, "ok": False, "mistakes": str(error).splitlines()}, True, "")
+        raise
+    outlets = config.outlets()
+    writable = sum(row.closed_loop for row in outlets)
+    document = {
+        "schema": 1,
+        "ok": True,
+        "rack": config.rack.id,
+        "mode": config.daemon.mode,
+        "outlets": len(outlets),
+        "opted_in": writable,
+        "pdus": [pdu.id for pdu in config.pdu],
+        "boards": [board.id for board in config.board],
+    }
+    show(
+        document,
+        as_json,
+        f"{config_path}: good. Rack {config.rack.id}: {len(outlets)} outlets ({writable} opted in to closed loop),"
+        f" {len(config.pdu)} PDUs, {len(config.board)} boards, mode {config.daemon.mode}.",
+    )
+
+
+@main.command()
+@click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(5.0, 86_400.0), help="How long it runs.")
+@click.option("--outlets", default=24, show_default=True, type=click.IntRange(24, 48), help="Outlets of the simulated rack.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Recorded power trace that drives the loads.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder for its files; kept afterwards.")
+@json_option
+def demo(seconds: float, outlets: int, trace: Path | None, keep: Path | None, as_json: bool) -> None:
+    """Start a simulated rack and the real daemon against it, watch them, print a summary."""
+    from rpi_daemon.demo import run_demo
+
+    sys.exit(run_demo(seconds=seconds, outlets=outlets, trace=trace, keep=keep, as_json=as_json))
+
+
+@main.command()
+@config_option
+@click.option("--trace", type=click.Path(path_type=Path), help="Recorded power trace that drives the loads.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the simulated loads.")
+def sim(config_path: Path, trace: Path | None, seed: int) -> None:
+    """Simulate the rack that a configuration describes: boards on ptys, PDUs on UDP ports. JSON lines on both pipes."""
+    from rpi_daemon.simulate import run_simulation
+
+    sys.exit(run_simulation(config_path, trace=trace, seed=seed))
+
+
+@main.command("dry-run")
+@config_option
+@click.option("--replay", type=click.Path(path_type=Path), help="Recorded trace (CSV or NPZ) instead of the live sensors.")
+@click.option("--seconds", type=click.FloatRange(1.0, 864_000.0), help="Stop after this long (live: 60 s if not given).")
+@json_option
+def dry_run(config_path: Path, replay: Path | None, seconds: float | None, as_json: bool) -> None:
+    """What the daemon would do: the whole pipeline, nothing written. On live sensors, or on a recorded trace."""
+    from rpi_daemon.dry_run import dry_run_live, dry_run_replay, report_text
+
+    if replay is not None:
+        explicit = click.get_current_context().get_parameter_source("config_path") is not click.core.ParameterSource.DEFAULT
+        document = dry_run_replay(replay, config_path if explicit else None, seconds)
+    else:
+        document = dry_run_live(config_path, seconds or 60.0)
+    show(document, as_json, report_text(document))
+
+
+def client(config_path: Path) -> Any:
+    """A connection to the daemon that runs with this configuration."""
+    from rpi_daemon.config.load import load_config
+    from rpi_daemon.control import SOCKET_NAME, ControlClient
+
+    config = load_config(config_path)
+    return ControlClient(config.path(config.daemon.runtime_dir) / SOCKET_NAME)
+
+
+@main.command()
+@config_option
+@json_option
+def status(config_path: Path, as_json: bool) -> None:
+    """One look at the running daemon."""
+    from rpi_daemon.top import print_once
+
+    with client(config_path) as daemon:
+        document = daemon.ask("status")
+    if as_json:
+        show(document, True, "")
+    else:
+        print_once(document, Console())
+
+
+@main.command()
+@config_option
+def top(config_path: Path) -> None:
+    """The live view; Ctrl-C ends it."""
+    from rich.live import Live
+
+    from rpi_daemon.top import View, plain_line
+
+    console = Console()
+    view = View()
+    with client(config_path) as daemon:
+        try:
+            if not console.is_terminal:
+                while True:
+                    click.echo(plain_line(daemon.ask("status")))
+                    time.sleep(1.0)
+            with Live(console=console, screen=True, auto_refresh=False) as live:
+                while True:
+                    live.update(view.table(daemon.ask("status")), refresh=True)
+                    time.sleep(TOP_PERIOD_S)
+        except KeyboardInterrupt:
+            return
+
+
+@main.command()
+@click.argument("name", metavar="advisory|closed_loop", type=click.Choice(["advisory", "closed_loop"]))
+@config_option
+@json_option
+def mode(name: str, config_path: Path, as_json: bool) -> None:
+    """Change the mode. Leaving closed loop puts the found limits back."""
+    with client(config_path) as daemon:
+        answer = daemon.ask("mode", mode=name)
+    show(answer, as_json, f"mode {answer['mode']}")
+
+
+@main.command()
+@click.option("--reason", default="operator", show_default=True)
+@config_option
+@json_option
+def kill(reason: str, config_path: Path, as_json: bool) -> None:
+    """Engage the kill switch: no more writes to any PDU, until `resume`. Works without a running daemon."""
+    from rpi_daemon.config.load import load_config
+    from rpi_daemon.guard import KillSwitch
+
+    config = load_config(config_path)
+    switch = KillSwitch(config.path(config.daemon.state_dir))
+    switch.engage(reason)
+    show({"schema": 1, "ok": True, "kill_switch": True}, as_json, f"kill switch engaged ({switch.path}); `resume` releases it")
+
+
+@main.command()
+@config_option
+@json_option
+def resume(config_path: Path, as_json: bool) -> None:
+    """Release the kill switch and acknowledge latched causes."""
+    from rpi_daemon.config.load import load_config
+    from rpi_daemon.errors import NotRunningError
+    from rpi_daemon.guard import KillSwitch
+
+    config = load_config(config_path)
+    KillSwitch(config.path(config.daemon.state_dir)).release()
+    try:
+        with client(config_path) as daemon:
+            daemon.ask("acknowledge")
+    except NotRunningError:
+        pass  # nothing is latched in a daemon that does not run
+    show({"schema": 1, "ok": True, "kill_switch": False}, as_json, "kill switch released")
+
+
+@main.group()
+def limit() -> None:
+    """Limits by hand."""
+
+
+@limit.command("set")
+@click.argument("outlet")
+@click.argument("limit_w", type=click.FloatRange(min=0.0, min_open=True))
+@click.option("--ttl", "ttl_s", required=True, type=click.FloatRange(1.0, 86_400.0), help="s after which it ends.")
+@click.option("--reason", required=True)
+@config_option
+@json_option
+def limit_set(outlet: str, limit_w: float, ttl_s: float, reason: str, config_path: Path, as_json: bool) -> None:
+    """Cap one outlet (PDU/NUMBER) at LIMIT_W watts for a time; the daemon still guards every rating."""
+    with client(config_path) as daemon:
+        answer = daemon.ask("limit_set", outlet=outlet, limit_w=limit_w, ttl_s=ttl_s, reason=reason)
+    show(answer, as_json, f"{outlet}: at most {limit_w:g} W for {ttl_s:g} s ({reason})")
+
+
+@limit.command("restore")
+@click.argument("outlets", nargs=-1)
+@click.option("--reason", default="operator", show_default=True)
+@config_option
+@json_option
+def limit_restore(outlets: tuple[str, ...], reason: str, config_path: Path, as_json: bool) -> None:
+    """Put the limits found at first contact back (all outlets if none is named) and leave closed loop."""
+    with client(config_path) as daemon:
+        answer = daemon.ask("limit_restore", outlets=list(outlets), reason=reason)
+    show(answer, as_json, f"restored {answer['restored']} outlets, verified {answer['verified']}; mode {answer['mode']}")
+
+
+@main.command()
+@click.argument("load")
+@click.argument("delta_w", type=float)
+@click.option("--in", "in_s", default=5.0, show_default=True, type=click.FloatRange(0.0, 86_400.0), help="s from now.")
+@click.option("--for", "for_s", default=3600.0, show_default=True, type=click.FloatRange(1.0, 604_800.0), help="s that it lasts.")
+@config_option
+@json_option
+def hint(load: str, delta_w: float, in_s: float, for_s: float, config_path: Path, as_json: bool) -> None:
+    """Tell the daemon of work to come: LOAD will change by DELTA_W watts (use -- before a negative number)."""
+    with client(config_path) as daemon:
+        answer = daemon.ask("hint", load=load, delta_w=delta_w, in_s=in_s, for_s=for_s)
+    show(answer, as_json, f"{load}: {delta_w:+g} W in {in_s:g} s, for {for_s:g} s")
+
+
+@main.group()
+def model() -> None:
+    """The forecast model."""
+
+
+@model.command("show")
+@click.argument("directory", required=False, type=click.Path(path_type=Path))
+@json_option
+def model_show(directory: Path | None, as_json: bool) -> None:
+    """What a model directory holds (the shipped model if none is named): data, licences, scores, checks."""
+    from rpi_daemon.models.manifest import describe
+
+    document = describe(directory)
+    show(document, as_json, json.dumps(document, indent=2))

@@ -1,0 +1,147 @@
+"""The control socket: JSON lines over a Unix socket, guarded by its file mode; nothing listens on a network."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from rpi_daemon.errors import NotRunningError, RpiError
+
+SCHEMA = 1
+MAX_LINE_BYTES = 65_536
+MAX_CLIENTS = 32
+CLIENT_TIMEOUT_S = 10.0
+SOCKET_NAME = "control.sock"
+
+Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+class ControlServer:
+    """Answers one JSON object per line with one JSON object per line; a mistake of the caller is an answer, not an end."""
+
+    def __init__(self, path: Path, mode: int, handler: Handler) -> None:
+        self._path = path
+        self._mode = mode
+        self._handler = handler
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Listen; the caller holds the daemon's lock, so what stands at the path is left over from a crash."""
+        self._path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        old_mask = os.umask(0o777 & ~self._mode)  # created with its final mode: no moment in which others may connect
+        try:
+            listener.bind(str(self._path))
+        except OSError as error:
+            listener.close()
+            raise RpiError(f"{self._path}: cannot listen: {error.strerror}; check daemon.runtime_dir") from None
+        finally:
+            os.umask(old_mask)
+        self._server = await asyncio.start_unix_server(self._client, sock=listener, limit=MAX_LINE_BYTES)
+
+    async def close(self) -> None:
+        """Stop listening, drop the clients, remove the socket."""
+        if self._server is None:
+            return
+        self._server.close()
+        for task in list(self._clients):
+            task.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+        await self._server.wait_closed()
+        self._path.unlink(missing_ok=True)
+        self._server = None
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients.add(task)
+        try:
+            if len(self._clients) <= MAX_CLIENTS:
+                await self._serve(reader, writer)
+        except (ConnectionError, asyncio.CancelledError, TimeoutError):
+            pass  # the client went away, or we are stopping
+        finally:
+            self._clients.discard(task)
+            writer.close()
+            with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+                await writer.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                line = await reader.readline()
+            except ValueError:  # asyncio's word for a line above the limit
+                writer.write(_line({"ok": False, "error": f"a request is at most {MAX_LINE_BYTES} bytes"}))
+                return
+            if not line:
+                return
+            writer.write(_line(await self._answer(line)))
+            await asyncio.wait_for(writer.drain(), CLIENT_TIMEOUT_S)
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+        except (ValueError, RecursionError):
+            return {"ok": False, "error": "a request is one JSON object on one line"}
+        if not isinstance(request, dict) or not isinstance(request.get("command"), str):
+            return {"ok": False, "error": "a request needs a \"command\""}
+        try:
+            return {"ok": True, "schema": SCHEMA, **await self._handler(request)}
+        except RpiError as error:
+            return {"ok": False, "schema": SCHEMA, "error": str(error), "exit_code": error.exit_code}
+
+
+def _line(answer: dict[str, Any]) -> bytes:
+    return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+class ControlClient:
+    """The command line's side: blocking, one request at a time."""
+
+    def __init__(self, path: Path, timeout_s: float = CLIENT_TIMEOUT_S) -> None:
+        """Connect; raises NotRunningError with what to do."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout_s)
+        try:
+            self._socket.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            self._socket.close()
+            raise NotRunningError(f"{path}: no daemon answers here; is it running, and with this configuration?") from None
+        except PermissionError:
+            self._socket.close()
+            raise NotRunningError(f"{path}: this user may not operate the daemon (daemon.socket_mode, group of the socket)") from None
+        self._file = self._socket.makefile("rb")
+
+    def ask(self, command: str, **fields: Any) -> dict[str, Any]:
+        """One request, one answer; raises RpiError with the daemon's own sentence when it refuses."""
+        try:
+            self._socket.sendall(_line({"command": command, **fields}))
+            line = self._file.readline()
+        except TimeoutError:
+            raise NotRunningError("the daemon did not answer in time") from None
+        except ConnectionError:
+            line = b""
+        if not line:
+            raise NotRunningError("the daemon closed the connection")
+        answer: dict[str, Any] = json.loads(line)
+        if not answer.get("ok"):
+            error = RpiError(str(answer.get("error")))
+            error.exit_code = int(answer.get("exit_code", RpiError.exit_code))
+            raise error
+        return answer
+
+    def close(self) -> None:
+        """Hang up."""
+        self._file.close()
+        self._socket.close()
+
+    def __enter__(self) -> "ControlClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,158 @@
+"""One PDU's I/O task: newest desired limits, polls, back-off and circuit breaker. It never makes another PDU wait."""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from rpi_daemon.clock import NS_PER_S, Clock
+from rpi_daemon.drivers.base import PduDriver
+from rpi_daemon.errors import DeviceError
+from rpi_daemon.records import ApplyResult, Desired, LimitWrite, PduReading
+
+FAILURES_TO_OPEN = 1  # the session has retried already; 2 x 250 ms of silence is enough
+PROBE_S = 1.0  # between two probes of an unreachable PDU
+PROBE_JITTER = 0.2
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PduReport:
+    """What happened on the wire since the last tick took it."""
+
+    pdu: str
+    reading: PduReading | None = None
+    result: ApplyResult | None = None
+    rebooted: bool = False
+    error: str | None = None
+
+
+class PduTask:
+    """Owns one driver. `submit` hands it the newest desired state and returns at once; reports wait in an inbox."""
+
+    def __init__(
+        self,
+        pdu: str,
+        driver: PduDriver,
+        clock: Clock,
+        *,
+        poll_s: float,
+        write_allowed: Callable[[LimitWrite], bool],
+    ) -> None:
+        self.pdu = pdu
+        self.reachable = True
+        self.last_ok_ns = clock.mono_ns()
+        self.failures = 0
+        self.polls = 0
+        self._driver = driver
+        self._clock = clock
+        self._poll_s = poll_s
+        self._write_allowed = write_allowed
+        self._pending: dict[int, LimitWrite] = {}
+        self._inbox: list[PduReport] = []
+        self._wake = asyncio.Event()
+        self._stop = False
+        self._uptime_s: float | None = None
+
+    def submit(self, desired: Desired) -> None:
+        """Replace what is still waiting for the same outlets; never blocks."""
+        for write in desired.limits:
+            self._pending[write.outlet] = write
+        self._wake.set()
+
+    def withdraw(self) -> None:
+        """Forget what waits: the mode or the safe state has changed."""
+        self._pending.clear()
+
+    @property
+    def waiting(self) -> frozenset[int]:
+        """Outlet numbers whose write has not been answered yet."""
+        return frozenset(self._pending)
+
+    def take_reports(self) -> list[PduReport]:
+        """What came in since the last call."""
+        reports, self._inbox = self._inbox, []
+        return reports
+
+    async def run(self) -> None:
+        """Until `stop`: writes first, then the poll when it is due."""
+        next_poll_ns = self._clock.mono_ns()
+        while not self._stop:
+            now_ns = self._clock.mono_ns()
+            try:
+                if self._pending and self.reachable:
+                    await self.write_now(list(self._pending.values()))
+                elif now_ns >= next_poll_ns:
+                    next_poll_ns = now_ns + round(self._pause_s() * NS_PER_S)
+                    await self._poll()
+                else:
+                    await self._wait((next_poll_ns - now_ns) / NS_PER_S)
+            except DeviceError as error:
+                self._failed(str(error))
+                next_poll_ns = self._clock.mono_ns() + round(self._pause_s() * NS_PER_S)
+                await self._wait(self._pause_s())
+
+    def stop(self) -> None:
+        """Let `run` end after what it is doing."""
+        self._stop = True
+        self._wake.set()
+
+    async def write_now(self, writes: Sequence[LimitWrite]) -> ApplyResult | None:
+        """Write one batch and read it back; also used at start and stop, when `run` is not running."""
+        allowed = [write for write in writes if self._write_allowed(write)]  # the kill switch, at the driver's door
+        for write in writes:
+            if write not in allowed and self._pending.get(write.outlet) is write:
+                del self._pending[write.outlet]
+        if not allowed:
+            return None
+        result = await self._driver.apply(allowed)
+        self._succeeded()
+        verified = {outcome.outlet for outcome in result.outcomes if outcome.verified}
+        for write in allowed:
+            if self._pending.get(write.outlet) is write:  # a newer one may have come meanwhile
+                del self._pending[write.outlet]
+        if len(verified) < len(allowed):
+            log.warning("pdu.not_verified", pdu=self.pdu, outlets=[w.outlet for w in allowed if w.outlet not in verified])
+        self._inbox.append(PduReport(self.pdu, result=result))
+        return result
+
+    async def _poll(self) -> None:
+        reading = await self._driver.read()
+        self.polls += 1
+        self._succeeded()
+        rebooted = reading.uptime_s is not None and self._uptime_s is not None and reading.uptime_s < self._uptime_s
+        self._uptime_s = reading.uptime_s if reading.uptime_s is not None else self._uptime_s
+        if rebooted:
+            log.warning("pdu.rebooted", pdu=self.pdu, uptime_s=reading.uptime_s)
+        self._inbox.append(PduReport(self.pdu, reading=reading, rebooted=rebooted))
+
+    async def _wait(self, seconds: float) -> None:
+        self._wake.clear()
+        if self._stop:
+            return
+        try:
+            await asyncio.wait_for(self._wake.wait(), max(0.0, seconds))
+        except TimeoutError:
+            return
+
+    def _pause_s(self) -> float:
+        if self.reachable:
+            return self._poll_s
+        return PROBE_S * random.uniform(1.0 - PROBE_JITTER, 1.0 + PROBE_JITTER)
+
+    def _succeeded(self) -> None:
+        self.last_ok_ns = self._clock.mono_ns()
+        self.failures = 0
+        if not self.reachable:
+            self.reachable = True
+            log.info("pdu.reachable", pdu=self.pdu)
+
+    def _failed(self, sentence: str) -> None:
+        self.failures += 1
+        self._inbox.append(PduReport(self.pdu, error=sentence))
+        if self.reachable and self.failures >= FAILURES_TO_OPEN:
+            self.reachable = False
+            log.error("pdu.unreachable", pdu=self.pdu, error=sentence)

@@ -1,0 +1,113 @@
+"""What the run was worth: escapes, pre-allocated rises, forecast error against persistence, limits against static ones."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.records import BoolArray, FloatArray, RackModel, Readings, Residual
+
+PREALLOCATED_S = 1.0  # a new limit counts as given in advance when it was verified this long before the draw passed the old one
+WINDOW_CENTRE_NS = 100_000_000  # a window's power belongs to its centre, 100 ms before its last scan
+
+
+@dataclass(slots=True)
+class _Raise:
+    """A verified raise whose old limit the draw has not passed yet."""
+
+    old_w: float
+    verified_ns: int
+
+
+class RunScore:
+    """Running totals; `update` once a tick, `limit_verified` for each verified write."""
+
+    def __init__(self, rack: RackModel) -> None:
+        self._static_safe_w = rack.static_safe_w
+        self._raises: list[list[_Raise]] = [[] for _ in range(rack.n)]
+        self._in_escape: BoolArray = np.zeros(rack.n, dtype=np.bool_)
+        self._limit_w: FloatArray = np.full(rack.n, np.nan)
+        self._limit_sum_w = 0.0
+        self._static_sum_w = 0.0
+        self._limit_n = 0
+        self.ticks = 0
+        self.windows = 0
+        self.requests_judged = 0
+        self.request_escapes = 0
+        self.limit_escapes = 0  # windows
+        self.escape_episodes = 0
+        self.rises = 0
+        self.rises_preallocated = 0
+        self._abs_error_w = 0.0
+        self._persistence_error_w = 0.0
+        self._errors = 0
+
+    def limit_verified(self, outlet: int, limit_w: float, verified_ns: int) -> None:
+        """A limit was read back as written (or found on the device)."""
+        old_w = self._limit_w[outlet]
+        self._limit_w[outlet] = limit_w
+        waiting = self._raises[outlet]
+        if limit_w > old_w:
+            if not self._in_escape[outlet]:  # that rise is counted already, as one that was not given in advance
+                waiting.append(_Raise(old_w, verified_ns))
+        else:
+            self._raises[outlet] = [item for item in waiting if item.old_w < limit_w]
+
+    def update(self, readings: Readings, residual: Residual | None) -> None:
+        """Judge one tick. `readings` has the draw; the limits are those verified so far."""
+        self.ticks += 1
+        self.windows += int(np.count_nonzero(readings.valid))
+        centre_ns = readings.t_mono_ns - WINDOW_CENTRE_NS
+        known = np.isfinite(self._limit_w)
+        self._limit_sum_w += float(self._limit_w[known].sum())
+        self._static_sum_w += float(self._static_safe_w[known].sum())
+        self._limit_n += int(np.count_nonzero(known))
+        over = readings.valid & known & (readings.power_w > self._limit_w)
+        self.limit_escapes += int(np.count_nonzero(over))
+        fresh = over & ~self._in_escape
+        self.escape_episodes += int(np.count_nonzero(fresh))
+        self.rises += int(np.count_nonzero(fresh))  # passed the limit with no new one: not given in advance
+        self._in_escape = np.where(readings.valid, over, self._in_escape)
+        for i, waiting in enumerate(self._raises):
+            if waiting and readings.valid[i]:
+                self._crossings(i, float(readings.power_w[i]), centre_ns)
+        if residual is not None:
+            self._judge_forecast(residual)
+
+    def _crossings(self, i: int, power_w: float, centre_ns: int) -> None:
+        passed = [item for item in self._raises[i] if power_w > item.old_w]
+        if not passed:
+            return
+        self._raises[i] = [item for item in self._raises[i] if power_w <= item.old_w]
+        for item in passed:
+            self.rises += 1
+            self.rises_preallocated += centre_ns - item.verified_ns >= PREALLOCATED_S * NS_PER_S
+
+    def _judge_forecast(self, residual: Residual) -> None:
+        valid = residual.valid
+        self.requests_judged += int(np.count_nonzero(valid))
+        self.request_escapes += int(np.count_nonzero(valid & residual.escaped))
+        judged = valid & np.isfinite(residual.value_w) & np.isfinite(residual.persistence_w)
+        self._abs_error_w += float(np.abs(residual.value_w[judged]).sum())
+        self._persistence_error_w += float(np.abs(residual.persistence_w[judged]).sum())
+        self._errors += int(np.count_nonzero(judged))
+
+    def summary(self) -> dict[str, float | int | None]:
+        """The figures of the summary; None where nothing was there to judge."""
+        return {
+            "windows": self.windows,
+            "ticks": self.ticks,
+            "request_escape_rate": _share(self.request_escapes, self.requests_judged),
+            "limit_escapes": self.limit_escapes,
+            "limit_escape_episodes": self.escape_episodes,
+            "rises": self.rises,
+            "prealloc_share": _share(self.rises_preallocated, self.rises),
+            "mean_limit_w": _share(self._limit_sum_w, self._limit_n),
+            "mean_static_safe_w": _share(self._static_sum_w, self._limit_n),
+            "forecast_mae_w": _share(self._abs_error_w, self._errors),
+            "persistence_mae_w": _share(self._persistence_error_w, self._errors),
+        }
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

@@ -1,0 +1,115 @@
+"""The live view: a table and bars on a terminal, plain lines anywhere else. It reads status documents and nothing else."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+SPARKS = "▁▂▃▄▅▆▇█"
+HISTORY = 24  # sparkline points
+STATE_STYLE = {"NORMAL": "bold green", "HOLD": "bold yellow", "STATIC_SAFE": "bold red", "DEVICE_DEFAULT": "bold red"}
+
+Status = Mapping[str, Any]
+
+
+def sparkline(values: list[float | None], top: float) -> str:
+    """Values as block characters on a scale of 0..top; a gap where there is no data."""
+    steps = len(SPARKS) - 1
+    return "".join(
+        " " if value is None else SPARKS[min(steps, max(0, round(value / top * steps)))] for value in values
+    )
+
+
+def watts(value: float | None) -> str:
+    """A number of watts, or a dash where there is no data."""
+    return "—" if value is None else f"{value:.0f}"
+
+
+class View:
+    """Keeps the short history that the sparklines show."""
+
+    def __init__(self) -> None:
+        self._history: dict[str, deque[float | None]] = {}
+
+    def table(self, status: Status) -> RenderableType:
+        """The whole screen for one status document."""
+        table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+        for name, align in (
+            ("outlet", "left"), ("load", "left"), ("draw W", "right"), ("5 s max W", "right"), ("margin", "right"),
+            ("limit W", "right"), ("kind", "left"), ("by", "left"), ("", "left"),
+        ):  # fmt: skip
+            table.add_column(name, justify="right" if align == "right" else "left", no_wrap=True)
+        for outlet in status["outlets"]:
+            table.add_row(*self._row(outlet))
+        return Group(self._head(status), table, self._bars(status), self._foot(status))
+
+    def _row(self, outlet: Mapping[str, Any]) -> list[RenderableType]:
+        power = outlet["power_w"]
+        limit = outlet["limit_w"]
+        history = self._history.setdefault(outlet["id"], deque(maxlen=HISTORY))
+        history.append(power)
+        style = "red" if power is not None and limit is not None and power > limit else ""
+        top = max([limit or 0.0, *(value or 0.0 for value in history), 1.0])
+        flags = ",".join(outlet["quality"])
+        return [
+            outlet["id"], outlet["load"], Text(watts(power), style=style), watts(outlet["forecast_max_w"]),
+            watts(outlet["margin_w"]), Text(watts(limit), style="bold"), outlet["limit_kind"], outlet["source"],
+            Text(sparkline(list(history), top), style="cyan").append(f" {flags}" if flags else "", style="yellow"),
+        ]  # fmt: skip
+
+    def _head(self, status: Status) -> Text:
+        state = status["state"]
+        head = Text.assemble(
+            (f"{status['rack']}  ", "bold"), (f" {state} ", f"reverse {STATE_STYLE.get(state, 'bold')}"),
+            f"  {status['mode']}  up {status['uptime_s']:.0f} s",
+        )  # fmt: skip
+        if status["causes"]:
+            head.append("  " + "; ".join(status["causes"]), style="yellow")
+        return head
+
+    def _bars(self, status: Status) -> Table:
+        bars = Table.grid(padding=(0, 1))
+        for item in status["constraints"]:
+            share = item["draw_w"] / item["ceiling_w"] if item["draw_w"] is not None else 0.0
+            colour = "green" if share < 0.8 else "yellow" if share < 1.0 else "red"
+            bars.add_row(
+                f"{item['kind']} {item['id']}",
+                ProgressBar(total=1.0, completed=min(1.0, share), width=40, complete_style=colour, finished_style=colour),
+                f"draw {watts(item['draw_w'])}  limits {watts(item['limits_w'])}  of {watts(item['ceiling_w'])} W",
+            )
+        return bars
+
+    def _foot(self, status: Status) -> Text:
+        return Text("  ".join(counters(status)), style="dim")
+
+
+def counters(status: Status) -> list[str]:
+    """The running counters, in words."""
+    run = status["summary"]
+    words = [
+        f"samples {run['samples_total']} lost {run['samples_lost']} late {run['samples_late']}",
+        f"ticks {run['ticks']} (lstm {run['lstm_ticks']}) p99 {run['tick_ms_p99']:.1f} ms",
+        f"writes {run['writes']} verified {run['writes_verified']} refused {run['writes_refused']}",
+    ]
+    if run["prealloc_share"] is not None:
+        words.append(f"pre-allocated {run['prealloc_share']:.0%} of {run['rises']} rises")
+    return words
+
+
+def plain_line(status: Status) -> str:
+    """One line for where there is no terminal."""
+    draw_w = sum(outlet["power_w"] or 0.0 for outlet in status["outlets"])
+    limit_w = sum(outlet["limit_w"] or 0.0 for outlet in status["outlets"])
+    return (
+        f"{status['uptime_s']:6.1f} s  {status['state']} {status['mode']}  draw {draw_w:.0f} W  limits {limit_w:.0f} W  "
+        + "  ".join(counters(status))
+    )
+
+
+def print_once(status: Status, console: Console) -> None:
+    """One screen, as `status` shows it."""
+    console.print(View().table(status))

@@ -1,0 +1,55 @@
+"""Rules for every test: nothing may be left behind, and a skip must be one that CI knows of."""
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PATIENCE_S = 2.0  # a thread that was told to end may take a moment
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # the listing's own descriptor
+    return found
+
+
+def _children() -> set[str]:
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fails a test that leaves a thread, a descriptor or a child process."""
+    threads, descriptors, children = set(threading.enumerate()), _descriptors(), _children()
+    yield
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive(), f"left the thread {thread.name}"
+    left = {fd: name for fd, name in _descriptors().items() if descriptors.get(fd) != name}
+    assert not left, f"left descriptors open: {left}"
+    assert not _children() - children, "left a child process"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Under CI a skip that is not on the list is a failure."""
+    listed = os.environ.get("RPI_ALLOWED_SKIPS")
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not listed or reporter is None:
+        return
+    patterns = [line for line in Path(listed).read_text().splitlines() if line and not line.startswith("#")]
+    reasons = {str(report.longrepr[2]) for report in reporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)}
+    unknown = sorted(reason for reason in reasons if not any(re.search(pattern, reason) for pattern in patterns))
+    if unknown:
+        reporter.write_line(f"skipped for a reason that is not in {listed}:", red=True)
+        for reason in unknown:
+            reporter.write_line(f"  {reason}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
