@@ -1,10 +1,12 @@
 """The compiled face, typed."""
 
 from collections.abc import Sequence
-from typing import Any, final
+from dataclasses import dataclass
+from typing import Any, Literal, final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from typing_extensions import Buffer
 
 # --- ring
 class Ring:
@@ -30,6 +32,121 @@ class Ring:
     def push(
         self, index: int, t_mono_ns: int, ticks: int, status: int, counts: NDArray[np.int32], *, flags: int = 0
     ) -> None: ...
+
+# --- frame codec: docs/sensor-board-protocol.md; counts carry the codes COUNT_HIGH, COUNT_LOW, COUNT_FAULT
+FRAME_DATA: int
+FRAME_DESCRIPTION: int
+COUNT_HIGH: int
+COUNT_LOW: int
+COUNT_FAULT: int
+TIMELINE_CONTINUES: int
+TIMELINE_GAP: int
+TIMELINE_REBOOT: int
+TIMELINE_REPEAT: int
+
+def crc32c(data: Buffer) -> int: ...
+
+class Frame:
+    """One frame whose CRC, version, width and lengths are right."""
+
+    @property
+    def type(self) -> int: ...
+    @property
+    def board_id(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def boot_id(self) -> int: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def ticks(self) -> int: ...
+    @property
+    def status(self) -> int: ...
+    @property
+    def overflow(self) -> int: ...
+    @property
+    def n_channels(self) -> int: ...
+    @property
+    def n_scans(self) -> int: ...
+    @property
+    def payload(self) -> bytes: ...
+    def counts(self) -> NDArray[np.int32]:
+        """[n_scans, n_channels], sign-extended, codes widened to 32 bits; of a data frame."""
+
+class FrameDecoder:
+    """Bytes in any pieces -> complete, undamaged frames, in order; the rest is thrown away and counted. One thread."""
+
+    def feed(self, data: Buffer) -> list[Frame]: ...
+    @property
+    def frames(self) -> int: ...
+    @property
+    def crc_errors(self) -> int: ...
+    @property
+    def format_errors(self) -> int: ...
+    @property
+    def resync_bytes(self) -> int: ...
+
+class Timeline:
+    """A board's u32 index and ticks, extended to 64 bits over wrap-around and reboot."""
+
+    def extend(self, frame: Frame) -> tuple[int, int, int, int]:
+        """Place a data frame: (TIMELINE_*, 64-bit index and ticks of its first scan, scans lost before it).
+
+        TIMELINE_REPEAT: a frame from the past, to be thrown away. TIMELINE_REBOOT: the ticks start anew.
+        """
+    @property
+    def next_index(self) -> int: ...
+    @property
+    def dropped(self) -> int:
+        """Scans that the board says it dropped since the first frame; they are part of what `extend` calls lost."""
+
+@dataclass(frozen=True, slots=True)
+class ChannelDescription:
+    kind: Literal["current", "voltage"]
+    number: int  # outlet, or phase, from 1
+    scale: float  # A or V per count
+    skew_ns: int  # sampled so much later than the scan's ticks
+    full_scale_counts: int
+    name: str
+
+@dataclass(frozen=True, slots=True)
+class BoardDescription:
+    rate_hz: int
+    tick_hz: int
+    serial_number: str
+    firmware: str
+    group_delay_ns: int
+    channels: tuple[ChannelDescription, ...]
+
+def parse_description(payload: Buffer) -> BoardDescription:
+    """Payload of a description frame; raises ValueError where it makes no sense."""
+
+def encode_data_frame(
+    counts: ArrayLike,
+    *,
+    width: int = 24,
+    board_id: int = 0,
+    boot_id: int = 0,
+    index: int = 0,
+    ticks: int = 0,
+    status: int = 0,
+    overflow: int = 0,
+) -> bytes:
+    """Wire bytes, delimiter included, of `counts` [scans, channels]; raises ValueError for what a frame cannot hold."""
+
+def encode_description(
+    description: BoardDescription,
+    *,
+    width: int = 24,
+    board_id: int = 0,
+    boot_id: int = 0,
+    index: int = 0,
+    ticks: int = 0,
+    status: int = 0,
+    overflow: int = 0,
+) -> bytes:
+    """Wire bytes, delimiter included; raises ValueError for what a description cannot hold."""
 
 # --- SNMP codec
 SnmpValue = int | bytes | str | None
