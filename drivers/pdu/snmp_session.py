@@ -1,29 +1,23 @@
 """One agent's SNMP session: GET and SET over connected UDP, v2c and v3 USM; believes only what it asked for."""
 
 import asyncio
-import hashlib
-import hmac
 import secrets
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cryptography.hazmat.decrepit.ciphers.modes import CFB
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES
-
 from rpi_daemon._fastpath.core import (
     BerError,
     Pdu,
+    V3Message,
     Varbind,
     decode_scoped,
     decode_v2c,
     decode_v3,
-    encode_scoped,
     encode_v2c,
-    encode_v3,
 )
+from rpi_daemon.drivers.pdu.usm import AUTH, DIGESTS, PRIV, Rejected, Usm
 from rpi_daemon.errors import AuthError, ConfigError, DeviceError
 
 INTEGER = 0x02
@@ -45,12 +39,6 @@ _RESPONSE = 0xA2
 _SET = 0xA3
 _REPORT = 0xA8
 
-_AUTH = 1
-_PRIV = 2
-_REPORTABLE = 4
-
-_TIME_WINDOW_S = 150  # RFC 3414 section 2.2.3
-_BOOTS_LATCHED = 0x7FFFFFFF
 _DATAGRAM_BYTES = 65536
 _DATAGRAMS_PER_WAKE = 64  # a flood must not keep the loop
 _TOO_BIG = 1
@@ -68,8 +56,6 @@ _UNKNOWN_USER = _USM_STATS + "3.0"
 _UNKNOWN_ENGINE = _USM_STATS + "4.0"
 _WRONG_DIGEST = _USM_STATS + "5.0"
 _DECRYPTION_ERROR = _USM_STATS + "6.0"
-
-_DIGESTS = {"SHA-1": ("sha1", 12), "SHA-256": ("sha256", 24), "SHA-512": ("sha512", 48)}  # octets sent: RFC 3414, 7860
 
 
 class SnmpTimeout(DeviceError):
@@ -142,8 +128,8 @@ class SnmpEndpoint:
         found = []
         if not 1 <= len(self.user.encode()) <= 32:
             found.append("version 3 needs a user of 1 to 32 octets")
-        if self.auth is not None and self.auth not in _DIGESTS:
-            found.append(f"auth {self.auth!r} is not one of {', '.join(_DIGESTS)} or none")
+        if self.auth is not None and self.auth not in DIGESTS:
+            found.append(f"auth {self.auth!r} is not one of {', '.join(DIGESTS)} or none")
         if self.auth is not None and len(self.auth_key.encode()) < 8:
             found.append("auth_key needs at least 8 characters (RFC 3414)")
         if self.priv not in (None, "AES-128"):
@@ -168,17 +154,6 @@ class SnmpCounters:
     resyncs: int = 0  # engine id or engine time learned anew after the first time
 
 
-def password_key(digest: str, password: bytes) -> bytes:
-    """RFC 3414 A.2: the digest of 2**20 octets of the repeated password; takes milliseconds, on purpose."""
-    repeats, rest = divmod(1 << 20, len(password))
-    return hashlib.new(digest, password * repeats + password[:rest]).digest()
-
-
-def localised_key(digest: str, key: bytes, engine_id: bytes) -> bytes:
-    """RFC 3414 A.2: a key that is good at one engine only."""
-    return hashlib.new(digest, key + engine_id + key).digest()
-
-
 @dataclass(slots=True)
 class _Request:
     """One PDU under way: what it asks, and which of its messages may still be answered."""
@@ -193,94 +168,6 @@ class _Request:
     rediscovered: bool = False
 
 
-class _Rejected(Exception):
-    """A well-formed message that must not be believed; the text says why."""
-
-
-class _Usm:
-    """The user's side of RFC 3414: keys per engine, the engine's clock as last proven, protection of messages."""
-
-    def __init__(self, endpoint: SnmpEndpoint) -> None:
-        self.user = endpoint.user.encode()
-        self.flags = (_AUTH if endpoint.auth else 0) | (_PRIV if endpoint.priv else 0)
-        self.digest, self.digest_octets = _DIGESTS[endpoint.auth] if endpoint.auth else ("", 0)
-        self._auth_master = password_key(self.digest, endpoint.auth_key.encode()) if endpoint.auth else b""
-        self._priv_master = password_key(self.digest, endpoint.priv_key.encode()) if endpoint.priv else b""
-        self._keys: dict[bytes, tuple[bytes, AES]] = {}
-        self._salt = secrets.randbits(64)
-        self.engine_id = b""
-        self.boots = 0
-        self._engine_minus_loop_s = 0.0
-        self._newest_time_s = 0
-        self.proven = False  # boots and time come from an authentic message
-
-    def adopt(self, engine_id: bytes) -> None:
-        """Speak with this engine from now on; its clock is unknown."""
-        self.engine_id = engine_id
-        self.boots = 0
-        self._engine_minus_loop_s = 0.0
-        self._newest_time_s = 0
-        self.proven = False
-        if self.flags and engine_id not in self._keys:
-            auth_key = localised_key(self.digest, self._auth_master, engine_id)
-            priv_key = localised_key(self.digest, self._priv_master, engine_id)[:16] if self._priv_master else bytes(16)
-            self._keys = {engine_id: (auth_key, AES(priv_key))}
-
-    def set_clock(self, boots: int, time_s: int, now_s: float) -> None:
-        self.boots = boots
-        self._engine_minus_loop_s = time_s - now_s
-
-    def engine_time_s(self, now_s: float) -> int:
-        return max(0, int(now_s + self._engine_minus_loop_s)) & 0x7FFFFFFF
-
-    def in_window(self, boots: int, time_s: int, now_s: float) -> bool:
-        """RFC 3414 section 3.2 step 7b for an authentic message; moves our notion of the engine's clock forward."""
-        if not self.proven or boots > self.boots or (boots == self.boots and time_s > self._newest_time_s):
-            self.set_clock(boots, time_s, now_s)
-            self._newest_time_s = time_s
-            self.proven = True
-        return boots != _BOOTS_LATCHED and boots == self.boots and time_s >= self.engine_time_s(now_s) - _TIME_WINDOW_S
-
-    def protect(self, request: _Request, message_id: int, now_s: float) -> bytearray | bytes:
-        """The message that asks `request`, at the session's security level."""
-        if request.discovery:
-            scoped = encode_scoped(b"", b"", _GET, request.request_id, ())
-            return encode_v3(message_id, _REPORTABLE, b"", 0, 0, b"", 0, b"", scoped)[0]
-        scoped = encode_scoped(self.engine_id, b"", request.tag, request.request_id, request.varbinds)
-        flags = self.flags | _REPORTABLE
-        if not self.flags:
-            return encode_v3(message_id, flags, self.engine_id, 0, 0, self.user, 0, b"", scoped)[0]
-        auth_key, cipher_key = self._keys[self.engine_id]
-        time_s = self.engine_time_s(now_s)
-        salt = b""
-        if self.flags & _PRIV:
-            self._salt = (self._salt + 1) & 0xFFFFFFFFFFFFFFFF
-            salt = self._salt.to_bytes(8, "big")
-            scoped = Cipher(cipher_key, CFB(_iv(self.boots, time_s, salt))).encryptor().update(scoped)
-        message, at = encode_v3(
-            message_id, flags, self.engine_id, self.boots, time_s, self.user, self.digest_octets, salt, scoped
-        )
-        message[at : at + self.digest_octets] = hmac.digest(auth_key, message, self.digest)[: self.digest_octets]
-        return message
-
-    def authentic(self, data: bytes, digest: bytes, at: int) -> bool:
-        n = self.digest_octets
-        if len(digest) != n:
-            return False
-        message = bytearray(data)
-        message[at : at + n] = bytes(n)
-        return hmac.compare_digest(hmac.digest(self._keys[self.engine_id][0], message, self.digest)[:n], digest)
-
-    def decrypt(self, boots: int, time_s: int, salt: bytes, scoped: bytes) -> bytes:
-        cipher_key = self._keys[self.engine_id][1]
-        return Cipher(cipher_key, CFB(_iv(boots, time_s, salt))).decryptor().update(scoped)
-
-
-def _iv(boots: int, time_s: int, salt: bytes) -> bytes:
-    """RFC 3826 section 3.1.2.1."""
-    return boots.to_bytes(4, "big") + time_s.to_bytes(4, "big") + salt
-
-
 class SnmpSession:
     """GET and SET with one agent, one request in flight. Not for use from two event loops.
 
@@ -291,7 +178,7 @@ class SnmpSession:
     def __init__(self, endpoint: SnmpEndpoint) -> None:
         self.endpoint = endpoint
         self.counters = SnmpCounters()
-        self._usm = _Usm(endpoint) if endpoint.version == "3" else None
+        self._usm = _usm_of(endpoint) if endpoint.version == "3" else None
         self._community = endpoint.community.encode()
         self._batch = endpoint.max_varbinds
         self._where = f"{endpoint.host} port {endpoint.port}"
@@ -425,7 +312,9 @@ class SnmpSession:
             return encode_v2c(self._community, request.tag, request.request_id, request.varbinds)
         message_id = secrets.randbits(31)
         request.message_ids.add(message_id)
-        return self._usm.protect(request, message_id, now_s)
+        if request.discovery:
+            return self._usm.discover(message_id, request.request_id)
+        return self._usm.protect(message_id, request.tag, request.request_id, request.varbinds, now_s)
 
     def _send(self, message: bytearray | bytes) -> None:
         assert self._socket is not None
@@ -488,7 +377,7 @@ class SnmpSession:
             return
         try:
             pdu = self._open_v2c(data, request) if self._usm is None else self._open_v3(self._usm, data, request)
-        except (BerError, _Rejected) as error:
+        except (BerError, Rejected) as error:
             self.counters.malformed += 1
             request.complaint = str(error)
             return
@@ -498,43 +387,28 @@ class SnmpSession:
             waiter.set_result(pdu)
 
     def _open_v2c(self, data: bytes, request: _Request) -> Pdu | None:
-        """The answer to `request`, None if it answers something else; _Rejected if it must not be believed."""
+        """The answer to `request`, None if it answers something else; Rejected if it must not be believed."""
         community, pdu = decode_v2c(data, request.varbinds)
         if pdu.request_id not in request.message_ids:
             return None
         if community != self._community:
-            raise _Rejected("the reply carries another community")
+            raise Rejected("the reply carries another community")
         return self._checked(pdu, request)
 
-    def _open_v3(self, usm: _Usm, data: bytes, request: _Request) -> Pdu | None:
+    def _open_v3(self, usm: Usm, data: bytes, request: _Request) -> Pdu | None:
         """As _open_v2c, by RFC 3414 section 3.2: digest, then time, then content."""
         message = decode_v3(data)
         if message.msg_id not in request.message_ids:
             return None
-        level = message.flags & (_AUTH | _PRIV)
-        now_s = self._now_s()
-        scoped = message.scoped
-        if level:
-            if (
-                request.discovery
-                or message.engine_id != usm.engine_id
-                or message.user != usm.user
-                or level & ~usm.flags
-            ):
-                raise _Rejected("the reply is from another engine or user than asked")
-            if not usm.authentic(data, message.auth_params, message.auth_offset):
-                raise _Rejected("the reply's digest is wrong: forged, damaged, or the agent has another key")
-            if not usm.in_window(message.boots, message.time_s, now_s):
-                raise _Rejected("the reply is outside the time window: replayed, or the agent's clock jumped back")
-            if level & _PRIV:
-                if len(message.priv_params) != 8:
-                    raise _Rejected("the reply has no salt of 8 octets")
-                scoped = usm.decrypt(message.boots, message.time_s, message.priv_params, scoped)
+        level = message.flags & (AUTH | PRIV)
+        if level and request.discovery:
+            raise Rejected("a protected reply to a question without user")
+        scoped = usm.unwrap(data, message, self._now_s()) if level else message.scoped
         pdu = decode_scoped(scoped, request.varbinds)
         if pdu.tag == _REPORT:
-            return self._checked_report(usm, message.engine_id, message.boots, message.time_s, level, pdu)
+            return self._noted_report(usm, message, pdu)
         if level != usm.flags or message.engine_id != usm.engine_id or request.discovery:
-            raise _Rejected("the reply is less protected than the request")
+            raise Rejected("the reply is less protected than the request, or from another engine")
         if pdu.request_id != request.request_id:
             return None
         return self._checked(pdu, request)
@@ -543,30 +417,32 @@ class SnmpSession:
         assert self._loop is not None
         return self._loop.time()
 
-    def _checked_report(self, usm: _Usm, engine_id: bytes, boots: int, time_s: int, level: int, pdu: Pdu) -> Pdu:
+    def _noted_report(self, usm: Usm, message: V3Message, pdu: Pdu) -> Pdu:
+        """Learn engine id or clock from a Report; an authentic one has set the clock already."""
         self.counters.reports += 1
         if len(pdu.varbinds) != 1:
-            raise _Rejected("a Report that names nothing")
+            raise Rejected("a Report that names nothing")
+        if message.flags & AUTH:
+            return pdu
         oid = pdu.varbinds[0].oid
-        if not level and oid == _UNKNOWN_ENGINE:
-            if not 5 <= len(engine_id) <= 32:
-                raise _Rejected(f"an engine id of {len(engine_id)} octets; 5 to 32 are allowed")
-            if engine_id != usm.engine_id:
-                usm.adopt(engine_id)
-                usm.set_clock(boots, time_s, self._now_s())  # a guess until a message proves it
-        elif oid == _NOT_IN_TIME_WINDOW and engine_id == usm.engine_id and not level:
-            usm.set_clock(max(boots, usm.boots) if usm.proven else boots, time_s, self._now_s())
+        if oid == _UNKNOWN_ENGINE and message.engine_id != usm.engine_id:
+            if not 5 <= len(message.engine_id) <= 32:
+                raise Rejected(f"an engine id of {len(message.engine_id)} octets; 5 to 32 are allowed")
+            usm.adopt(message.engine_id)
+            usm.guess_clock(message.boots, message.time_s, self._now_s())
+        elif oid == _NOT_IN_TIME_WINDOW and message.engine_id == usm.engine_id:
+            usm.guess_clock(message.boots, message.time_s, self._now_s())
         return pdu
 
     def _checked(self, pdu: Pdu, request: _Request) -> Pdu:
         if pdu.tag != _RESPONSE:
-            raise _Rejected(f"PDU tag {pdu.tag:#04x} is not a Response")
+            raise Rejected(f"PDU tag {pdu.tag:#04x} is not a Response")
         # with an error status agents may return no varbinds (RFC 3416 section 4.2.1, tooBig)
         if not pdu.names_match and not (pdu.status and not pdu.varbinds):
-            raise _Rejected("the reply is about other OIDs than asked")
+            raise Rejected("the reply is about other OIDs than asked")
         return pdu
 
-    async def _discover(self, usm: _Usm) -> None:
+    async def _discover(self, usm: Usm) -> None:
         """RFC 3414 section 4: learn the engine id."""
         usm.adopt(b"")
         request = _Request(_GET, secrets.randbits(31), (), discovery=True)
@@ -615,3 +491,8 @@ async def _find(loop: asyncio.AbstractEventLoop, host: str, port: int) -> tuple[
             raise DeviceError(f"SNMP host {host} cannot be found: {error.strerror}; check the name") from None
     family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     return family, address
+
+
+def _usm_of(endpoint: SnmpEndpoint) -> Usm:
+    priv_password = endpoint.priv_key.encode() if endpoint.priv else None
+    return Usm(endpoint.user.encode(), endpoint.auth, endpoint.auth_key.encode(), priv_password)

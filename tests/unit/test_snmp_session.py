@@ -2,7 +2,8 @@
 
 import pytest
 
-from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint, SnmpSession, localised_key, password_key
+from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint, SnmpSession
+from rpi_daemon.drivers.pdu.usm import localised_key, password_key
 from rpi_daemon.errors import ConfigError
 
 

@@ -1,0 +1,145 @@
+"""The user's side of SNMPv3's User-based Security Model (RFC 3414, 3826, 7860): keys, the engine's clock, protection."""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+
+from cryptography.hazmat.decrepit.ciphers.modes import CFB
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+
+from rpi_daemon._fastpath.core import V3Message, Varbind, encode_scoped, encode_v3
+
+AUTH = 1
+PRIV = 2
+_REPORTABLE = 4
+
+DIGESTS = {"SHA-1": ("sha1", 12), "SHA-256": ("sha256", 24), "SHA-512": ("sha512", 48)}  # octets sent: RFC 3414, 7860
+
+_GET = 0xA0
+_TIME_WINDOW_S = 150  # RFC 3414 section 2.2.3
+_BOOTS_LATCHED = 0x7FFFFFFF
+
+
+class Rejected(Exception):
+    """A well-formed message that must not be believed; the text says why."""
+
+
+def password_key(digest: str, password: bytes) -> bytes:
+    """RFC 3414 A.2: the digest of 2**20 octets of the repeated password; takes milliseconds, on purpose."""
+    repeats, rest = divmod(1 << 20, len(password))
+    return hashlib.new(digest, password * repeats + password[:rest]).digest()
+
+
+def localised_key(digest: str, key: bytes, engine_id: bytes) -> bytes:
+    """RFC 3414 A.2: a key that is good at one engine only."""
+    return hashlib.new(digest, key + engine_id + key).digest()
+
+
+class Usm:
+    """One user at one authoritative engine. `auth` is a key of DIGESTS or None, `priv_password` None for no privacy.
+
+    Passwords become keys here, which takes some milliseconds of CPU; localised keys are kept for the engine in use.
+    Time is the caller's monotonic clock, in seconds."""
+
+    def __init__(self, user: bytes, auth: str | None, auth_password: bytes, priv_password: bytes | None) -> None:
+        self.user = user
+        self.flags = 0
+        self._digest, self._digest_octets = "", 0
+        self._auth_master = self._priv_master = b""
+        if auth is not None:
+            self.flags = AUTH
+            self._digest, self._digest_octets = DIGESTS[auth]
+            self._auth_master = password_key(self._digest, auth_password)
+            if priv_password is not None:
+                self.flags |= PRIV
+                self._priv_master = password_key(self._digest, priv_password)
+        self._localised_for: bytes | None = None
+        self._auth_key = b""
+        self._cipher_key = AES(bytes(16))
+        self._salt = secrets.randbits(64)
+        self.adopt(b"")
+
+    def adopt(self, engine_id: bytes) -> None:
+        """Speak with this engine from now on; its clock is unknown."""
+        self.engine_id = engine_id
+        self.boots = 0
+        self._engine_minus_caller_s = 0.0
+        self._newest_time_s = 0
+        self._proven = False  # boots and time come from an authentic message
+        if self.flags and engine_id and engine_id != self._localised_for:
+            self._auth_key = localised_key(self._digest, self._auth_master, engine_id)
+            if self.flags & PRIV:
+                self._cipher_key = AES(localised_key(self._digest, self._priv_master, engine_id)[:16])
+            self._localised_for = engine_id
+
+    def guess_clock(self, boots: int, time_s: int, now_s: float) -> None:
+        """Take the engine's word for its clock, unauthenticated: good for asking, its answer must still prove it."""
+        self._set_clock(max(boots, self.boots) if self._proven else boots, time_s, now_s)
+
+    def _set_clock(self, boots: int, time_s: int, now_s: float) -> None:
+        self.boots = boots
+        self._engine_minus_caller_s = time_s - now_s
+
+    def engine_time_s(self, now_s: float) -> int:
+        return max(0, int(now_s + self._engine_minus_caller_s)) & 0x7FFFFFFF
+
+    def discover(self, message_id: int, request_id: int) -> bytearray:
+        """The message that makes an engine name itself (RFC 3414 section 4)."""
+        scoped = encode_scoped(b"", b"", _GET, request_id, ())
+        return encode_v3(message_id, _REPORTABLE, b"", 0, 0, b"", 0, b"", scoped)[0]
+
+    def protect(
+        self, message_id: int, pdu_tag: int, request_id: int, varbinds: Sequence[str | Varbind], now_s: float
+    ) -> bytearray:
+        """A request at the user's level, RFC 3414 section 3.1."""
+        scoped = encode_scoped(self.engine_id, b"", pdu_tag, request_id, varbinds)
+        flags = self.flags | _REPORTABLE
+        if not self.flags:
+            return encode_v3(message_id, flags, self.engine_id, 0, 0, self.user, 0, b"", scoped)[0]
+        time_s = self.engine_time_s(now_s)
+        salt = b""
+        if self.flags & PRIV:
+            self._salt = (self._salt + 1) & 0xFFFFFFFFFFFFFFFF
+            salt = self._salt.to_bytes(8, "big")
+            scoped = Cipher(self._cipher_key, CFB(_iv(self.boots, time_s, salt))).encryptor().update(scoped)
+        n = self._digest_octets
+        message, at = encode_v3(message_id, flags, self.engine_id, self.boots, time_s, self.user, n, salt, scoped)
+        message[at : at + n] = hmac.digest(self._auth_key, message, self._digest)[:n]
+        return message
+
+    def unwrap(self, data: bytes, message: V3Message, now_s: float) -> bytes:
+        """The plain scoped PDU of an authentic, timely message to us, RFC 3414 section 3.2; raises Rejected.
+
+        `message` is decode_v3(data), with its authentication flag set. Moves our notion of the engine's clock forward."""
+        if message.engine_id != self.engine_id or message.user != self.user or message.flags & PRIV & ~self.flags:
+            raise Rejected("the reply is from another engine or user than asked")
+        n = self._digest_octets
+        unsigned = bytearray(data)
+        unsigned[message.auth_offset : message.auth_offset + n] = bytes(n)
+        if n == 0 or not hmac.compare_digest(
+            hmac.digest(self._auth_key, unsigned, self._digest)[:n], message.auth_params
+        ):
+            raise Rejected("the reply's digest is wrong: forged, damaged, or the agent has another key")
+        if not self._in_window(message.boots, message.time_s, now_s):
+            raise Rejected("the reply is outside the time window: replayed, or the agent's clock went back")
+        if not message.flags & PRIV:
+            return message.scoped
+        if len(message.priv_params) != 8:
+            raise Rejected("the reply has no salt of 8 octets")
+        iv = _iv(message.boots, message.time_s, message.priv_params)
+        return Cipher(self._cipher_key, CFB(iv)).decryptor().update(message.scoped)
+
+    def _in_window(self, boots: int, time_s: int, now_s: float) -> bool:
+        """RFC 3414 section 3.2 step 7b, for an authentic message."""
+        if not self._proven or boots > self.boots or (boots == self.boots and time_s > self._newest_time_s):
+            self._set_clock(boots, time_s, now_s)
+            self._newest_time_s = time_s
+            self._proven = True
+        return boots != _BOOTS_LATCHED and boots == self.boots and time_s >= self.engine_time_s(now_s) - _TIME_WINDOW_S
+
+
+def _iv(boots: int, time_s: int, salt: bytes) -> bytes:
+    """RFC 3826 section 3.1.2.1."""
+    return boots.to_bytes(4, "big") + time_s.to_bytes(4, "big") + salt
