@@ -37,7 +37,8 @@ typedef struct {
     int32_t counts[];   /* one per channel; padded with a zero to a whole word */
 } rpi_scan;
 
-#define RPI_SCAN_SATURATED 1u
+#define RPI_SCAN_SATURATED 1u /* some count is a saturation code */
+#define RPI_SCAN_FAULT 2u     /* some count is the channel-fault code */
 
 typedef struct {
     _Atomic uint64_t magic; /* written last: whoever sees it sees the rest */
