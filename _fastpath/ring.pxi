@@ -41,6 +41,11 @@ cdef extern from "spsc.h" nogil:
     int rpi_ring_intact(const rpi_ring *ring, uint64_t first)
     int rpi_ring_read(const rpi_ring *ring, uint64_t index, void *out)
     uint64_t rpi_ring_missing(const rpi_ring *ring, uint64_t first, uint64_t n)
+    ctypedef struct rpi_reader:
+        const rpi_ring *ring
+        uint64_t next
+        uint64_t lost
+    int rpi_reader_take(rpi_reader *reader, void *out)
 
 
 cdef str _ring_fault(int fault, void *memory, Py_ssize_t n_bytes):
@@ -179,3 +184,34 @@ cdef class Ring:
         if counts.shape[0] != self.ring.n_channels:
             raise ValueError(f"{counts.shape[0]} counts for {self.ring.n_channels} channels")
         rpi_ring_push(&self.ring, index, t_mono_ns, ticks, status, flags, &counts[0])
+
+
+cdef class RingReader:
+    """One passive reader, scan by scan from `first` on. `next` - first always equals scans taken + `lost`."""
+    cdef rpi_reader reader
+    cdef Ring ring
+
+    def __cinit__(self, Ring ring not None, uint64_t first=0):
+        self.ring = ring
+        self.reader.ring = &ring.ring
+        self.reader.next = first
+
+    @property
+    def next(self):
+        """Index of the scan to take next."""
+        return self.reader.next
+
+    @property
+    def lost(self):
+        """Scans passed over: never written, or overwritten before they were taken."""
+        return self.reader.lost
+
+    def take(self, uint64_t most):
+        """Copies of the next scans that are there, `most` at most: [m] as in `Ring.scans`, empty when caught up."""
+        scans = _np.zeros(most, self.ring.scans.dtype)
+        cdef uint8_t[::1] out = scans.view(_np.uint8)
+        cdef uint64_t taken = 0
+        with nogil:
+            while taken < most and rpi_reader_take(&self.reader, &out[taken * self.ring.ring.slot_bytes]):
+                taken += 1
+        return scans[:taken]

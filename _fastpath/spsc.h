@@ -169,13 +169,17 @@ static inline int32_t rpi_scan_count(const rpi_scan *scan, uint32_t channel) {
     return __atomic_load_n(&scan->counts[channel], __ATOMIC_RELAXED);
 }
 
+static inline void rpi_scan_copy(const rpi_ring *ring, const rpi_scan *scan, void *out) {
+    const rpi_word *from = (const rpi_word *)(const void *)scan;
+    rpi_word *to = (rpi_word *)out;
+    for (uint64_t i = 0; i < ring->slot_bytes / 8; i++) to[i] = __atomic_load_n(from + i, __ATOMIC_RELAXED);
+}
+
 /* Copy of one scan (slot_bytes at `out`, aligned to 8). 0 if it is missing, not yet there, or was overwritten. */
 static inline int rpi_ring_read(const rpi_ring *ring, uint64_t index, void *out) {
-    const rpi_word *from = (const rpi_word *)(const void *)rpi_ring_slot(ring, index);
-    rpi_word *to = (rpi_word *)out;
     if (index >= rpi_ring_head(ring)) return 0;
-    for (uint64_t i = 0; i < ring->slot_bytes / 8; i++) to[i] = __atomic_load_n(from + i, __ATOMIC_RELAXED);
-    return to[0] == index && rpi_ring_intact(ring, index);
+    rpi_scan_copy(ring, rpi_ring_slot(ring, index), out);
+    return ((const rpi_scan *)out)->index == index && rpi_ring_intact(ring, index);
 }
 
 /* How many of the scans first .. first + n - 1 are not in the ring (lost, overwritten, or not yet there). */
@@ -213,6 +217,15 @@ static inline int rpi_reader_pop(rpi_reader *reader) {
     reader->next++;
     reader->lost += !intact;
     return intact;
+}
+
+/* Front, copy, pop, until a scan came through whole. 0: caught up. */
+static inline int rpi_reader_take(rpi_reader *reader, void *out) {
+    for (const rpi_scan *scan; (scan = rpi_reader_front(reader));) {
+        rpi_scan_copy(reader->ring, scan, out);
+        if (rpi_reader_pop(reader)) return 1;
+    }
+    return 0;
 }
 
 #endif
