@@ -1,0 +1,129 @@
+"""One forecast tick, streamed, against the same network run over a 200-step window at every tick."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from common import median_ratio, parse_arguments, report
+from onnx import helper, numpy_helper
+
+from rpi_daemon.models.baseline import Ewma, Persistence, Ridge
+from rpi_daemon.models.forecaster import SHIPPED, ForecasterStack, LstmForecaster, baselines
+from rpi_daemon.models.inputs import N_COLUMNS, InputStream
+from rpi_daemon.models.manifest import LoadedModel, load_model, open_session
+from rpi_daemon.records import TICK_NS, ForecastInput
+
+WINDOW = 200
+SIZES = (8, 48, 256, 1024)
+ROUNDS = 60  # interleaved: a slow moment of the machine hits both
+TICKS_PER_ROUND = 10
+
+
+def ticks_of(n: int, count: int) -> list[ForecastInput]:
+    """Bursts of different period and phase with a little noise."""
+    rng = np.random.default_rng(1)
+    period = rng.integers(60, 300, n)
+    made = []
+    for k in range(count):
+        power_w = 150.0 + 250.0 * (k % period < period // 3) + rng.normal(0.0, 2.0, n)
+        nothing = np.zeros((n, 4))
+        made.append(
+            ForecastInput(
+                t_mono_ns=k * TICK_NS,
+                t_utc_s=1.7e9 + 0.1 * k,
+                power_w=power_w,
+                peak_w=np.full(n, np.nan),
+                step_w=np.zeros(n),
+                valid=np.ones(n, np.bool_),
+                rating_w=np.full(n, 600.0),
+                planned_w=np.zeros((n, 5)),
+                telemetry=nothing,
+                telemetry_mask=nothing,
+            )
+        )
+    return made
+
+
+def window_model(model: LoadedModel) -> bytes:
+    """The same weights over a whole window: columns [200, N, F] in, the last step's outputs out."""
+    graph = onnx.load_model_from_string((model.path / "model.onnx").read_bytes()).graph
+    weights = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+    last = numpy_helper.from_array(np.array([WINDOW - 1], np.int64), "last")
+    nodes = [
+        helper.make_node("LSTM", ["x", "W", "R", "B"], ["", "h"], hidden_size=model.hidden),
+        helper.make_node("Squeeze", ["h", "axis"], ["state"]),
+        helper.make_node("Gather", ["x", "last"], ["newest"], axis=0),
+        helper.make_node("Squeeze", ["newest", "axis"], ["columns"]),
+        helper.make_node("Concat", ["state", "columns"], ["read"], axis=1),
+        helper.make_node("Gemm", ["read", "V", "a"], ["y"], transB=1),
+    ]
+    value = helper.make_tensor_value_info
+    window = helper.make_graph(
+        nodes,
+        "window",
+        [value("x", onnx.TensorProto.FLOAT, [WINDOW, "N", N_COLUMNS])],
+        [value("y", onnx.TensorProto.FLOAT, ["N", weights["a"].size])],
+        [*graph.initializer, last],
+    )
+    made = helper.make_model(window, opset_imports=[helper.make_opsetid("", 17)])
+    made.ir_version = 8
+    return bytes(made.SerializeToString())
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    begin = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def measure(n: int, model: LoadedModel) -> tuple[dict[str, object], float]:
+    """A row for n outlets, and window / streamed network step."""
+    ticks = ticks_of(n, WINDOW + ROUNDS * TICKS_PER_ROUND)
+    forecaster, stream = LstmForecaster(model, n), InputStream(n)
+    stack = ForecasterStack(LstmForecaster(model, n), baselines(n))
+    singles = {f.name: f for f in (Persistence(n), Ewma(n), Ridge(n))}
+    window = open_session(window_model(model))
+    columns = np.zeros((WINDOW, n, N_COLUMNS), np.float32)
+    h = c = np.zeros((1, n, model.hidden), np.float32)
+    for k, x in enumerate(ticks[:WINDOW]):
+        forecaster.step(x)
+        stack.step(x)
+        columns[k] = stream.step(x).columns
+        model.run(columns[k], h, c)
+    took: dict[str, list[float]] = {name: [] for name in ("tick", "network", "stack", "window", *singles)}
+    network_rounds = []
+    for k, x in enumerate(ticks[WINDOW:]):
+        took["tick"].append(milliseconds(lambda x=x: forecaster.step(x)))
+        took["network"].append(milliseconds(lambda: model.run(columns[0], h, c)))
+        took["stack"].append(milliseconds(lambda x=x: stack.step(x)))
+        for name, single in singles.items():
+            took[name].append(milliseconds(lambda x=x, single=single: single.step(x)))
+        if k % TICKS_PER_ROUND == TICKS_PER_ROUND - 1:
+            took["window"].append(milliseconds(lambda: window.run(None, {"x": columns})))
+            network_rounds.append(float(np.median(took["network"][-TICKS_PER_ROUND:])))
+    ratio = median_ratio(took["window"], network_rounds)
+    row: dict[str, object] = {"outlets": n}
+    for name, values in took.items():
+        row[f"{name}_ms_p50"] = round(float(np.percentile(values, 50)), 4)
+    row["tick_ms_p99"] = round(float(np.percentile(took["tick"], 99)), 4)
+    row["window_per_network_step"] = round(ratio, 1)
+    row["window_per_tick"] = round(float(row["window_ms_p50"]) / float(row["tick_ms_p50"]), 1)  # type: ignore[arg-type]
+    return row, ratio
+
+
+def main() -> None:
+    """Measure each size; the ratio reported is that of 48 outlets."""
+    arguments = parse_arguments(__doc__)
+    model = load_model(SHIPPED)
+    rows, ratios = [], {}
+    for n in SIZES:
+        row, ratio = measure(n, model)
+        rows.append(row)
+        ratios[n] = ratio
+    report("forecast", rows, {"vs_window": ratios[48]}, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

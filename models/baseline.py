@@ -1,0 +1,194 @@
+"""The yardsticks that are always there: persistence, moving average, ridge; bands from their own recent errors."""
+
+from typing import Final
+
+import numpy as np
+
+from rpi_daemon.records import HORIZONS_S, QUANTILES, TICK_NS, BoolArray, FloatArray, Forecast, ForecastInput
+
+HOLD_TICKS: Final = 5  # a last reading older than this is no reading
+TICKS_PER_S: Final = 10
+_H: Final = len(HORIZONS_S)
+_SPAN: Final = _H * TICKS_PER_S
+_QUANTILES: Final = np.array(QUANTILES)
+_QUANTILE_STEP: Final = 0.03  # of the typical error, per tick
+_TYPICAL_DECAY: Final = 0.01
+_START_BAND: Final = 0.01  # of the rating: the typical error before any was seen
+
+
+def ordered(value_w: FloatArray, running_max_w: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Make quantiles non-decreasing, and running maxima also along horizons and never below the value; [n, 5, 3] W."""
+    value_w = np.maximum.accumulate(np.maximum(value_w, 0.0), axis=2)
+    running_max_w = np.maximum(np.maximum.accumulate(running_max_w, axis=2), value_w)
+    return value_w, np.maximum.accumulate(running_max_w, axis=1)
+
+
+class _Baseline:
+    """A point forecast per outlet and horizon, and quantiles of its errors tracked live.
+
+    Announced work is added to the point. Each quantile moves up when it was passed and down when it was not, in steps
+    of the typical error (Koenker and Bassett 1978, by stochastic sub-gradient). A row is NaN without a recent reading.
+    """
+
+    name = ""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._points = np.full((_SPAN, n, _H), np.nan)  # by the tick they were made in
+        self._recent_w = np.full((_SPAN, n), np.nan)
+        self._last_w = np.full(n, np.nan)
+        self._gap = np.zeros(n, np.int64)
+        self._tick = 0
+        self._t_mono_ns: int | None = None
+        self._errors = np.zeros((2, n, _H, 1))  # value, running maximum
+        self._bands = np.zeros((2, n, _H, len(QUANTILES)))
+        self._typical = np.full((2, n, _H, 1), np.nan)
+        self._made_at = np.arange(1, _H + 1) * TICKS_PER_S
+        self._horizon = np.arange(_H)
+
+    def reset(self, outlets: BoolArray | None = None) -> None:
+        """Forget these outlets (all by default)."""
+        rows = slice(None) if outlets is None else outlets
+        self._points[:, rows] = np.nan
+        self._recent_w[:, rows] = np.nan
+        self._last_w[rows] = np.nan
+        self._bands[:, rows] = 0.0
+        self._typical[:, rows] = np.nan
+        self._begin(rows)
+
+    def step(self, x: ForecastInput) -> Forecast:
+        """Take one tick in and forecast; call once for each."""
+        if self._t_mono_ns is not None and x.t_mono_ns - self._t_mono_ns > (HOLD_TICKS + 1) * TICK_NS:
+            self.reset()
+        self._t_mono_ns = x.t_mono_ns
+        live = x.valid & np.isfinite(x.power_w)
+        self._gap = np.where(live, 0, self._gap + 1)
+        lost = (self._gap > HOLD_TICKS) & np.isfinite(self._last_w)
+        if lost.any():
+            self.reset(lost)
+        self._last_w = np.where(live, x.power_w, self._last_w)
+        planned_w = np.nan_to_num(x.planned_w)
+        self._learn_bands(np.where(live, x.power_w, np.nan), x.rating_w)
+        point_w = self._point(self._last_w, live, planned_w) + planned_w
+        self._points[self._tick % _SPAN] = point_w
+        self._tick += 1
+        bands = self._bands
+        value_w, running_max_w = ordered(
+            point_w[:, :, None] + bands[0], np.maximum.accumulate(point_w, axis=1)[:, :, None] + bands[1]
+        )
+        return Forecast(x.t_mono_ns, value_w, running_max_w, (self.name,) * self._n)
+
+    def _begin(self, rows: BoolArray | slice) -> None:
+        """Forget what the point forecast carries for these rows."""
+
+    def _point(self, last_w: FloatArray, live: BoolArray, planned_w: FloatArray) -> FloatArray:
+        """Forecast of the value without the announced work, [n, 5] W."""
+        raise NotImplementedError
+
+    def _learn_bands(self, power_w: FloatArray, rating_w: FloatArray) -> None:
+        recent = self._recent_w
+        recent[self._tick % _SPAN] = power_w
+        order = (self._tick - np.arange(_SPAN)) % _SPAN  # newest first
+        highest = np.maximum.accumulate(recent[order].reshape(_H, TICKS_PER_S, self._n).max(1), axis=0).T
+        points = self._points[(self._tick - self._made_at) % _SPAN, :, self._horizon].T
+        past = self._points[(self._tick - self._made_at) % _SPAN]  # [horizon, n, horizon]: all points of each making
+        past_max = np.maximum.accumulate(past, axis=2)[self._horizon, :, self._horizon].T
+        self._errors[0, :, :, 0] = power_w[:, None] - points
+        self._errors[1, :, :, 0] = highest - past_max
+        known = np.isfinite(self._errors)
+        size = np.abs(self._errors)
+        floor = _START_BAND * rating_w[None, :, None, None]
+        begun = np.where(np.isnan(self._typical), floor, self._typical)
+        self._typical = np.where(known, begun + _TYPICAL_DECAY * (size - begun), begun)
+        move = _QUANTILES - (self._errors < self._bands)
+        self._bands += np.where(known, _QUANTILE_STEP * self._typical * move, 0.0)
+
+
+class Persistence(_Baseline):
+    """It stays as it is."""
+
+    name = "persistence"
+
+    def _point(self, last_w: FloatArray, live: BoolArray, planned_w: FloatArray) -> FloatArray:
+        return np.repeat(last_w[:, None], _H, axis=1)
+
+
+class Ewma(_Baseline):
+    """It returns to its exponentially weighted mean of the last seconds."""
+
+    name = "ewma"
+
+    def __init__(self, n: int, tau_s: float = 3.0) -> None:
+        super().__init__(n)
+        self._decay = 1.0 / (tau_s * TICKS_PER_S)
+        self._mean_w = np.full(n, np.nan)
+
+    def _begin(self, rows: BoolArray | slice) -> None:
+        self._mean_w[rows] = np.nan
+
+    def _point(self, last_w: FloatArray, live: BoolArray, planned_w: FloatArray) -> FloatArray:
+        mean_w = np.where(np.isnan(self._mean_w), last_w, self._mean_w)
+        self._mean_w = np.where(live, mean_w + self._decay * (last_w - mean_w), mean_w)
+        return np.repeat(self._mean_w[:, None], _H, axis=1)
+
+
+class Ridge(_Baseline):
+    """Ridge regression of the change to each horizon on four lags and means, closed form, per outlet, learning live.
+
+    Normal equations are kept with an exponential memory and each horizon is solved once every 2.5 s.
+    """
+
+    name = "ridge"
+    _LAGS = 4
+    _MEMORY = 0.998  # per update; each horizon is updated twice a second
+    _SHRINK = 1e-2
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self._means_w = np.full((3, n), np.nan)
+        self._decay = np.array([[1 / 10.0], [1 / 50.0], [1 / 300.0]])
+        self._inputs = np.full((_SPAN + 1, n, self._LAGS), np.nan)
+        self._base_w = np.full((_SPAN + 1, n), np.nan)
+        self._planned_w = np.zeros((_SPAN + 1, n, _H))
+        self._gram = np.zeros((_H, n, self._LAGS, self._LAGS))
+        self._moment = np.zeros((_H, n, self._LAGS))
+        self._weights = np.zeros((_H, n, self._LAGS))
+
+    def _begin(self, rows: BoolArray | slice) -> None:
+        self._means_w[:, rows] = np.nan
+        self._inputs[:, rows] = np.nan
+        self._base_w[:, rows] = np.nan
+        self._gram[:, rows] = 0.0
+        self._moment[:, rows] = 0.0
+        self._weights[:, rows] = 0.0
+
+    def _point(self, last_w: FloatArray, live: BoolArray, planned_w: FloatArray) -> FloatArray:
+        means = np.where(np.isnan(self._means_w), last_w, self._means_w)
+        self._means_w = means + self._decay * np.where(live, last_w - means, 0.0)
+        place = self._tick % (_SPAN + 1)
+        before = self._base_w[(self._tick - TICKS_PER_S) % (_SPAN + 1)]
+        inputs = self._inputs[place]
+        inputs[:, :3] = (last_w - self._means_w).T
+        inputs[:, 3] = np.where(np.isnan(before), 0.0, last_w - before)
+        self._base_w[place] = last_w
+        self._planned_w[place] = planned_w
+        self._learn(self._tick % _H, np.where(live, last_w, np.nan))
+        change_w: FloatArray = np.einsum("hnk,nk->nh", self._weights, inputs)
+        return last_w[:, None] + change_w
+
+    def _learn(self, horizon: int, power_w: FloatArray) -> None:
+        made = (self._tick - (horizon + 1) * TICKS_PER_S) % (_SPAN + 1)
+        inputs = self._inputs[made]
+        change = power_w - self._base_w[made] - self._planned_w[made, :, horizon]
+        known = np.isfinite(change) & np.isfinite(inputs).all(1)
+        inputs, change = np.where(known[:, None], inputs, 0.0), np.where(known, change, 0.0)
+        gram, moment = self._gram[horizon], self._moment[horizon]
+        memory = np.where(known, self._MEMORY, 1.0)
+        gram *= memory[:, None, None]
+        gram += inputs[:, :, None] * inputs[:, None, :]
+        moment *= memory[:, None]
+        moment += inputs * change[:, None]
+        if self._tick % (_H * _H) // _H == horizon:
+            size = np.trace(gram, axis1=1, axis2=2)[:, None, None]
+            system = gram + (self._SHRINK * size + 1e-6) * np.eye(self._LAGS)
+            self._weights[horizon] = np.linalg.solve(system, moment[:, :, None])[:, :, 0]

@@ -1,0 +1,245 @@
+"""Forecasters by name: the streaming LSTM, and the stack that falls back per outlet when its answer cannot be used."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rpi_daemon.clock import Clock, SystemClock
+from rpi_daemon.errors import ModelError
+from rpi_daemon.models.baseline import Ewma, Persistence, Ridge, ordered
+from rpi_daemon.models.inputs import Inputs, InputStream
+from rpi_daemon.models.manifest import LoadedModel, load_model
+from rpi_daemon.records import HORIZONS_S, QUANTILES, BoolArray, Forecast, ForecastInput
+
+Float32 = NDArray[np.float32]
+
+SHIPPED: Final = Path(__file__).parent / "shipped"
+NO_FORECAST: Final = "none"
+PRIME_LENGTH: Final = 200  # ticks that a new model is run over before it takes over
+PRIME_STEPS_PER_TICK: Final = 5
+UPPER_BOUND: Final = 1.5  # of the rating, or of the present draw where that is larger
+LATE_NS: Final = 50_000_000  # an answer that took longer than half a tick
+LATE_IN_A_ROW: Final = 3
+REST_TICKS: Final = 100  # after that many late answers the primary is left alone for this long
+_SHAPE: Final = (2, len(HORIZONS_S), len(QUANTILES))
+
+
+class Forecaster(Protocol):
+    """Called once per tick with every outlet; a row it has no answer for is NaN."""
+
+    name: str
+
+    def step(self, x: ForecastInput) -> Forecast:
+        """Take one tick in and forecast. Raises ModelError when it cannot go on."""
+
+    def reset(self, outlets: BoolArray | None = None) -> None:
+        """Forget what was seen of these outlets (all by default)."""
+
+
+class _State:
+    """A model with its hidden state for n outlets."""
+
+    def __init__(self, model: LoadedModel, n: int) -> None:
+        self.model = model
+        self._h = np.zeros((1, n, model.hidden), np.float32)
+        self._c = np.zeros_like(self._h)
+
+    def step(self, columns: Float32, restarted: BoolArray, live: BoolArray) -> Float32:
+        """One 100 ms step; outlets without a reading keep their state. Returns outputs [n, 30] in scales."""
+        if restarted.any():
+            self._h[:, restarted] = 0.0
+            self._c[:, restarted] = 0.0
+        y, h, c = self.model.run(columns, self._h, self._c)
+        if live.all():
+            self._h, self._c = h, c
+        else:
+            self._h[:, live] = h[:, live]
+            self._c[:, live] = c[:, live]
+        return y
+
+
+class LstmForecaster:
+    """One LSTM for all outlets (batch = outlets), run as a stream: one 100 ms step per tick.
+
+    An outlet begins afresh after a gap of more than 0.5 s and answers NaN until it was primed with 5 readings. The 0.99
+    quantile of the running maximum never lies below the present draw plus the announced work.
+    """
+
+    name = "lstm"
+
+    def __init__(self, model: LoadedModel | str | Path, n: int) -> None:
+        self._n = n
+        self._inputs = InputStream(n)
+        self._state = _State(model if isinstance(model, LoadedModel) else load_model(model), n)
+        self._past: list[Inputs] = []  # newest last, at most PRIME_LENGTH
+        self._candidate: _State | None = None
+        self._primed = 0  # of _past, by the candidate
+
+    @property
+    def model(self) -> LoadedModel:
+        """The model that answers now."""
+        return self._state.model
+
+    @property
+    def priming(self) -> bool:
+        """A new model is being run over the past beside the present one."""
+        return self._candidate is not None
+
+    def swap(self, model: LoadedModel) -> None:
+        """Let `model` take over once it has been run over the last 20 s, at most 5 steps per tick."""
+        self._candidate = _State(model, self._n)
+        self._primed = 0
+
+    def reset(self, outlets: BoolArray | None = None) -> None:
+        """Begin these outlets (all by default) afresh."""
+        self._inputs.reset(outlets)
+
+    def step(self, x: ForecastInput) -> Forecast:
+        """One step of the network. Raises ModelError when onnxruntime fails."""
+        seen = self._inputs.step(x)
+        self._remember(seen)
+        self._prime()
+        y = self._state.step(seen.columns, seen.restarted, seen.live)
+        change_w = y.reshape(self._n, *_SHAPE) * seen.scale_w[:, None, None, None]
+        change_w[~seen.ready] = np.nan
+        quantile_w = change_w + seen.base_w[:, None, None, None]
+        announced_w = seen.base_w[:, None] + np.maximum.accumulate(np.nan_to_num(x.planned_w), axis=1)
+        quantile_w[:, 1, :, -1] = np.maximum(quantile_w[:, 1, :, -1], announced_w)
+        value_w, running_max_w = ordered(quantile_w[:, 0], quantile_w[:, 1])
+        return Forecast(x.t_mono_ns, value_w, running_max_w, (self.name,) * self._n)
+
+    def _remember(self, seen: Inputs) -> None:
+        self._past.append(seen)
+        if len(self._past) > PRIME_LENGTH:
+            del self._past[0]
+            self._primed = max(0, self._primed - 1)
+
+    def _prime(self) -> None:
+        if self._candidate is None:
+            return
+        waiting = self._past[self._primed : -1][:PRIME_STEPS_PER_TICK]
+        for past in waiting:
+            self._candidate.step(past.columns, past.restarted, past.live)
+        self._primed += len(waiting)
+        if self._primed == len(self._past) - 1:
+            self._state, self._candidate = self._candidate, None
+
+
+class ForecasterStack:
+    """The primary's answer where it can be used, per outlet, else the first fall-back that has one.
+
+    Not usable: the primary raised ModelError, gave an old answer or took more than half a tick, a number is not finite
+    or lies out of physical bounds (0 to 1.5 x the rating or the present draw). Every member steps at every tick, so that
+    a fall-back is warm. A row that nobody can answer is NaN with the source "none".
+    """
+
+    name = "stack"
+
+    def __init__(self, primary: Forecaster | None, fallbacks: Sequence[Forecaster], clock: Clock | None = None) -> None:
+        self._primary = primary
+        self._fallbacks = tuple(fallbacks)
+        self._clock = clock or SystemClock()
+        self._late_in_a_row = 0
+        self._rest = 0
+        self._reason = ""
+        self._counts = {f.name: 0 for f in (*((primary,) if primary else ()), *fallbacks)} | {NO_FORECAST: 0}
+        self._latest: dict[str, Forecast] = {}
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Outlet ticks answered, by forecaster."""
+        return self._counts
+
+    @property
+    def latest(self) -> Mapping[str, Forecast]:
+        """What each member said in the newest tick, for scores."""
+        return self._latest
+
+    @property
+    def reason(self) -> str:
+        """Why the primary was not used in the newest tick; empty when it was."""
+        return self._reason
+
+    def reset(self, outlets: BoolArray | None = None) -> None:
+        """Every member forgets these outlets (all by default)."""
+        for member in (*((self._primary,) if self._primary else ()), *self._fallbacks):
+            member.reset(outlets)
+
+    def step(self, x: ForecastInput) -> Forecast:
+        """One tick of every member, and the choice."""
+        self._latest = {}
+        answers = [self._ask_primary(x), *(f.step(x) for f in self._fallbacks)]
+        n = len(x.power_w)
+        value_w = np.full((n, *_SHAPE[1:]), np.nan)
+        running_max_w = np.full_like(value_w, np.nan)
+        chosen = np.full(n, -1)
+        names: list[str] = []
+        for answer in answers:
+            if answer is None:
+                continue
+            name = answer.source[0] if answer.source else NO_FORECAST
+            self._latest[name] = answer
+            names.append(name)
+            take = (chosen < 0) & usable(answer, x)
+            value_w[take] = answer.value_w[take]
+            running_max_w[take] = answer.running_max_w[take]
+            chosen[take] = len(names) - 1
+            self._counts[name] += int(take.sum())
+        self._counts[NO_FORECAST] += int((chosen < 0).sum())
+        names.append(NO_FORECAST)  # chosen == -1
+        return Forecast(x.t_mono_ns, value_w, running_max_w, tuple(names[k] for k in chosen))
+
+    def _ask_primary(self, x: ForecastInput) -> Forecast | None:
+        if self._primary is None:
+            self._reason = "no model"
+            return None
+        if self._rest > 0:
+            self._rest -= 1
+            if self._rest == 0:
+                self._primary.reset()
+            return None
+        begin_ns = self._clock.mono_ns()
+        try:
+            answer = self._primary.step(x)
+        except ModelError as error:
+            self._reason = str(error)
+            return None
+        took_ns = self._clock.mono_ns() - begin_ns
+        if answer.t_mono_ns == x.t_mono_ns and took_ns <= LATE_NS:
+            self._late_in_a_row = 0
+            self._reason = ""
+            return answer
+        self._reason = f"late: {took_ns / 1e6:.0f} ms"
+        self._late_in_a_row += 1
+        if self._late_in_a_row == LATE_IN_A_ROW:
+            self._late_in_a_row = 0
+            self._rest = REST_TICKS
+        return None
+
+
+def usable(answer: Forecast, x: ForecastInput) -> BoolArray:
+    """Which rows are finite and within physical bounds; [n]."""
+    present_w = np.nan_to_num(x.power_w)
+    high_w = UPPER_BOUND * np.maximum(x.rating_w, present_w)
+    high_w = high_w + np.maximum(np.nan_to_num(x.planned_w).max(1), 0.0)
+    inside = np.ones(len(present_w), np.bool_)
+    for quantile_w in (answer.value_w, answer.running_max_w):
+        lowest, highest = quantile_w.min((1, 2)), quantile_w.max((1, 2))
+        inside &= (lowest >= 0.0) & (highest <= high_w)  # NaN compares false
+    return inside
+
+
+def default_stack(
+    n: int, model: LoadedModel | str | Path | None = SHIPPED, clock: Clock | None = None
+) -> ForecasterStack:
+    """LSTM first, then ridge, ewma, persistence; `model=None` goes without. Raises ModelError for a refused model."""
+    primary = None if model is None else LstmForecaster(model, n)
+    return ForecasterStack(primary, baselines(n), clock)
+
+
+def baselines(n: int) -> tuple[Forecaster, ...]:
+    """The fall-backs that are always there, best first."""
+    return (Ridge(n), Ewma(n), Persistence(n))

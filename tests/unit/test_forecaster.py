@@ -1,0 +1,292 @@
+"""Forecasters on signals whose future is known, and the stack's choice when an answer cannot be used."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rpi_daemon.clock import ManualClock
+from rpi_daemon.errors import ModelError
+from rpi_daemon.models.baseline import Ewma, Persistence, Ridge
+from rpi_daemon.models.forecaster import (
+    REST_TICKS,
+    SHIPPED,
+    Forecaster,
+    ForecasterStack,
+    LstmForecaster,
+    baselines,
+    default_stack,
+)
+from rpi_daemon.models.manifest import LoadedModel, load_model
+from rpi_daemon.records import TICK_NS, BoolArray, FloatArray, Forecast, ForecastInput
+
+RATING_W = 600.0
+
+
+def tick(k: int, power_w: FloatArray, planned_w: FloatArray | None = None) -> ForecastInput:
+    n = len(power_w)
+    return ForecastInput(
+        t_mono_ns=k * TICK_NS,
+        t_utc_s=1.7e9 + 0.1 * k,
+        power_w=power_w,
+        peak_w=np.full(n, np.nan),
+        step_w=np.zeros(n),
+        valid=np.isfinite(power_w),
+        rating_w=np.full(n, RATING_W),
+        planned_w=np.zeros((n, 5)) if planned_w is None else planned_w,
+        telemetry=np.zeros((n, 4)),
+        telemetry_mask=np.zeros((n, 4)),
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return load_model(SHIPPED)
+
+
+def _members(model: LoadedModel, n: int) -> list[Forecaster]:
+    return [LstmForecaster(model, n), *baselines(n)]
+
+
+def _check_ordered(made: Forecast) -> None:
+    assert (np.diff(made.value_w, axis=2) >= 0.0).all()
+    assert (np.diff(made.running_max_w, axis=2) >= 0.0).all()
+    assert (np.diff(made.running_max_w, axis=1) >= 0.0).all()
+    assert (made.running_max_w >= made.value_w).all()
+
+
+def test_quantiles_and_running_maxima_are_ordered_on_a_wild_signal(model: LoadedModel) -> None:
+    rng = np.random.default_rng(1)
+    members = _members(model, 6)
+    power_w = np.full(6, 200.0)
+    for k in range(300):
+        power_w = np.clip(power_w + rng.normal(0.0, 40.0, 6) * (rng.random(6) < 0.1), 0.0, RATING_W)
+        planned_w = rng.normal(0.0, 100.0, (6, 5)) * (rng.random((6, 1)) < 0.05)
+        for member in members:
+            made = member.step(tick(k, power_w, planned_w))
+            assert made.source == (member.name,) * 6
+            if k >= 5:
+                _check_ordered(made)
+
+
+def test_a_flat_load_is_forecast_flat(model: LoadedModel) -> None:
+    rng = np.random.default_rng(2)
+    members = _members(model, 2)
+    for k in range(600):
+        x = tick(k, 300.0 + rng.normal(0.0, 0.5, 2))
+        made = {m.name: m.step(x) for m in members}
+    for name, answer in made.items():
+        assert np.abs(answer.value_w[:, :, 0] - 300.0).max() < 3.0, name
+        assert answer.running_max_w[:, -1, -1].max() < 312.0, name
+
+
+def test_baseline_bands_hold_their_share() -> None:
+    """The 0.9 quantile of a noisy level is passed in one tick of ten, whatever the baseline."""
+    rng = np.random.default_rng(3)
+    level = 200.0 + rng.normal(0.0, 10.0, (4000, 8))
+    for member in (Persistence(8), Ewma(8), Ridge(8)):
+        passed = []
+        for k in range(3990):
+            made = member.step(tick(k, level[k]))
+            if k > 1500:
+                passed.append(level[k + 10] > made.value_w[:, 0, 1])
+        assert np.mean(passed) == pytest.approx(0.1, abs=0.02)
+
+
+def test_ridge_learns_a_ramp_that_persistence_cannot() -> None:
+    ridge, persistence = Ridge(1), Persistence(1)
+    off = {"ridge": 0.0, "persistence": 0.0}
+    power_w = 300.0 + 200.0 * np.sin(2.0 * np.pi * np.arange(1650) / 200.0)
+    for k in range(1600):
+        x = tick(k, power_w[k : k + 1])
+        for member in (ridge, persistence):
+            made = member.step(x)
+            if k > 800:
+                off[member.name] += abs(float(made.value_w[0, 4, 0]) - power_w[k + 50])
+    assert off["ridge"] < 0.3 * off["persistence"]
+
+
+def test_announced_work_raises_every_forecast(model: LoadedModel) -> None:
+    rng = np.random.default_rng(4)
+    members = _members(model, 1)
+    planned_w = np.array([[0.0, 0.0, 250.0, 250.0, 250.0]])
+    for k in range(100):
+        x = tick(k, 150.0 + rng.normal(0.0, 1.0, 1), planned_w if k == 99 else None)
+        made = {m.name: m.step(x) for m in members}
+    for name, answer in made.items():
+        assert answer.running_max_w[0, 2, 2] >= 390.0, name
+        assert answer.running_max_w[0, 0, 0] < 200.0, name
+        assert answer.value_w[0, 4, 0] > 250.0, name
+
+
+def test_lstm_sees_a_burst_coming_after_two_periods(model: LoadedModel) -> None:
+    """Bursts every 15 s: from the third on, the limit is asked for at least 1 s before the rise, in 9 of 10 cases."""
+    rng = np.random.default_rng(5)
+    n, period = 10, 150
+    forecaster = LstmForecaster(model, n)
+    ready = []
+    for k in range(900):
+        phase = (k + 13 * np.arange(n)) % period
+        made = forecaster.step(tick(k, 150.0 + 250.0 * (phase < 40) + rng.normal(0.0, 2.0, n)))
+        asked = (phase == period - 15) & (k > 2 * period + 20)
+        ready.extend(made.running_max_w[asked, -1, -1] > 370.0)
+    assert len(ready) >= 30
+    assert np.mean(ready) >= 0.9
+
+
+def test_lstm_beats_persistence_on_bursts(model: LoadedModel) -> None:
+    rng = np.random.default_rng(6)
+    n, period = 4, 120
+    power_w = 150.0 + 250.0 * ((np.arange(1650)[:, None] + 29 * np.arange(n)) % period < 40)
+    power_w = power_w + rng.normal(0.0, 2.0, power_w.shape)
+    forecaster = LstmForecaster(model, n)
+    ours = theirs = 0.0
+    for k in range(1600):
+        made = forecaster.step(tick(k, power_w[k]))
+        if k > 400:
+            ours += np.abs(made.value_w[:, -1, 0] - power_w[k + 50]).sum()
+            theirs += np.abs(power_w[k] - power_w[k + 50]).sum()
+    assert ours < 0.5 * theirs
+
+
+def test_short_gap_is_bridged_and_long_gap_begins_afresh(model: LoadedModel) -> None:
+    forecaster = LstmForecaster(model, 2)
+    power_w = np.array([200.0, 300.0])
+    broken = np.array([200.0, np.nan])
+    answered = [np.isfinite(forecaster.step(tick(k, power_w)).value_w[:, 0, 0]) for k in range(20)]
+    assert [bool(a.all()) for a in answered] == [False] * 4 + [True] * 16
+    answered = [np.isfinite(forecaster.step(tick(20 + k, broken)).value_w[:, 0, 0]) for k in range(8)]
+    assert [bool(a[1]) for a in answered] == [True] * 5 + [False] * 3
+    assert all(a[0] for a in answered)
+    answered = [np.isfinite(forecaster.step(tick(28 + k, power_w)).value_w[:, 0, 0]) for k in range(6)]
+    assert [bool(a[1]) for a in answered] == [False] * 4 + [True] * 2
+
+
+def test_an_outlet_does_not_disturb_another(model: LoadedModel) -> None:
+    rng = np.random.default_rng(7)
+    alone, beside = LstmForecaster(model, 1), LstmForecaster(model, 3)
+    for k in range(200):
+        power_w = np.array([200.0 + 50.0 * (k % 40 < 10), rng.uniform(0.0, 600.0), np.nan if k % 17 < 8 else 10.0])
+        one, three = alone.step(tick(k, power_w[:1])), beside.step(tick(k, power_w))
+    np.testing.assert_allclose(three.value_w[0], one.value_w[0], atol=1e-2)
+
+
+def test_missed_ticks_begin_everything_afresh(model: LoadedModel) -> None:
+    stack = default_stack(2, model)
+    power_w = np.full(2, 100.0)
+    for k in range(50):
+        stack.step(tick(k, power_w))
+    assert stack.step(tick(50, power_w)).source == ("lstm", "lstm")
+    assert stack.step(tick(80, power_w)).source == ("ridge", "ridge")
+
+
+def test_new_model_is_primed_beside_the_old_one_and_takes_over(model: LoadedModel) -> None:
+    rng = np.random.default_rng(8)
+    swapped, straight = LstmForecaster(model, 2), LstmForecaster(model, 2)
+    other = replace(model, name="other")
+    signal = 200.0 + rng.normal(0.0, 30.0, (400, 2))
+    took = 0
+    for k in range(400):
+        if k == 260:
+            swapped.swap(other)
+        one, two = swapped.step(tick(k, signal[k])), straight.step(tick(k, signal[k]))
+        if swapped.priming:
+            took += 1
+            np.testing.assert_array_equal(one.value_w, two.value_w)
+    assert swapped.model.name == "other"
+    assert took == 49  # 199 ticks of past, 5 a tick, 1 more coming in each tick
+    np.testing.assert_allclose(one.value_w, two.value_w, atol=5.0)  # the rest of an older memory
+
+
+class Broken:
+    """Wraps a forecaster and does to its answer what the test says."""
+
+    name = "broken"
+
+    def __init__(self, n: int, clock: ManualClock) -> None:
+        self._inner = Persistence(n)
+        self._clock = clock
+        self.fault = ""
+        self.resets = 0
+
+    def reset(self, outlets: BoolArray | None = None) -> None:
+        self.resets += 1
+
+    def step(self, x: ForecastInput) -> Forecast:
+        made = replace(self._inner.step(x), source=("broken",) * len(x.power_w))
+        if self.fault == "nan":
+            made.value_w[1, 2, 0] = np.nan
+        elif self.fault == "high":
+            made.running_max_w[1, 4, 2] = 1.6 * RATING_W
+        elif self.fault == "negative":
+            made.value_w[1, 0, 0] = -1.0
+        elif self.fault == "old":
+            made = replace(made, t_mono_ns=made.t_mono_ns - TICK_NS)
+        elif self.fault == "slow":
+            self._clock.advance(0.06)
+        elif self.fault == "raises":
+            raise ModelError("onnxruntime failed")
+        return made
+
+
+@pytest.mark.parametrize(
+    ("fault", "source"),
+    [
+        ("", ("broken", "broken")),
+        ("nan", ("broken", "persistence")),
+        ("high", ("broken", "persistence")),
+        ("negative", ("broken", "persistence")),
+        ("old", ("persistence", "persistence")),
+        ("slow", ("persistence", "persistence")),
+        ("raises", ("persistence", "persistence")),
+    ],
+)
+def test_stack_falls_back_per_outlet(fault: str, source: tuple[str, str]) -> None:
+    clock = ManualClock()
+    primary = Broken(2, clock)
+    stack = ForecasterStack(primary, [Persistence(2)], clock)
+    power_w = np.array([100.0, 200.0])
+    for k in range(3):
+        assert stack.step(tick(k, power_w)).source == ("broken", "broken")
+    primary.fault = fault
+    made = stack.step(tick(3, power_w))
+    assert made.source == source
+    assert np.isfinite(made.value_w).all()
+    assert (stack.reason != "") == (fault in ("old", "slow", "raises"))
+    assert sum(stack.counts.values()) == 8
+
+
+def test_a_primary_that_is_late_again_and_again_is_rested() -> None:
+    clock = ManualClock()
+    primary = Broken(1, clock)
+    stack = ForecasterStack(primary, [Persistence(1)], clock)
+    primary.fault = "slow"
+    for k in range(3):
+        stack.step(tick(k, np.array([100.0])))
+    spent_ns = clock.mono_ns()
+    primary.fault = ""
+    sources = [stack.step(tick(3 + k, np.array([100.0]))).source[0] for k in range(REST_TICKS + 1)]
+    assert sources == ["persistence"] * REST_TICKS + ["broken"]
+    assert clock.mono_ns() == spent_ns
+    assert primary.resets == 1
+
+
+def test_without_a_reading_nobody_answers(model: LoadedModel) -> None:
+    stack = default_stack(2, model)
+    for k in range(10):
+        made = stack.step(tick(k, np.array([100.0, np.nan])))
+    assert made.source == ("lstm", "none")
+    assert np.isnan(made.value_w[1]).all()
+    assert np.isnan(made.running_max_w[1]).all()
+
+
+def test_stack_without_a_model_runs_on_ridge() -> None:
+    stack = default_stack(1, None)
+    assert stack.step(tick(0, np.array([100.0]))).source == ("ridge",)
+    assert stack.reason == "no model"
+
+
+def test_a_refused_model_is_an_error_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        default_stack(1, tmp_path)
