@@ -282,3 +282,53 @@ class Sampler:
     def description(self) -> bytes | None: ...
     def lateness_us(self, q: float) -> float: ...
     def scheduling(self) -> str: ...
+
+# --- window kernels
+
+WINDOW_OK: int
+WINDOW_NOT_READY: int
+WINDOW_LAPPED: int
+WINDOW_SCANS: int
+WINDOW_HOP: int
+F_POWER_W: int
+F_RMS_A: int
+F_APPARENT_VA: int
+F_POWER_FACTOR: int
+F_PEAK_A: int
+F_CREST: int
+F_MIN_A: int
+F_MAX_A: int
+F_STEP: int
+F_VOLTAGE_V: int
+F_COUNT: int
+F_MISSING: int
+F_SATURATED: int
+F_QUALITY: int
+N_FEATURES: int
+
+class WindowKernel:
+    out: NDArray[np.float64]
+    n_outlets: int
+    n_channels: int
+    def __init__(
+        self,
+        n_channels: int,
+        *,
+        outlets: Sequence[tuple[int, int | tuple[int, int], float]],
+        gain: ArrayLike,
+        offset_counts: ArrayLike | None = None,
+        delay_ns: ArrayLike | None = None,
+        full_scale_counts: ArrayLike | None = None,
+        rate_hz: int = 1000,
+        dc: bool = False,
+        portable: bool = False,
+    ) -> None: ...
+    @property
+    def group_delay(self) -> int: ...
+    @property
+    def n_filters(self) -> int: ...
+    @property
+    def span(self) -> int: ...
+    @property
+    def t_end_ns(self) -> int: ...
+    def compute(self, ring: Ring, end_index: int) -> int: ...

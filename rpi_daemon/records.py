@@ -129,6 +129,7 @@ class Request:
     request_w: FloatArray
     margin_w: FloatArray
     censored: BoolArray  # an enforced limit of ours was within 5 % of the draw
+    alarm_w: FloatArray  # what an alarm threshold should stand at: the slower, higher number of DESIGN section 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,15 +190,36 @@ class RackModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Envelope:
+    """Every rating and ceiling as one row: `used(limit_w) <= cap`. From configuration and meters, never from the model.
+
+    A load counts once in each row, with the larger of its outlets' amounts: losing a feed moves its whole draw to the
+    other outlet, so each of them is allowed the whole load, and each feed reserves it.
+    """
+
+    rows: tuple[str, ...]  # [m] constraint and unit, or the ceiling's source
+    coefficient: FloatArray  # [m, n] units of the row's rating per watt of the outlet's limit
+    cap: FloatArray  # [m] rating x derate, in the row's unit
+    first: IntArray  # [loads] the outlet of each load
+    second: IntArray  # [loads] its other outlet, or the same one again
+
+    def used(self, limit_w: FloatArray) -> FloatArray:
+        """What these limits [n] use of each row, [m]."""
+        amount = self.coefficient * limit_w
+        return np.maximum(amount[:, self.first], amount[:, self.second]).sum(axis=1)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
 class Allocation:
-    """What each outlet is granted, and what could not be."""
+    """What each outlet is granted, and what could not be. Both outlets of a load are granted the whole load."""
 
     t_mono_ns: int
     grant_w: FloatArray
-    shortfall_w: FloatArray  # request - grant where positive
+    shortfall_w: FloatArray  # request - grant where positive; a dual-corded load's is split over its outlets
     rule: tuple[str, ...]  # [n] "fits", or the constraint that bound it
     usage_w: Mapping[str, float]  # sum of grants per constraint
     ceiling_w: Mapping[str, float]  # what each constraint allows, W
+    envelope: Envelope
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +230,19 @@ class SafeStatus:
     causes: tuple[str, ...]
     latched: tuple[str, ...]
     since_mono_ns: int
+    seen_ns: Mapping[str, int] = field(default_factory=dict)  # when each of the causes was last there
+
+
+@dataclass(frozen=True, slots=True)
+class Permitted:
+    """What may be asked of the PDUs now; [n]. NaN: nothing may be written to the outlet."""
+
+    t_mono_ns: int
+    limit_w: FloatArray
+    need_w: FloatArray  # below this the limit is too low for the request: raise at once
+    urgent: BoolArray  # lower now: others wait for the room, or a rating is exceeded
+    protective: BoolArray  # STATIC_SAFE, or lowering an enforced limit: exempt from the write budget
+    rule: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +289,7 @@ class LimitWrite:
 
 @dataclass(frozen=True, slots=True)
 class WriteOutcome:
-    """What became of one write. `read_back_w` decides; `verified` is read-back equals the asked value on the device's step."""
+    """What became of one write. `read_back_w` decides; `verified`: it equals the asked value on the device's step."""
 
     outlet: int
     asked_w: float
@@ -306,5 +341,6 @@ class LimitsInForce:
     limit_w: FloatArray  # last read back
     verified_ns: IntArray  # when it was verified, 0 = never
     kind: tuple[LimitKind, ...]
+    asked_w: FloatArray  # asked for and not yet known to have happened or not; NaN when nothing is open
     pending: BoolArray  # a write is under way or waiting
     uncontrolled: BoolArray  # the device does not take our writes

@@ -1,0 +1,466 @@
+"""From permitted limits to writes: when each is worth one, in what order, and what became of it."""
+
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.errors import ConfigError
+from rpi_daemon.records import (
+    ApplyResult,
+    BoolArray,
+    Decision,
+    Desired,
+    FloatArray,
+    Forecast,
+    IntArray,
+    LimitKind,
+    LimitsInForce,
+    LimitState,
+    LimitWrite,
+    PduReading,
+    Permitted,
+    RackModel,
+    Request,
+)
+
+DAY_NS = 86_400 * NS_PER_S
+NEVER_NS = -(1 << 62)
+LEASE_PART = 0.75  # renewed at this part of the lease, as Klipper refreshes its heaters
+
+
+@dataclass(frozen=True, slots=True)
+class ActuatorConfig:
+    """Write economy (DESIGN section 8). The defaults suit devices that keep thresholds in flash."""
+
+    deadband: float = 0.03  # of the outlet's rating; a smaller change is not worth a write
+    lower_hold_s: float = 60.0  # a limit stays this long above what is wanted before it is lowered
+    writes_per_day: int = 200  # per outlet, rolling; protective writes are exempt and counted
+    raise_reserve: float = 0.25  # part of those writes that lowering may not use
+    lease_s: float = 10.0  # a limit not verified for 0.75 of this is written again; an unanswered write is forgotten
+    retry_s: float = 0.4  # between two attempts on one outlet
+    attempts: int = 3  # then the outlet counts as uncontrolled ...
+    uncontrolled_s: float = 600.0  # ... for this long
+    foreign_changes: int = 3  # on one PDU ...
+    foreign_window_s: float = 60.0  # ... within this time: somebody else writes, and we stop
+    step_w: float = 1.0  # device step where the profile does not tell
+
+    def __post_init__(self) -> None:
+        for name in ("deadband", "lower_hold_s", "retry_s", "raise_reserve"):
+            if not getattr(self, name) >= 0.0:
+                raise ConfigError(f"actuator {name} is {getattr(self, name)}; choose 0 or more")
+        for name in ("writes_per_day", "lease_s", "attempts", "uncontrolled_s", "foreign_changes", "foreign_window_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"actuator {name} is {getattr(self, name)}; choose more than 0")
+        if self.raise_reserve > 1.0:
+            raise ConfigError(
+                f"actuator raise_reserve is {self.raise_reserve}; it is a part of the writes: choose 0 to 1"
+            )
+
+
+class Actuator:
+    """Remembers what each PDU holds, and says what to write next. One per daemon; called from the loop only.
+
+    The loop: `observe` and `confirm` (or `lost`) as PDU tasks report, `limits` for the stages before, `step` once a
+    tick. A PDU task reports in the order in which it spoke to the device.
+    """
+
+    def __init__(
+        self,
+        config: ActuatorConfig,
+        rack: RackModel,
+        step_w: FloatArray | None = None,
+        writes_per_day: IntArray | None = None,
+    ) -> None:
+        """[n] each, where the PDU's profile knows better: `step_w` the device's step, `writes_per_day` its budget."""
+        n = rack.n
+        self._config = config
+        self._rack = rack
+        self._step_w = np.full(n, config.step_w) if step_w is None else step_w
+        self._deadband_w = np.maximum(config.deadband * rack.rating_w, self._step_w)
+        self._index = {key: i for i, key in enumerate(zip(rack.pdu_of, rack.number_of, strict=True))}
+        self._outlets = {p: np.flatnonzero(np.array(rack.pdu_of) == p) for p in dict.fromkeys(rack.pdu_of)}
+        self._serial = dict.fromkeys(self._outlets, 0)
+        self._uptime_s: dict[str, float] = {}
+        self._foreign: dict[str, deque[int]] = {pdu: deque() for pdu in self._outlets}
+
+        self._limit_w = np.full(n, np.nan)
+        self._verified_ns = np.zeros(n, dtype=np.int64)
+        self._kind = [LimitKind.ALARM] * n
+        self._asked_w = np.full(n, np.nan)  # newest
+        self._open_w = np.full(n, np.nan)  # largest that a device may still take
+        self._asked_ns = np.full(n, NEVER_NS, dtype=np.int64)
+        self._pending = np.zeros(n, dtype=np.bool_)
+        self._exempt = np.zeros(n, dtype=np.bool_)  # the newest asked is protective
+        self._high_ns: IntArray | None = None  # when each limit was last not worth lowering
+        self._failures = np.zeros(n, dtype=np.int64)
+        self._retry_ns = np.full(n, NEVER_NS, dtype=np.int64)
+        self._uncontrolled_until_ns = np.full(n, NEVER_NS, dtype=np.int64)
+        self._budget = np.full(n, config.writes_per_day) if writes_per_day is None else writes_per_day
+        self._writes_ns = np.full((n, int(self._budget.max(initial=1))), NEVER_NS, dtype=np.int64)
+        self._next_write = np.zeros(n, dtype=np.int64)
+        self._protective = np.zeros(n, dtype=np.int64)
+
+    def observe(self, pdu: str, reading: PduReading) -> tuple[str, ...]:
+        """Take a poll of a PDU; returns the ids of our outlets whose limit somebody else changed.
+
+        A PDU whose uptime went back has rebooted: its limits are what they are, and nobody is to blame.
+        """
+        rebooted = reading.uptime_s is not None and reading.uptime_s < self._uptime_s.get(pdu, 0.0)
+        if reading.uptime_s is not None:
+            self._uptime_s[pdu] = reading.uptime_s
+        changed: list[str] = []
+        for number, state in reading.limits.items():
+            i = self._index.get((pdu, number))
+            if i is None:
+                continue
+            before_w = self._limit_w[i]
+            now_w = math.nan if state.limit_w is None or state.enabled is False else state.limit_w
+            self._kind[i] = state.kind
+            self._limit_w[i] = now_w
+            if self._pending[i]:
+                continue
+            moved = not math.isnan(before_w) and not abs(now_w - before_w) <= 0.5 * self._step_w[i]
+            if moved and math.isnan(self._open_w[i]) and self._rack.opted_in[i] and not rebooted:
+                changed.append(self._rack.outlet_ids[i])
+            self._open_w[i] = math.nan
+            self._verified_ns[i] = reading.t_mono_ns
+        if changed:
+            self._foreign[pdu].append(reading.t_mono_ns)
+        return tuple(changed)
+
+    def confirm(self, pdu: str, now_ns: int, result: ApplyResult) -> None:
+        """Take the outcome of one batch. The read-back decides."""
+        config = self._config
+        for outcome in result.outcomes:
+            i = self._index[pdu, outcome.outlet]
+            self._count(i, outcome.t_sent_ns)
+            if outcome.asked_w == self._asked_w[i]:
+                self._pending[i] = False
+            if outcome.read_back_w is not None:
+                self._limit_w[i] = outcome.read_back_w
+                if not self._pending[i]:
+                    self._open_w[i] = math.nan
+            if outcome.verified:
+                self._verified_ns[i] = now_ns if outcome.t_verified_ns is None else outcome.t_verified_ns
+                self._failures[i] = 0
+                continue
+            self._failures[i] += 1
+            self._retry_ns[i] = now_ns + round(config.retry_s * NS_PER_S)
+            if self._failures[i] >= config.attempts:
+                self._failures[i] = 0
+                self._uncontrolled_until_ns[i] = now_ns + round(config.uncontrolled_s * NS_PER_S)
+
+    def lost(self, pdu: str, now_ns: int) -> None:
+        """A batch ended without an answer: what was asked counts until the next poll tells."""
+        outlets = self._outlets[pdu]
+        late = outlets[self._pending[outlets]]
+        self._pending[late] = False
+        self._retry_ns[late] = now_ns + round(self._config.retry_s * NS_PER_S)
+
+    def forgive(self, pdu: str) -> None:
+        """The PDU was repaired or swapped, or the operator acknowledged: forget its failures and foreign changes."""
+        outlets = self._outlets[pdu]
+        self._failures[outlets] = 0
+        self._uncontrolled_until_ns[outlets] = NEVER_NS
+        self._foreign[pdu].clear()
+
+    def limits(self, now_ns: int) -> LimitsInForce:
+        """What we know of the limits now."""
+        return LimitsInForce(
+            limit_w=self._limit_w.copy(),
+            verified_ns=self._verified_ns.copy(),
+            kind=tuple(self._kind),
+            asked_w=self._open_w.copy(),
+            pending=self._pending.copy(),
+            uncontrolled=self._uncontrolled_until_ns > now_ns,
+        )
+
+    def foreign_writers(self, now_ns: int) -> frozenset[str]:
+        """PDUs on which somebody else changed our limits too often to go on."""
+        window_ns = round(self._config.foreign_window_s * NS_PER_S)
+        for changes in self._foreign.values():
+            while changes and now_ns - changes[0] > window_ns:
+                changes.popleft()
+        return frozenset(pdu for pdu, changes in self._foreign.items() if len(changes) >= self._config.foreign_changes)
+
+    def writes_used(self, now_ns: int) -> IntArray:
+        """Writes of the last 24 h that count against the budget, [n]."""
+        used: IntArray = np.count_nonzero(self._writes_ns > now_ns - DAY_NS, axis=1)
+        return used
+
+    @property
+    def protective_writes(self) -> IntArray:
+        """Writes since start that were exempt from the budget, [n]."""
+        return self._protective.copy()
+
+    def step(
+        self, now_ns: int, permitted: Permitted, request: Request, forecast: Forecast | None
+    ) -> tuple[Desired, ...]:
+        """The PDUs whose desired limits changed. A Desired replaces the one before whole; an empty one withdraws it."""
+        self._pending &= now_ns - self._asked_ns <= round(self._config.lease_s * NS_PER_S)
+        why = self._reasons(now_ns, permitted)
+        keep = self._still_good(permitted)
+        write = why.any & ~keep
+        touched = write | (self._pending & ~keep)
+        desired = []
+        for pdu, outlets in self._outlets.items():
+            if touched[outlets].any():
+                decisions = tuple(
+                    self._decision(int(i), now_ns, permitted, request, forecast, why) for i in outlets[write[outlets]]
+                )
+                self._ask(outlets[write[outlets]], permitted)
+                desired.append(self._desired(pdu, now_ns, outlets[(keep | write)[outlets]], decisions))
+        return tuple(desired)
+
+    def restore(self, pdu: str, now_ns: int, found: "FoundLimits") -> Desired:
+        """The found limits of one PDU, to be put back exactly. Raises ConfigError for a PDU that was never met."""
+        if pdu not in found.pdus:
+            raise ConfigError(f"no found limits are kept for {pdu}; known are {sorted(found.pdus)}")
+        states = sorted(found.pdus[pdu].items())
+        self._pending[self._outlets[pdu]] = False
+        self._serial[pdu] += 1
+        return Desired(
+            pdu=pdu,
+            serial=self._serial[pdu],
+            t_mono_ns=now_ns,
+            limits=tuple(LimitWrite(n, math.nan if s.limit_w is None else s.limit_w, s) for n, s in states),
+            protective=False,
+        )
+
+    def _reasons(self, now_ns: int, permitted: Permitted) -> "_Reasons":
+        config = self._config
+        old_w, new_w = self._limit_w, permitted.limit_w
+        unknown = np.isfinite(new_w) & ~np.isfinite(old_w)
+        with np.errstate(invalid="ignore"):
+            differs = np.abs(new_w - old_w) > self._step_w
+            raises = (new_w > old_w) & differs
+            lowers = (new_w < old_w) & differs
+            worth = np.abs(new_w - old_w) >= self._deadband_w
+            short = old_w < permitted.need_w - self._step_w
+        if self._high_ns is None:
+            self._high_ns = np.full(len(old_w), now_ns, dtype=np.int64)
+        self._high_ns[~(lowers & worth)] = now_ns
+        held = now_ns - self._high_ns >= round(config.lower_hold_s * NS_PER_S)
+        stale = now_ns - self._verified_ns > round(LEASE_PART * config.lease_s * NS_PER_S)
+        used = self.writes_used(now_ns)
+        budget = permitted.protective | (used < self._budget)
+        spare = permitted.protective | (used < self._budget * (1.0 - config.raise_reserve))
+        may = self._retry_ns <= now_ns
+        return _Reasons(
+            first=may & unknown & budget,
+            raises=may & raises & (short | worth) & budget,
+            lowers=may & lowers & ((permitted.urgent & budget) | (worth & held & spare)),
+            renews=may & np.isfinite(new_w) & ~unknown & ~differs & stale & budget,
+        )
+
+    def _still_good(self, permitted: Permitted) -> BoolArray:
+        """Pending limits that need not be replaced: near what is wanted, enough, and no raise that was withdrawn."""
+        cuts = np.array([kind in (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT) for kind in self._kind])
+        exact = permitted.protective | permitted.urgent | cuts
+        near_w = np.where(exact, self._step_w, self._deadband_w)
+        with np.errstate(invalid="ignore"):
+            near = np.abs(self._asked_w - permitted.limit_w) <= near_w
+            enough = self._asked_w >= permitted.need_w - self._step_w
+            withdrawn = (self._asked_w > self._limit_w) & (permitted.limit_w <= self._limit_w)
+        return self._pending & near & enough & ~withdrawn
+
+    def _decision(
+        self,
+        i: int,
+        now_ns: int,
+        permitted: Permitted,
+        request: Request,
+        forecast: Forecast | None,
+        why: "_Reasons",
+    ) -> Decision:
+        return Decision(
+            t_mono_ns=now_ns,
+            outlet=i,
+            from_w=None if math.isnan(self._limit_w[i]) else float(self._limit_w[i]),
+            to_w=float(permitted.limit_w[i]),
+            reason=why.name(i),
+            rule=permitted.rule[i],
+            request_w=float(request.request_w[i]),
+            margin_w=float(request.margin_w[i]),
+            forecast_w=math.nan if forecast is None else float(forecast.running_max_w[i, -1, -1]),
+            protective=bool(permitted.protective[i]),
+        )
+
+    def _ask(self, outlets: IntArray, permitted: Permitted) -> None:
+        self._asked_w[outlets] = permitted.limit_w[outlets]
+        self._asked_ns[outlets] = permitted.t_mono_ns
+        self._open_w[outlets] = np.fmax(self._open_w[outlets], permitted.limit_w[outlets])
+        self._exempt[outlets] = permitted.protective[outlets]
+
+    def _desired(self, pdu: str, now_ns: int, outlets: IntArray, decisions: tuple[Decision, ...]) -> Desired:
+        """Lowerings first: the device may take the batch one by one."""
+        self._pending[self._outlets[pdu]] = False
+        self._pending[outlets] = True
+        self._serial[pdu] += 1
+        rises = self._asked_w[outlets] > self._limit_w[outlets]
+        ordered = outlets[np.argsort(rises, kind="stable")]
+        return Desired(
+            pdu=pdu,
+            serial=self._serial[pdu],
+            t_mono_ns=now_ns,
+            limits=tuple(LimitWrite(self._rack.number_of[i], float(self._asked_w[i])) for i in ordered),
+            protective=bool(self._exempt[outlets].any()),
+            decisions=decisions,
+        )
+
+    def _count(self, i: int, t_ns: int) -> None:
+        if self._exempt[i]:
+            self._protective[i] += 1
+            return
+        self._writes_ns[i, self._next_write[i]] = t_ns
+        self._next_write[i] = (self._next_write[i] + 1) % self._writes_ns.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reasons:
+    """Why outlets are written, [n] each; at most one is set per outlet."""
+
+    first: BoolArray
+    raises: BoolArray
+    lowers: BoolArray
+    renews: BoolArray
+
+    @property
+    def any(self) -> BoolArray:
+        return self.first | self.raises | self.lowers | self.renews
+
+    def name(self, i: int) -> str:
+        named = (("first", self.first), ("raise", self.raises), ("lower", self.lowers), ("renew", self.renews))
+        return next(name for name, where in named if where[i])
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A wanted change of an outlet's limit or of a server's cap, for one load."""
+
+    load: str
+    is_cap: bool
+    to_w: float
+
+
+def order_writes(
+    changes: Sequence[Change],
+    outlet_w: Mapping[str, float],
+    cap_w: Mapping[str, float],
+    draw_w: Mapping[str, float],
+    margin_w: float,
+) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
+    """Split changes into those that may go now and those that wait: a cap never stands above its outlet's limit.
+
+    `outlet_w`, `cap_w`: verified limits in force per load; `draw_w`: what the load draws. Raising: outlet first, then
+    the cap. Lowering: the cap first, then, once the draw has followed, the outlet. Asked again each tick, the waiting
+    ones go as their turn comes. A load without a cap in `cap_w` is free of these rules.
+    """
+    lowest = dict(outlet_w)
+    for c in changes:
+        if not c.is_cap:
+            lowest[c.load] = min(lowest.get(c.load, c.to_w), c.to_w)
+    go: list[Change] = []
+    wait: list[Change] = []
+    for c in changes:
+        (go if _turn(c, outlet_w, cap_w, draw_w, lowest, margin_w) else wait).append(c)
+    return tuple(go), tuple(wait)
+
+
+def _turn(
+    c: Change,
+    outlet_w: Mapping[str, float],
+    cap_w: Mapping[str, float],
+    draw_w: Mapping[str, float],
+    lowest_w: Mapping[str, float],
+    margin_w: float,
+) -> bool:
+    if c.load not in cap_w or c.load not in outlet_w:
+        return True
+    if c.is_cap:
+        return c.to_w <= cap_w[c.load] or c.to_w <= lowest_w[c.load]
+    if c.to_w >= outlet_w[c.load]:
+        return True
+    return cap_w[c.load] <= c.to_w and draw_w.get(c.load, math.inf) + margin_w <= c.to_w
+
+
+@dataclass(frozen=True, slots=True)
+class FoundLimits:
+    """The limits found at first contact, per PDU and outlet number; kept on disk before the first write."""
+
+    pdus: Mapping[str, Mapping[int, LimitState]]
+
+    def with_pdu(self, pdu: str, reading: PduReading) -> "FoundLimits":
+        """Add a PDU's limits; one that is already there stays as it was first found."""
+        return self if pdu in self.pdus else FoundLimits({**self.pdus, pdu: dict(reading.limits)})
+
+    def to_json(self) -> str:
+        pdus = {
+            pdu: {
+                str(number): {
+                    "limit_w": s.limit_w,
+                    "enabled": s.enabled,
+                    "kind": s.kind.value,
+                    "raw": [[oid, tag, {"hex": v.hex()} if isinstance(v, bytes) else v] for oid, tag, v in s.raw],
+                }
+                for number, s in limits.items()
+            }
+            for pdu, limits in self.pdus.items()
+        }
+        return json.dumps({"schema": 1, "pdus": pdus}, indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "FoundLimits":
+        """Raises ConfigError when the text is damaged or of another schema."""
+        try:
+            data = json.loads(text)
+            if data["schema"] != 1:
+                raise ValueError(f"schema {data['schema']}")
+            return cls({p: {int(k): _state(v) for k, v in limits.items()} for p, limits in data["pdus"].items()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"the file of found limits is damaged ({error}); restore it from a backup, or delete it to take "
+                "the limits that stand on the PDUs now as the found ones"
+            ) from error
+
+
+def _state(item: Any) -> LimitState:
+    raw = tuple((oid, tag, bytes.fromhex(v["hex"]) if isinstance(v, dict) else v) for oid, tag, v in item["raw"])
+    return LimitState(limit_w=item["limit_w"], enabled=item["enabled"], kind=LimitKind(item["kind"]), raw=raw)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Replace a small file so that a crash leaves the old one or the new: tmp, fsync, rename, fsync folder."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class Lease:
+    """Renewed by a live control loop; a PDU task writes nothing but STATIC_SAFE once it has expired."""
+
+    def __init__(self, lease_s: float, now_ns: int) -> None:
+        self._lease_ns = round(lease_s * NS_PER_S)
+        self._renewed_ns = now_ns
+
+    def renew(self, now_ns: int) -> None:
+        self._renewed_ns = now_ns
+
+    def expired(self, now_ns: int) -> bool:
+        return now_ns - self._renewed_ns > self._lease_ns

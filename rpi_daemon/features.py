@@ -1,0 +1,123 @@
+"""Raw scans to readings: the newest complete window of every board, merged by outlet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rpi_daemon._fastpath import core
+from rpi_daemon.errors import ConfigError
+from rpi_daemon.records import FloatArray, IntArray, Quality, RackModel, Readings
+
+STALE_NS = 150_000_000  # a board whose newest window ended longer ago than this has no reading
+
+
+@dataclass(frozen=True, slots=True)
+class BoardSetup:
+    """One board: where its scans are, what turns them into features, and whom it measures."""
+
+    ring: core.Ring
+    kernel: core.WindowKernel
+    outlets: IntArray  # index in the rack of each outlet of the kernel, in the kernel's order
+    uncalibrated: bool = False
+
+
+class Features:
+    """Merges the boards' windows into one Readings per tick. Not thread-safe; allocates only what it returns.
+
+    Raises ConfigError if an outlet is measured twice, is not in the rack, or a board's list does not fit its kernel.
+    """
+
+    def __init__(self, rack: RackModel, boards: Sequence[BoardSetup]) -> None:
+        measured = np.concatenate([board.outlets for board in boards]) if boards else np.zeros(0, np.int64)
+        if len(np.unique(measured)) != len(measured):
+            twice = sorted({rack.outlet_ids[i] for i in measured if np.sum(measured == i) > 1})
+            raise ConfigError(f"measured by two current channels: {', '.join(twice)}; give each outlet one channel")
+        if len(measured) and not 0 <= measured.min() <= measured.max() < rack.n:
+            raise ConfigError(f"a board measures outlet {measured.max()}, the rack has 0 to {rack.n - 1}")
+        self._n = rack.n
+        self._nominal_v = rack.nominal_v
+        self._boards = [_Board(setup) for setup in boards]
+
+    def step(self, now_ns: int, utc_ns: int) -> Readings:
+        """Readings at the tick `now_ns` (CLOCK_MONOTONIC); their time is that of the newest scan used.
+
+        An outlet whose board has no window that ended in the last 150 ms is STALE: NaN, not valid. Without any such
+        window the time is the tick's own.
+        """
+        rows = np.full((core.N_FEATURES, self._n), np.nan)
+        rows[core.F_COUNT : core.F_SATURATED + 1] = 0.0
+        rows[core.F_QUALITY] = Quality.STALE
+        t_mono_ns = 0
+        for board in self._boards:
+            board.advance()
+            if board.window is not None and now_ns - board.t_ns <= STALE_NS:
+                rows[:, board.outlets] = board.window
+                t_mono_ns = max(t_mono_ns, board.t_ns)
+        return self._readings(rows, t_mono_ns or now_ns, utc_ns - (now_ns - t_mono_ns if t_mono_ns else 0))
+
+    def _readings(self, rows: FloatArray, t_mono_ns: int, t_utc_ns: int) -> Readings:
+        quality = rows[core.F_QUALITY].astype(np.int64)
+        no_voltage = quality & Quality.NO_VOLTAGE != 0
+        if no_voltage.any():
+            # configured volts times measured amps: apparent power, and the quality says so
+            volts = np.where(no_voltage, self._nominal_v, np.nan)
+            apparent_va = rows[core.F_RMS_A] * volts
+            rows[core.F_POWER_W] = np.where(no_voltage, apparent_va, rows[core.F_POWER_W])
+            rows[core.F_APPARENT_VA] = np.where(no_voltage, apparent_va, rows[core.F_APPARENT_VA])
+            rows[core.F_STEP] = np.where(no_voltage, rows[core.F_STEP] * volts, rows[core.F_STEP])
+        return Readings(
+            t_mono_ns=t_mono_ns,
+            t_utc_ns=t_utc_ns,
+            power_w=rows[core.F_POWER_W],
+            rms_a=rows[core.F_RMS_A],
+            apparent_va=rows[core.F_APPARENT_VA],
+            power_factor=rows[core.F_POWER_FACTOR],
+            peak_a=rows[core.F_PEAK_A],
+            crest=rows[core.F_CREST],
+            min_a=rows[core.F_MIN_A],
+            max_a=rows[core.F_MAX_A],
+            step_w=rows[core.F_STEP],
+            voltage_v=rows[core.F_VOLTAGE_V],
+            count=rows[core.F_COUNT].astype(np.int64),
+            missing=rows[core.F_MISSING].astype(np.int64),
+            quality=quality,
+            valid=np.isfinite(rows[core.F_POWER_W]),
+        )
+
+
+class _Board:
+    """The newest window of one board: features [N_FEATURES, its outlets] and when it ended; None before the first."""
+
+    def __init__(self, setup: BoardSetup) -> None:
+        if len(setup.outlets) != setup.kernel.n_outlets:
+            raise ConfigError(f"a board lists {len(setup.outlets)} outlets, its kernel has {setup.kernel.n_outlets}")
+        self.outlets: NDArray[np.int64] = setup.outlets
+        self.window: FloatArray | None = None
+        self.t_ns = 0
+        self._ring = setup.ring
+        self._kernel = setup.kernel
+        self._flags = Quality.UNCALIBRATED if setup.uncalibrated else Quality.OK
+        self._end = 0
+        self._period_ns = 1_000_000_000 // setup.ring.rate_hz
+
+    def advance(self) -> None:
+        """Take the newest complete window, if there is a new one."""
+        head = self._ring.head
+        end = head - head % core.WINDOW_HOP
+        if end == self._end:
+            return
+        result = self._kernel.compute(self._ring, end)
+        if result == core.WINDOW_NOT_READY:
+            return
+        if result == core.WINDOW_LAPPED:
+            # overwritten while it was read: no data, and the board will show as stale if that goes on
+            self.window = None
+            return
+        window = self._kernel.out.T.copy()
+        window[core.F_QUALITY] += self._flags
+        # a window that is missing as a whole carries no time of its own
+        self.t_ns = self._kernel.t_end_ns or self.t_ns + (end - self._end) * self._period_ns
+        self.window = window
+        self._end = end

@@ -1,0 +1,303 @@
+"""What may be asked of the PDUs now: the safe-state ladder, the rules for writes, the kill switch."""
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.errors import ConfigError
+from rpi_daemon.records import (
+    Allocation,
+    BoolArray,
+    FloatArray,
+    LimitKind,
+    LimitsInForce,
+    LimitWrite,
+    Mode,
+    PduReading,
+    Permitted,
+    RackModel,
+    Readings,
+    Request,
+    SafeState,
+    SafeStatus,
+)
+
+INVALID_SHARE = 0.2  # of a breaker's readings: beyond it the sum means nothing (Dynamo, reference/faults.md 1.1)
+
+# cause -> the state it asks for, and whether it stays until somebody acknowledges it
+CAUSES: dict[str, tuple[SafeState, bool]] = {
+    "model_fallback": (SafeState.NORMAL, False),
+    "sensor_stale": (SafeState.HOLD, False),
+    "breaker_blind": (SafeState.HOLD, False),
+    "pdu_unreachable": (SafeState.HOLD, False),
+    "tick_overrun": (SafeState.HOLD, False),
+    "audit_not_durable": (SafeState.HOLD, False),
+    "foreign_writer": (SafeState.HOLD, True),
+    "model_poisoned": (SafeState.HOLD, True),
+    "breaker_over_limit": (SafeState.STATIC_SAFE, True),
+    "no_readings": (SafeState.STATIC_SAFE, False),
+    "lease_expired": (SafeState.STATIC_SAFE, False),
+    "starting": (SafeState.STATIC_SAFE, False),
+    "stopping": (SafeState.STATIC_SAFE, False),
+    "all_pdus_unreachable": (SafeState.DEVICE_DEFAULT, False),
+}
+# causes about one PDU or constraint hold the outlets that share a constraint with it, not the whole rack
+SCOPED = ("sensor_stale", "breaker_blind", "pdu_unreachable", "foreign_writer")
+
+
+@dataclass(frozen=True, slots=True)
+class HealthFlags:
+    """What is wrong now. A set names the PDUs, or constraints, or outlet ids, that it is about; empty is healthy."""
+
+    sensor_stale: frozenset[str] = frozenset()  # outlet ids without a reading
+    breaker_blind: frozenset[str] = frozenset()  # constraints, see `blind_constraints`
+    pdu_unreachable: frozenset[str] = frozenset()
+    foreign_writer: frozenset[str] = frozenset()  # PDUs on which somebody else writes
+    model_fallback: bool = False  # a baseline forecasts: shown, no reason to hold
+    model_poisoned: bool = False
+    tick_overrun: bool = False  # more than 3 ticks in a row late
+    audit_not_durable: bool = False
+    breaker_over_limit: frozenset[str] = frozenset()  # constraints exceeded by limits of ours
+    no_readings: bool = False
+    lease_expired: bool = False
+    starting: bool = False
+    stopping: bool = False
+    all_pdus_unreachable: bool = False
+
+    def causes(self) -> tuple[str, ...]:
+        """Names of what is wrong: `cause` or `cause:subject`."""
+        found: list[str] = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, bool):
+                found += [f.name] * value
+            else:
+                found += [f"{f.name}:{subject}" for subject in sorted(value)]
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardConfig:
+    recover_s: float = 5.0  # continuous health before a state is left upwards
+    trip_margin_share: float = 0.05  # a trip_off or current_limit limit stays this part of the rating above the draw
+    lowest_limit_w: float = 10.0  # zero is "no threshold" on some devices
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if not getattr(self, f.name) >= 0.0:
+                raise ConfigError(f"guard {f.name} is {getattr(self, f.name)}; choose 0 or more")
+
+
+def at_start(now_ns: int) -> SafeStatus:
+    """The ladder before anything is known: STATIC_SAFE."""
+    return SafeStatus(SafeState.STATIC_SAFE, ("starting",), (), now_ns, {"starting": now_ns})
+
+
+def ladder(
+    previous: SafeStatus,
+    now_ns: int,
+    flags: HealthFlags,
+    acknowledged: Collection[str] = (),
+    config: GuardConfig = GuardConfig(),
+) -> SafeStatus:
+    """The strictest state that any cause of the last `recover_s` asks for: down at once, up after continuous health.
+
+    Latched causes stay until they are gone *and* named in `acknowledged` (as they stand in `SafeStatus.latched`).
+    """
+    active = flags.causes()
+    latched = {c for c in previous.latched if c in active or c not in acknowledged}
+    latched |= {c for c in active if _rank(c)[1]}
+    recover_ns = round(config.recover_s * NS_PER_S)
+    seen_ns = {c: t for c, t in previous.seen_ns.items() if now_ns - t < recover_ns}
+    seen_ns |= dict.fromkeys((*active, *latched), now_ns)
+    causes = tuple(sorted(seen_ns, key=lambda c: (-_rank(c)[0], c)))
+    state = max((_rank(c)[0] for c in causes), default=SafeState.NORMAL)
+    since_ns = previous.since_mono_ns if state == previous.state else now_ns
+    return SafeStatus(state, causes, tuple(sorted(latched)), since_ns, seen_ns)
+
+
+def blind_constraints(rack: RackModel, valid: BoolArray) -> frozenset[str]:
+    """Constraints on which more than a fifth of the outlets' readings are invalid."""
+    return frozenset(
+        c.name for c in rack.constraints if np.any(c.share > 0.0) and np.mean(~valid[c.share > 0.0]) > INVALID_SHARE
+    )
+
+
+def held(rack: RackModel, status: SafeStatus) -> BoolArray:
+    """Outlets [n] whose limits may not rise: all, or those on a breaker with what the cause is about."""
+    out = np.zeros(rack.n, dtype=np.bool_)
+    for cause in status.causes:
+        if _rank(cause)[0] >= SafeState.HOLD:
+            name, _, subject = cause.partition(":")
+            if name not in SCOPED:
+                return np.ones(rack.n, dtype=np.bool_)
+            out |= _neighbours(rack, subject)
+    return out
+
+
+def permit(
+    now_ns: int,
+    mode: Mode,
+    status: SafeStatus,
+    rack: RackModel,
+    request: Request,
+    allocation: Allocation,
+    readings: Readings,
+    in_force: LimitsInForce,
+    config: GuardConfig,
+) -> Permitted:
+    """Turn grants into limits that may be written at this moment.
+
+    Whatever subset of the returned limits reaches the devices, and in whatever order, no row of the envelope is
+    exceeded that was not exceeded before: until a lowering is verified, the old limit counts, and a raise only gets
+    room that is free now; that holds for raises to STATIC_SAFE too. Outlets that we do not write count with their
+    grant.
+    """
+    writable = rack.opted_in & ~in_force.uncontrolled & ~_silenced(rack, status)
+    if mode is not Mode.CLOSED_LOOP:
+        writable = np.zeros_like(writable)
+    static = status.state >= SafeState.STATIC_SAFE
+    enforced = np.array([kind.enforced for kind in in_force.kind])
+    cuts = np.array([kind in (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT) for kind in in_force.kind])
+
+    target_w = np.where(enforced, allocation.grant_w, np.minimum(allocation.grant_w, _of_load(rack, request.alarm_w)))
+    if static:
+        target_w = rack.static_safe_w
+    target_w = np.clip(target_w, np.minimum(config.lowest_limit_w, rack.rating_w), rack.rating_w)
+
+    known = np.isfinite(in_force.limit_w)
+    old_w = np.where(known, in_force.limit_w, rack.rating_w)
+    standing_w = np.fmax(old_w, in_force.asked_w)
+    counted_w = np.where(writable, standing_w, allocation.grant_w)
+    frozen = np.zeros_like(writable) if static else held(rack, status)
+    raise_w = np.where(writable & ~frozen, np.maximum(0.0, target_w - standing_w), 0.0)
+    free, tight = _room(allocation, counted_w, raise_w)
+    most_w = np.where(frozen, old_w, standing_w)
+    limit_w = np.minimum(target_w, most_w + free * raise_w)
+
+    least_w = readings.power_w + config.trip_margin_share * rack.rating_w
+    with np.errstate(invalid="ignore"):
+        cut_off = cuts & ~(limit_w >= least_w)
+        eased_w = np.where(cut_off & (least_w < most_w), least_w, np.nan)
+    limit_w = np.where(cut_off, eased_w, limit_w)
+    limit_w = np.where(writable & np.isfinite(target_w) & (known | ~frozen), limit_w, np.nan)
+
+    lower = limit_w < standing_w
+    rule = np.where(limit_w < target_w, "room", "granted").astype(object)
+    rule[frozen & (target_w > standing_w)] = "hold"
+    if static:
+        rule[:] = "static safe"
+    rule[cut_off] = "draw + margin"
+    rule[~rack.opted_in] = "not opted in"
+    rule[in_force.uncontrolled] = "uncontrolled"
+    rule[_silenced(rack, status)] = "foreign writer"
+    if mode is not Mode.CLOSED_LOOP:
+        rule[:] = "advisory"
+    return Permitted(
+        t_mono_ns=now_ns,
+        limit_w=limit_w,
+        need_w=limit_w if static else np.fmin(limit_w, _of_load(rack, request.request_w)),
+        urgent=lower & (tight | static),
+        protective=(lower & enforced) | static,
+        rule=tuple(rule),
+    )
+
+
+def static_safe_writes(
+    rack: RackModel, pdu: str, reading: PduReading, config: GuardConfig, tolerance_w: float = 1.0
+) -> tuple[LimitWrite, ...]:
+    """STATIC_SAFE for one PDU from its own reading alone: at start, at stop and when the control loop is gone.
+
+    Only opted-in outlets; lowerings first; a limit that cuts off is not set below draw + margin, nor when the draw is
+    unknown. Outlets that already stand there are left out.
+    """
+    writes: list[LimitWrite] = []
+    for i in np.flatnonzero(rack.opted_in):
+        number = rack.number_of[i]
+        if rack.pdu_of[i] != pdu or number not in reading.limits:
+            continue
+        state = reading.limits[number]
+        to_w = float(rack.static_safe_w[i])
+        if state.enabled is not False and state.limit_w is not None and abs(state.limit_w - to_w) <= tolerance_w:
+            continue
+        if state.kind in (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT):
+            draw_w = reading.power_w.get(number)
+            if draw_w is None or not to_w >= draw_w + config.trip_margin_share * rack.rating_w[i]:
+                continue
+        writes.append(LimitWrite(outlet=number, limit_w=to_w))
+    rises = {w.outlet: (reading.limits[w.outlet].limit_w or 0.0) < w.limit_w for w in writes}
+    return tuple(sorted(writes, key=lambda w: (rises[w.outlet], w.outlet)))
+
+
+class KillSwitch:
+    """A file whose presence stops every write. Asked at the driver boundary, immediately before each write."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def engaged(self) -> bool:
+        """True when the file is there, dangling link included, or when we cannot know."""
+        try:
+            os.lstat(self._path)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return True
+
+
+def _rank(cause: str) -> tuple[SafeState, bool]:
+    return CAUSES[cause.partition(":")[0]]
+
+
+def _members(rack: RackModel, subject: str) -> BoolArray:
+    """Outlets of a PDU, a constraint or an outlet id."""
+    names = zip(rack.pdu_of, rack.outlet_ids, strict=True)
+    out: BoolArray = np.array([subject in (pdu, outlet) for pdu, outlet in names], dtype=np.bool_)
+    for c in rack.constraints:
+        if c.name == subject:
+            out |= c.share > 0.0
+    return out
+
+
+def _neighbours(rack: RackModel, subject: str) -> BoolArray:
+    members = _members(rack, subject)
+    out = members.copy()
+    for c in rack.constraints:
+        if c.kind == "breaker" and np.any(members & (c.share > 0.0)):
+            out |= c.share > 0.0
+    return out
+
+
+def _silenced(rack: RackModel, status: SafeStatus) -> BoolArray:
+    """Outlets on PDUs where somebody else writes: we stop there until it is acknowledged."""
+    out = np.zeros(rack.n, dtype=np.bool_)
+    for cause in status.causes:
+        name, _, subject = cause.partition(":")
+        if name == "foreign_writer":
+            out |= _members(rack, subject)
+    return out
+
+
+def _of_load(rack: RackModel, watts: FloatArray) -> FloatArray:
+    """The sum over the outlets of each outlet's load: either outlet must be able to carry it."""
+    totals: FloatArray = np.bincount(rack.load_of, weights=watts, minlength=len(rack.loads)).astype(np.float64)
+    return totals[rack.load_of]
+
+
+def _room(allocation: Allocation, counted_w: FloatArray, raise_w: FloatArray) -> tuple[FloatArray, BoolArray]:
+    """Part of each raise that fits now [n], and the outlets on rows that are full or in the way of a raise."""
+    env = allocation.envelope
+    need = env.used(raise_w)
+    room = env.cap - env.used(counted_w)
+    part = np.ones(len(need))
+    np.divide(np.maximum(room, 0.0), need, out=part, where=need > np.maximum(room, 0.0))
+    on = env.coefficient > 0.0
+    free = np.where(on, part[:, None], 1.0).min(axis=0, initial=1.0)
+    full = (part < 1.0) | (room < 0.0)
+    tight: BoolArray = np.any(on[full], axis=0)
+    return free, tight

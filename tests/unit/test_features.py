@@ -1,0 +1,163 @@
+"""Readings from rings: merging boards, age, quality."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rpi_daemon._fastpath import core
+from rpi_daemon.errors import ConfigError
+from rpi_daemon.features import BoardSetup, Features
+from rpi_daemon.records import Quality, RackModel
+
+MS = 1_000_000
+
+
+def rack(n: int) -> RackModel:
+    return RackModel(
+        rack="r",
+        outlet_ids=tuple(f"o{i}" for i in range(n)),
+        pdu_of=("p",) * n,
+        number_of=tuple(range(1, n + 1)),
+        load_of=np.arange(n),
+        rating_w=np.full(n, 2000.0),
+        static_safe_w=np.full(n, 500.0),
+        nominal_v=np.full(n, 230.0),
+        opted_in=np.ones(n, np.bool_),
+        loads=(),
+        constraints=(),
+    )
+
+
+class Board:
+    """A ring with one voltage channel behind its current channels, filled by the test; scan k is at k ms."""
+
+    def __init__(self, outlets: list[int], *, voltage: bool = True, capacity: int = 1000) -> None:
+        n = len(outlets)
+        self.n_channels = n + 1
+        self.ring = core.Ring(
+            np.zeros(core.Ring.bytes_needed(n + 1, capacity), np.uint8), n_channels=n + 1, capacity=capacity
+        )
+        kernel = core.WindowKernel(
+            n + 1,
+            outlets=[(c, n if voltage else -1, 1.0) for c in range(n)],
+            gain=np.full(n + 1, 0.01),
+            full_scale_counts=np.full(n + 1, 30_000),
+        )
+        self.setup = BoardSetup(self.ring, kernel, np.array(outlets))
+
+    def fill(self, first: int, last: int, counts: list[int], *, lost: range = range(0)) -> None:
+        values: NDArray[np.int32] = np.array(counts, np.int32)
+        for k in range(first, last):
+            if k not in lost:
+                self.ring.push(k, k * MS, k, 0, values)
+
+
+def test_outlets_of_two_boards_land_in_their_places() -> None:
+    a, b = Board([2, 0]), Board([1])
+    a.fill(0, 200, [100, 200, 5000])
+    b.fill(0, 200, [300, 10_000])
+    r = Features(rack(3), [a.setup, b.setup]).step(210 * MS, 5_000 * MS)
+    np.testing.assert_allclose(r.power_w, [2.0 * 50.0, 3.0 * 100.0, 1.0 * 50.0], rtol=1e-12)
+    np.testing.assert_allclose(r.voltage_v, [50.0, 100.0, 50.0], rtol=1e-12)
+    assert r.valid.all()
+    assert r.quality.tolist() == [0, 0, 0]
+    assert r.count.tolist() == [100, 100, 100]
+    assert r.t_mono_ns == 199 * MS
+    assert r.t_utc_ns == (5_000 - 11) * MS
+
+
+def test_a_window_is_taken_at_multiples_of_100_scans_only() -> None:
+    a = Board([0])
+    a.fill(0, 200, [100, 5000])
+    features = Features(rack(1), [a.setup])
+    assert features.step(200 * MS, 0).power_w[0] == pytest.approx(50.0)
+    a.fill(200, 299, [900, 5000])
+    assert features.step(300 * MS, 0).power_w[0] == pytest.approx(50.0)
+    a.fill(299, 300, [900, 5000])
+    r = features.step(301 * MS, 0)
+    assert r.power_w[0] == pytest.approx(252.0)  # the newer half of a periodic Hann weighs 50.5 of 100
+    assert r.max_a[0] == pytest.approx(9.0)
+    assert r.min_a[0] == pytest.approx(9.0)
+
+
+def test_a_silent_board_is_stale_after_150_ms_and_comes_back() -> None:
+    a, b = Board([0]), Board([1])
+    a.fill(0, 200, [100, 5000])
+    b.fill(0, 200, [100, 5000])
+    features = Features(rack(2), [a.setup, b.setup])
+    assert features.step(200 * MS, 0).valid.tolist() == [True, True]
+    a.fill(200, 400, [100, 5000])
+    r = features.step((199 + 150) * MS, 0)
+    assert r.valid.tolist() == [True, True]
+    r = features.step((199 + 150) * MS + 1, 0)
+    assert r.valid.tolist() == [True, False]
+    assert r.quality[1] == Quality.STALE
+    assert np.isnan(r.power_w[1])
+    assert r.count[1] == 0
+    b.fill(400, 600, [100, 5000])
+    r = features.step(600 * MS, 0)
+    assert r.valid.tolist() == [False, True]
+    assert r.t_mono_ns == 599 * MS
+
+
+def test_nothing_is_read_before_the_first_window() -> None:
+    a = Board([0])
+    a.fill(0, 199, [100, 5000])
+    r = Features(rack(1), [a.setup]).step(200 * MS, 77)
+    assert not r.valid[0]
+    assert r.quality[0] == Quality.STALE
+    assert (r.t_mono_ns, r.t_utc_ns) == (200 * MS, 77)
+
+
+def test_without_a_voltage_channel_quantities_are_apparent_and_say_so() -> None:
+    a = Board([0], voltage=False)
+    a.fill(0, 240, [100, 0])
+    a.fill(240, 300, [300, 0])
+    r = Features(rack(1), [a.setup]).step(300 * MS, 0)
+    assert r.quality[0] == Quality.NO_VOLTAGE
+    assert r.valid[0]
+    assert r.power_w[0] == r.apparent_va[0] == pytest.approx(r.rms_a[0] * 230.0)
+    assert np.isnan(r.power_factor[0])
+    assert np.isnan(r.voltage_v[0])
+    assert r.step_w[0] == pytest.approx(2.0 * 230.0)
+
+
+def test_lost_scans_are_counted_and_named() -> None:
+    a = Board([0])
+    a.fill(0, 200, [100, 5000], lost=range(150, 153))
+    r = Features(rack(1), [a.setup]).step(200 * MS, 0)
+    assert r.power_w[0] == pytest.approx(50.0)
+    assert (r.count[0], r.missing[0], r.quality[0]) == (97, 3, Quality.MISSING)
+
+
+def test_a_window_with_most_of_its_weight_lost_is_no_reading() -> None:
+    a = Board([0])
+    a.fill(0, 200, [100, 5000], lost=range(40, 199))
+    r = Features(rack(1), [a.setup]).step(200 * MS, 0)
+    assert not r.valid[0]
+    assert np.isnan(r.power_w[0])
+    assert (r.count[0], r.missing[0]) == (1, 99)
+
+
+def test_a_ring_too_short_for_its_window_gives_nothing_rather_than_garbage() -> None:
+    a = Board([0], capacity=150)
+    a.fill(0, 400, [100, 5000])
+    r = Features(rack(1), [a.setup]).step(400 * MS, 0)
+    assert not r.valid[0]
+    assert np.isnan(r.power_w[0])
+
+
+def test_uncalibrated_boards_are_marked() -> None:
+    a = Board([0])
+    a.fill(0, 200, [40_000, 5000])
+    setup = BoardSetup(a.setup.ring, a.setup.kernel, a.setup.outlets, uncalibrated=True)
+    r = Features(rack(1), [setup]).step(200 * MS, 0)
+    assert r.quality[0] == Quality.UNCALIBRATED | Quality.SATURATED
+    assert r.max_a[0] == pytest.approx(300.0)  # at least full scale
+
+
+def test_an_outlet_has_one_channel() -> None:
+    with pytest.raises(ConfigError, match=r"two current channels: o1"):
+        Features(rack(2), [Board([0, 1]).setup, Board([1]).setup])
+    with pytest.raises(ConfigError, match="outlet 2"):
+        Features(rack(2), [Board([2]).setup])
