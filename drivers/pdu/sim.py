@@ -34,7 +34,7 @@ SYS_DESCR, SYS_OBJECT_ID, SYS_UPTIME, SYS_NAME = (
 INTEGER, OCTETS, GAUGE32, TIMETICKS = 2, 4, 66, 67
 # SNMP error-status numbers (RFC 3416 section 3)
 TOO_BIG, GEN_ERR, WRONG_TYPE, WRONG_LENGTH, WRONG_VALUE = 1, 5, 7, 8, 10
-INCONSISTENT_VALUE, AUTHORIZATION_ERROR, NOT_WRITABLE = 12, 16, 17
+INCONSISTENT_VALUE, NOT_WRITABLE = 12, 17
 
 _ASN1 = {
     2: rfc1902.Integer32,
@@ -74,18 +74,13 @@ class Faults:
 
 @dataclass(frozen=True)
 class SimUser:
-    """One SNMPv3 user. Keys are passphrases."""
+    """One SNMPv3 user; requests below its level of security are refused. Keys are passphrases."""
 
     name: str
     auth: str | None = "SHA-256"
     auth_key: str = ""
     priv: str | None = "AES-128"
     priv_key: str = ""
-
-    @property
-    def level(self) -> int:
-        """SNMPv3 security level that requests must have: 1 noAuthNoPriv, 2 authNoPriv, 3 authPriv."""
-        return 1 + (self.auth is not None) + (self.priv is not None)
 
 
 class _Refused(Exception):
@@ -146,6 +141,7 @@ class PduSimulator:
         self._energy_at = self._booted_at
         self._engine: engine.SnmpEngine | None = None
         self._transport: _Transport | None = None
+        self._oids: dict[tuple[str, int], Oid] = {}
         self._cells: dict[Oid, Cell] = {}
         self._outlet_of: dict[Oid, int] = {}  # writable cells, with their outlet
         if recording is None:
@@ -159,11 +155,16 @@ class PduSimulator:
     # -- what the device holds
 
     def _oid(self, template: str, outlet: int = 0) -> Oid:
-        return parse_oid(oid_of(template, unit=self.profile.index.unit, outlet=outlet))
+        oid = self._oids.get((template, outlet))
+        if oid is None:
+            oid = self._oids[template, outlet] = parse_oid(
+                oid_of(template, unit=self.profile.index.unit, outlet=outlet)
+            )
+        return oid
 
     def _build(self) -> None:
         """Every object of the profile, for every outlet."""
-        identity, meter = self.profile.identity, self.profile.metering
+        identity = self.profile.identity
         model = f"PX-SIM{self.n_outlets}"
         descr = f"{self.profile.vendor} PDU MD:{model} MN:{model} HW:sim FW:1.0 AF1:1.0 SN: {self._serial}"
         self._cells[SYS_DESCR] = (OCTETS, descr.encode())
@@ -180,13 +181,17 @@ class PduSimulator:
         if identity.outlet_count_oid is not None:
             self._cells[self._oid(identity.outlet_count_oid)] = (INTEGER, self.n_outlets)
         for outlet in range(1, self.n_outlets + 1):
-            for quantity in ("power", "current", "energy"):
-                column = getattr(meter, quantity)
-                if column is not None:
-                    self._add_measured(quantity, column, outlet)
-            if meter.state is not None:
-                self._cells[self._oid(meter.state.oid, outlet)] = (INTEGER, partial(self._switch_state, outlet))
+            self._add_metering(outlet)
             self._add_limit(outlet)
+
+    def _add_metering(self, outlet: int) -> None:
+        meter = self.profile.metering
+        for quantity in ("power", "current", "energy"):
+            column = getattr(meter, quantity)
+            if column is not None:
+                self._add_measured(quantity, column, outlet)
+        if meter.state is not None:
+            self._cells[self._oid(meter.state.oid, outlet)] = (INTEGER, partial(self._switch_state, outlet))
 
     def _add_measured(self, quantity: str, column: Measured, outlet: int) -> None:
         if column.digits_oid is not None:
@@ -368,9 +373,35 @@ class PduSimulator:
             if enabled and ours and lower and lower[0] > ours[0]:
                 raise _Refused(INCONSISTENT_VALUE, index)
 
-    def reboot(self) -> None:
-        """Power cycle of the controller: uptime restarts, engine boots goes up, thresholds are as from the factory."""
+    def peek(self, oid: str) -> Value:
+        """What the device holds at `oid` now, as an operator at its own page would see it; None if nothing."""
+        cell = self._cells.get(parse_oid(oid))
+        value = None if cell is None else cell[1]
+        return value() if callable(value) else value
+
+    def poke(self, oid: str, value: Value) -> None:
+        """Change a value past SNMP, as somebody at the device's own page does. Raises KeyError if it has none."""
+        key = parse_oid(oid)
+        self._cells[key] = (self._cells[key][0], value)
+
+    def remove(self, oid: str) -> None:
+        """Make the device forget that it ever had `oid`. Raises KeyError if it has none."""
+        key = parse_oid(oid)
+        del self._cells[key]
+        self._order.remove(key)
+        self._outlet_of.pop(key, None)
+        self._factory.pop(key, None)
+
+    def reboot(self, digits: Mapping[str, int] | None = None) -> None:
+        """Power cycle of the controller: uptime restarts, engine boots goes up, thresholds are as from the factory.
+
+        `digits`: with other decimal digits than before, as after an update of the firmware.
+        """
         self._booted_at = self._clock()
+        if digits is not None:
+            self._digits.update(digits)
+            for outlet in range(1, self.n_outlets + 1):
+                self._add_metering(outlet)
         for oid, value in self._factory.items():
             self._cells[oid] = (self._cells[oid][0], value)
         if self._engine is not None:
@@ -421,11 +452,6 @@ class PduSimulator:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
-
-    @property
-    def required_level(self) -> int:
-        """The least SNMPv3 security level that is served."""
-        return self._user.level if self._user is not None else 1
 
     def _set_engine_id(self, snmp_engine: engine.SnmpEngine) -> None:
         """Set by hand: given to its constructor, pysnmp would keep files of its own in the temporary folder."""
@@ -502,13 +528,9 @@ def _other_address(host: str, port: int) -> tuple[str, int]:
 
 
 class _Responder:
-    """What the four request kinds share: the level of security, and the error index that pysnmp's own loses."""
+    """What the four request kinds share; sends the error index itself, for pysnmp's own code loses it."""
 
     cbCtx: PduSimulator
-
-    def process_pdu(self, snmp_engine: Any, model: Any, security: Any, name: Any, level: Any, *rest: Any) -> None:
-        self._permitted = model != 3 or int(level) >= self.cbCtx.required_level
-        super().process_pdu(snmp_engine, model, security, name, level, *rest)  # type: ignore[misc]
 
     def handle_management_operation(self, snmp_engine: Any, state: Any, _context: Any, pdu: Any) -> None:
         simulator = self.cbCtx
@@ -516,8 +538,6 @@ class _Responder:
         status = index = 0
         answer = varbinds
         try:
-            if not self._permitted:
-                raise _Refused(AUTHORIZATION_ERROR, 0)
             if simulator.faults.too_big_above and len(varbinds) > simulator.faults.too_big_above:
                 answer = []
                 raise _Refused(TOO_BIG, 0)

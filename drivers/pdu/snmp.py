@@ -1,0 +1,545 @@
+"""The SNMP PDU driver: meters, reads limits, writes them in one batch and reads them back, as a vendor profile says."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from rpi_daemon._fastpath.core import Varbind
+from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
+from rpi_daemon.drivers.pdu.profile import (
+    TAGS,
+    EnableMask,
+    Limit,
+    Measured,
+    Profile,
+    ThresholdColumn,
+    from_wire,
+    oid_of,
+    to_wire,
+)
+from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint, SnmpRefused, SnmpSession
+from rpi_daemon.errors import AuthError, ConfigError, DeviceError
+from rpi_daemon.records import ApplyResult, LimitState, LimitWrite, PduIdentity, PduReading, WriteOutcome
+
+SYS_DESCR = "1.3.6.1.2.1.1.1.0"
+SYS_OBJECT_ID = "1.3.6.1.2.1.1.2.0"
+QUANTITIES = ("power", "current", "energy", "state")
+INCONSISTENT_VALUE = 12  # error-status of RFC 3416: the value does not go with others
+MAX_EXTRA_TRIPS = 2  # resends per `apply` after a refused varbind
+REBOOT_SLACK_S = 10.0  # the device's clock may lag ours by this much between two polls without a reboot
+
+Answers = Mapping[str, Varbind]
+
+
+@dataclass(frozen=True)
+class SnmpPduOptions:
+    """One PDU. Raises ConfigError, one line per mistake."""
+
+    endpoint: SnmpEndpoint
+    profile: Profile
+    outlets: tuple[int, ...]  # numbers on the PDU
+    unit: int | None = None  # of a chain; the profile's own if None
+    quantities: tuple[str, ...] = ("power", "current", "state")  # read at each poll, of QUANTITIES
+    nominal_v: float | None = None  # for families whose threshold is in amperes
+
+    def __post_init__(self) -> None:
+        most = self.profile.index.max_outlets
+        mistakes = []
+        if not self.outlets:
+            mistakes.append("outlets is empty: name at least one")
+        if len(set(self.outlets)) != len(self.outlets):
+            mistakes.append(f"outlets names one twice: {list(self.outlets)}")
+        if outside := [outlet for outlet in self.outlets if not 1 <= outlet <= most]:
+            mistakes.append(f"outlets {outside} are outside 1..{most} of profile {self.profile.name!r}")
+        if unknown := set(self.quantities) - set(QUANTITIES):
+            mistakes.append(f"quantities {sorted(unknown)} are not known: choose from {', '.join(QUANTITIES)}")
+        if self.profile.limit is not None and self.profile.limit.unit == "A" and not (self.nominal_v or 0.0) > 0.0:
+            mistakes.append(
+                f"profile {self.profile.name!r} has thresholds in amperes: nominal_v must be given, above 0"
+            )
+        if mistakes:
+            raise ConfigError("\n".join(f"PDU {self.endpoint.host}: {mistake}" for mistake in mistakes))
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What holds of one outlet until the device reboots."""
+
+    digits: Mapping[str, int]  # by OID
+    threshold: ThresholdColumn | None  # the column of this device, None if it has none
+    lower: ThresholdColumn | None
+    lower_count: int | None
+
+
+@dataclass
+class _Group:
+    """The varbinds that belong to one outlet's write, and what became of them."""
+
+    write: LimitWrite
+    varbinds: list[Varbind] = field(default_factory=list)
+    count: int | None = None  # asked wire count of the threshold; None for a restore
+    refused: str | None = None
+    t_sent_ns: int = 0
+    sent: bool = False
+
+
+class SnmpPdu:
+    """A PduDriver. One request in flight; not for use from two tasks at once.
+
+    Raises DeviceError or AuthError when the device is silent, refuses us or is of another family.
+    """
+
+    def __init__(self, options: SnmpPduOptions, clock: Clock | None = None) -> None:
+        self.options = options
+        self.profile = options.profile
+        self.session = SnmpSession(options.endpoint)
+        self._clock = clock or SystemClock()
+        self._unit = self.profile.index.unit if options.unit is None else options.unit
+        self._where = f"{options.endpoint.host} port {options.endpoint.port}"
+        self._facts: dict[int, _Facts] | None = None
+        self._masks: dict[int, int] = {}
+        self._uptime: tuple[int, float] | None = None  # (our clock in ns, the device's uptime in s)
+
+    async def open(self) -> None:
+        """Connect; safe to call again after an error."""
+        self._facts = None
+        self._masks.clear()
+        self._uptime = None
+        await self.session.open()
+
+    async def close(self) -> None:
+        self.session.close()
+
+    # -- who it is
+
+    async def identify(self) -> PduIdentity:
+        """Vendor, model, firmware, serial number and outlets; refuses a device of another family than the profile's."""
+        identity = self.profile.identity
+        templates = (identity.model_oid, identity.serial_oid, identity.firmware_oid, identity.outlet_count_oid)
+        own = [self._oid(template) for template in templates if template is not None]
+        powers = [self._oid(self.profile.metering.power.oid, outlet) for outlet in self.options.outlets]
+        answers = await self._get([SYS_DESCR, SYS_OBJECT_ID, *own, *powers])
+        descr = _text(answers.get(SYS_DESCR)) or "a device that does not say what it is"
+        self._check_family(_text(answers.get(SYS_OBJECT_ID)), descr)
+        absent = [o for o, oid in zip(self.options.outlets, powers, strict=True) if _integer(answers.get(oid)) is None]
+        if absent:
+            raise DeviceError(
+                f"PDU {self._where} ({descr}) gives no power for outlets {_ranges(absent)}: "
+                "correct `outlets`, or the model does not meter them"
+            )
+
+        def told(template: str | None, pattern: str | None = None) -> str:
+            text = "" if template is None else _text(answers.get(self._oid(template)))
+            found = re.search(pattern, descr) if pattern is not None and not text else None
+            return found.group(1) if found is not None else text
+
+        count_oid = identity.outlet_count_oid
+        count = None if count_oid is None else _integer(answers.get(self._oid(count_oid)))
+        return PduIdentity(
+            vendor=self.profile.vendor,
+            model=told(identity.model_oid, identity.model_pattern),
+            firmware=told(identity.firmware_oid, identity.firmware_pattern),
+            serial=told(identity.serial_oid, identity.serial_pattern),
+            n_outlets=len(powers) if count is None else count,
+            proven=self.profile.proven == "hardware",
+        )
+
+    def _check_family(self, object_id: str, descr: str) -> None:
+        wanted = self.profile.identity.sys_object_id
+        if object_id != wanted and not object_id.startswith(wanted + "."):
+            raise DeviceError(
+                f"PDU {self._where} is {descr!r} (sysObjectID {object_id or 'missing'}), not the {self.profile.vendor} "
+                f"family of profile {self.profile.name!r} ({wanted}): correct the profile or the address"
+            )
+
+    # -- reading
+
+    async def read(self) -> PduReading:
+        """Metering, state and limits of every configured outlet, with the device's uptime."""
+        t_mono_ns = self._clock.mono_ns()
+        facts = await self._known_facts()
+        uptime_oid = self._oid(self.profile.uptime_oid)
+        answers = await self._get([uptime_oid, *self._read_oids(facts)])
+        uptime_s = self._uptime_s(answers.get(uptime_oid))
+        if self._rebooted(t_mono_ns, uptime_s):
+            self._facts = None
+            facts = await self._known_facts()
+            answers = await self._get(self._read_oids(facts))
+        limits = {}
+        if self.profile.limit is not None:
+            limits = {o: self._limit_state(self.profile.limit, o, facts[o], answers) for o in self.options.outlets}
+        meter = self.profile.metering
+        return PduReading(
+            t_mono_ns=t_mono_ns,
+            uptime_s=uptime_s,
+            power_w=self._measured("power", meter.power, facts, answers),
+            current_a=self._measured("current", meter.current, facts, answers),
+            on=self._states(answers),
+            limits=limits,
+            energy_wh=self._measured("energy", meter.energy, facts, answers),
+        )
+
+    def _read_oids(self, facts: Mapping[int, _Facts]) -> list[str]:
+        """In groups of one column: some devices answer neighbours of a column faster than a mix."""
+        templates: list[str] = []
+        for quantity in self.options.quantities:
+            column = getattr(self.profile.metering, quantity)
+            if column is not None:
+                templates.append(column.oid)
+            if isinstance(column, Measured) and column.valid is not None:
+                templates.append(column.valid.oid)
+        oids = [self._oid(template, outlet) for template in templates for outlet in self.options.outlets]
+        limits = [oid for outlet in self.options.outlets for oid in self._limit_oids(outlet, facts[outlet])]
+        return list(dict.fromkeys(oids + limits))
+
+    def _limit_oids(self, outlet: int, facts: _Facts) -> list[str]:
+        """Threshold, mask and follower of one outlet, as far as the device has them."""
+        limit = self.profile.limit
+        if limit is None or facts.threshold is None:
+            return []
+        oids = [self._oid(facts.threshold.oid, outlet)]
+        if limit.enable is not None:
+            oids.append(self._oid(limit.enable.oid, outlet))
+        if limit.lower is not None and limit.lower.rule == "follow" and facts.lower is not None:
+            oids.append(self._oid(facts.lower.oid, outlet))
+        return oids
+
+    def _measured(
+        self, quantity: str, column: Measured | None, facts: Mapping[int, _Facts], answers: Answers
+    ) -> dict[int, float | None]:
+        if column is None or quantity not in self.options.quantities:
+            return {}
+        return {outlet: self._value(column, outlet, facts[outlet], answers) for outlet in self.options.outlets}
+
+    def _value(self, column: Measured, outlet: int, facts: _Facts, answers: Answers) -> float | None:
+        count = _integer(answers.get(self._oid(column.oid, outlet)))
+        step = self._step(column.scale, column.digits_oid, outlet, facts)
+        if count is None or step is None or count in column.missing:
+            return None
+        if (
+            column.valid is not None
+            and _integer(answers.get(self._oid(column.valid.oid, outlet))) in column.valid.invalid
+        ):
+            return None
+        return from_wire(count, step)
+
+    def _states(self, answers: Answers) -> dict[int, bool | None]:
+        state = self.profile.metering.state
+        if state is None or "state" not in self.options.quantities:
+            return {}
+        on: dict[int, bool | None] = {}
+        for outlet in self.options.outlets:
+            code = _integer(answers.get(self._oid(state.oid, outlet)))
+            on[outlet] = True if code in state.on else False if code in state.off else None
+        return on
+
+    def _limit_state(self, limit: Limit, outlet: int, facts: _Facts, answers: Answers) -> LimitState:
+        oids = self._limit_oids(outlet, facts)
+        if not oids:
+            return LimitState(None, None, limit.kind)
+        found = [answers.get(oid) for oid in oids]
+        raw = tuple((v.oid, v.tag, v.value) for v in found if v is not None and v.value is not None)
+        enabled: bool | None = True
+        if limit.enable is not None:
+            mask = self._mask(limit.enable, outlet, answers)
+            enabled = None if mask is None else limit.enable.is_on(mask)
+        limit_w = self._watts(limit, _integer(found[0]), outlet, facts)
+        return LimitState(limit_w, enabled, limit.kind, raw if len(raw) == len(oids) else ())
+
+    def _mask(self, enable: EnableMask, outlet: int, answers: Answers) -> int | None:
+        """The outlet's mask in `answers`, remembered for the next write."""
+        varbind = answers.get(self._oid(enable.oid, outlet))
+        value = None if varbind is None else varbind.value
+        mask = enable.decode(value) if isinstance(value, int | bytes) else None
+        if mask is None:
+            self._masks.pop(outlet, None)
+        else:
+            self._masks[outlet] = mask
+        return mask
+
+    def _watts(self, limit: Limit, count: int | None, outlet: int, facts: _Facts) -> float | None:
+        step = self._step(limit.scale, limit.digits_oid, outlet, facts)
+        if count is None or step is None or count in limit.missing:
+            return None
+        return from_wire(count, step * self._watts_per_unit(limit))
+
+    def _watts_per_unit(self, limit: Limit) -> Fraction:
+        return Fraction(1) if limit.unit == "W" else Fraction(str(self.options.nominal_v))
+
+    def _step(self, scale: float | None, digits_oid: str | None, outlet: int, facts: _Facts) -> Fraction | None:
+        if scale is not None:
+            return Fraction(str(scale))
+        assert digits_oid is not None
+        digits = facts.digits.get(self._oid(digits_oid, outlet))
+        return None if digits is None else Fraction(10) ** -digits
+
+    # -- facts that hold until a reboot
+
+    async def _known_facts(self) -> dict[int, _Facts]:
+        if self._facts is None:
+            wanted = {outlet: self._fact_oids(outlet) for outlet in self.options.outlets}
+            answers = await self._get(list(dict.fromkeys(oid for oids in wanted.values() for oid in oids)))
+            self._facts = {outlet: self._fact(outlet, answers) for outlet in self.options.outlets}
+        return self._facts
+
+    def _digits_oids(self, outlet: int) -> list[str]:
+        meter, limit = self.profile.metering, self.profile.limit
+        columns = [meter.power, meter.current, meter.energy, limit]
+        return [self._oid(c.digits_oid, outlet) for c in columns if c is not None and c.digits_oid is not None]
+
+    def _fact_oids(self, outlet: int) -> list[str]:
+        oids = self._digits_oids(outlet)
+        limit = self.profile.limit
+        if limit is not None:
+            columns = [*limit.columns, *(limit.lower.columns if limit.lower is not None else ())]
+            oids += [self._oid(column.oid, outlet) for column in columns]
+        return oids
+
+    def _fact(self, outlet: int, answers: Answers) -> _Facts:
+        digits = {}
+        for oid in self._digits_oids(outlet):
+            value = _integer(answers.get(oid))
+            if value is not None and -9 <= value <= 9:
+                digits[oid] = value
+        limit = self.profile.limit
+
+        def present(columns: Iterable[ThresholdColumn]) -> ThresholdColumn | None:
+            return next((c for c in columns if _integer(answers.get(self._oid(c.oid, outlet))) is not None), None)
+
+        threshold = None if limit is None else present(limit.columns)
+        lower = None if limit is None or limit.lower is None else present(limit.lower.columns)
+        lower_count = None if lower is None else _integer(answers.get(self._oid(lower.oid, outlet)))
+        return _Facts(digits, threshold, lower, lower_count)
+
+    def _rebooted(self, now_ns: int, uptime_s: float | None) -> bool:
+        """Whether the device's clock fell behind ours since the last poll; a wrap after 497 days counts as well."""
+        last, self._uptime = self._uptime, None if uptime_s is None else (now_ns, uptime_s)
+        if last is None or uptime_s is None:
+            return False
+        return uptime_s < last[1] + (now_ns - last[0]) / NS_PER_S - REBOOT_SLACK_S or uptime_s < last[1]
+
+    def _uptime_s(self, varbind: Varbind | None) -> float | None:
+        ticks = _integer(varbind)
+        return None if ticks is None else ticks / 100.0
+
+    # -- writing
+
+    async def apply(self, writes: Sequence[LimitWrite]) -> ApplyResult:
+        """Write one batch, read it back, report both. What the device said of the SET is kept in `refused`; whether the
+        limit is in force is decided by the read-back alone. Raises when neither write nor read-back got an answer."""
+        if len({write.outlet for write in writes}) != len(writes):
+            raise ValueError("one batch names an outlet twice")
+        requests_before = self.session.counters.requests
+        facts = await self._known_facts()
+        await self._learn_masks(writes, facts)
+        groups = [self._group(write, facts) for write in writes]
+        answered = await self._send(groups)
+        answers, t_verified_ns = await self._read_back(groups, facts, answered)
+        outcomes = tuple(self._outcome(group, facts, answers, t_verified_ns) for group in groups)
+        return ApplyResult(outcomes, self.session.counters.requests - requests_before)
+
+    async def _learn_masks(self, writes: Sequence[LimitWrite], facts: Mapping[int, _Facts]) -> None:
+        """Other bits of a mask are the owner's and are kept: so it must be known before it is written."""
+        limit = self.profile.limit
+        if limit is None or limit.enable is None:
+            return
+        unknown = [w.outlet for w in writes if w.restore is None and w.outlet in facts and w.outlet not in self._masks]
+        if unknown:
+            answers = await self._get([self._oid(limit.enable.oid, outlet) for outlet in unknown])
+            for outlet in unknown:
+                self._mask(limit.enable, outlet, answers)
+
+    def _group(self, write: LimitWrite, facts: Mapping[int, _Facts]) -> _Group:
+        group = _Group(write)
+        limit = self.profile.limit
+        if write.outlet not in facts:
+            group.refused = f"outlet {write.outlet} is not one of this PDU's configured outlets"
+        elif limit is None:
+            group.refused = f"profile {self.profile.name!r} has no limit to write"
+        elif write.restore is not None:
+            group.varbinds = [_varbind(*entry) for entry in write.restore.raw]
+            if not group.varbinds:
+                group.refused = "nothing to restore: the value found at first contact is not known"
+        else:
+            self._fill(group, limit, facts[write.outlet])
+        return group
+
+    def _fill(self, group: _Group, limit: Limit, facts: _Facts) -> None:
+        """The varbinds of a new limit, or why there are none."""
+        outlet, limit_w = group.write.outlet, group.write.limit_w
+        step = self._step(limit.scale, limit.digits_oid, outlet, facts)
+        if facts.threshold is None or step is None:
+            group.refused = "the device has no such threshold for this outlet"
+            return
+        count = to_wire(limit_w, step * self._watts_per_unit(limit), limit.granularity)
+        if not limit.minimum <= count <= limit.maximum:
+            low, high = (self._watts(limit, bound, outlet, facts) for bound in (limit.minimum, limit.maximum))
+            group.refused = f"{limit_w:g} W is outside what the device takes: {low:g}..{high:g} W"
+            return
+        mask: int | None = None
+        if limit.enable is not None:
+            mask = self._masks.get(outlet)
+            if mask is None:
+                group.refused = "the device does not tell which thresholds are enabled"
+                return
+        group.count = count
+        group.varbinds = [Varbind(self._oid(facts.threshold.oid, outlet), TAGS[facts.threshold.type], count)]
+        lower = limit.lower
+        if lower is not None and lower.rule == "follow" and facts.lower is not None:
+            group.varbinds.append(Varbind(self._oid(facts.lower.oid, outlet), TAGS[facts.lower.type], count))
+        if limit.enable is not None and mask is not None:
+            wanted = limit.enable.switched(mask, True)
+            if lower is not None and lower.bit is not None and (facts.lower_count or 0) > count:
+                wanted = limit.enable.switched(wanted, False, lower.bit)
+            if wanted != mask:  # an unchanged mask is not written: its flash wears as well
+                oid = self._oid(limit.enable.oid, outlet)
+                group.varbinds.append(Varbind(oid, TAGS[limit.enable.type], limit.enable.encode(wanted)))
+
+    async def _send(self, groups: Sequence[_Group]) -> bool:
+        """Send every group, in as few messages as the device takes. Returns whether any of them was answered."""
+        most = min(self.profile.pace.batch_varbinds, self.options.endpoint.max_varbinds)
+        waiting = _batches([group for group in groups if group.varbinds], most)
+        extra = 0
+        answered = False
+        while waiting:
+            batch = waiting.pop(0)
+            now_ns = self._clock.mono_ns()
+            for group in batch:
+                group.t_sent_ns, group.sent = now_ns, True
+            try:
+                await self.session.set([varbind for group in batch for varbind in group.varbinds])
+                answered = True
+                _note(batch, None)
+            except AuthError:
+                raise
+            except SnmpRefused as refusal:
+                answered = True
+                if refusal.status == INCONSISTENT_VALUE:
+                    self._facts = None  # another threshold is not what we took it for
+                for part in _after_refusal(batch, refusal):
+                    extra += 1
+                    if extra <= MAX_EXTRA_TRIPS:
+                        waiting.insert(0, part)
+                    else:
+                        _note(part, f"not written, another outlet of the batch was refused: {refusal}")
+            except DeviceError as error:
+                _note(batch, str(error))
+        return answered
+
+    async def _read_back(
+        self, groups: Sequence[_Group], facts: Mapping[int, _Facts], answered: bool
+    ) -> tuple[Answers, int]:
+        """Everything that was written, and the whole limit of each outlet, with the time of the answer."""
+        sent = [group for group in groups if group.sent]
+        oids = [varbind.oid for group in sent for varbind in group.varbinds]
+        oids += [oid for group in sent for oid in self._limit_oids(group.write.outlet, facts[group.write.outlet])]
+        try:
+            answers = await self._get(list(dict.fromkeys(oids)))
+        except AuthError:
+            raise
+        except DeviceError as error:
+            if not answered:
+                raise
+            _note(sent, f"written, but the read-back failed: {error}")
+            answers = {}
+        return answers, self._clock.mono_ns()
+
+    def _outcome(
+        self, group: _Group, facts: Mapping[int, _Facts], answers: Answers, t_verified_ns: int
+    ) -> WriteOutcome:
+        outlet = group.write.outlet
+        verified, read_back_w, refused = False, None, group.refused
+        limit = self.profile.limit
+        if group.sent and limit is not None:
+            state = self._limit_state(limit, outlet, facts[outlet], answers)
+            read_back_w = state.limit_w
+            if group.count is None:
+                verified = all(_same(varbind, answers.get(varbind.oid)) for varbind in group.varbinds)
+            else:
+                threshold = answers.get(group.varbinds[0].oid)
+                verified = state.enabled is True and _same(group.varbinds[0], threshold)
+                if state.enabled is False and refused is None:
+                    refused = "the threshold was written, but the device keeps it disabled"
+        return WriteOutcome(
+            outlet=outlet,
+            asked_w=group.write.limit_w,
+            read_back_w=read_back_w,
+            verified=verified,
+            refused=refused,
+            t_sent_ns=group.t_sent_ns,
+            t_verified_ns=t_verified_ns if verified else None,
+        )
+
+    # -- the wire
+
+    async def _get(self, oids: Sequence[str]) -> dict[str, Varbind]:
+        """What the device has of `oids`, by OID; what it does not have carries no value."""
+        return {varbind.oid: varbind for varbind in await self.session.get(oids)} if oids else {}
+
+    def _oid(self, template: str, outlet: int = 0) -> str:
+        return oid_of(template, unit=self._unit, outlet=outlet)
+
+
+def _batches(groups: Sequence[_Group], most: int) -> list[list[_Group]]:
+    """Groups in order, at most `most` varbinds together; a group is never torn."""
+    batches: list[list[_Group]] = []
+    size = most
+    for group in groups:
+        if size + len(group.varbinds) > most:
+            batches.append([])
+            size = 0
+        batches[-1].append(group)
+        size += len(group.varbinds)
+    return batches
+
+
+def _after_refusal(batch: Sequence[_Group], refusal: SnmpRefused) -> list[list[_Group]]:
+    """Mark the outlet that the error index names; what to send again. Without an index: both halves apart."""
+    place = 0
+    for number, group in enumerate(batch):
+        place += len(group.varbinds)
+        if 0 < refusal.index <= place:
+            group.refused = str(refusal)
+            rest = [*batch[:number], *batch[number + 1 :]]
+            return [rest] if rest else []
+    _note(batch, str(refusal))
+    half = len(batch) // 2
+    return [list(batch[half:]), list(batch[:half])] if half else []
+
+
+def _note(groups: Iterable[_Group], text: str | None) -> None:
+    for group in groups:
+        group.refused = text
+
+
+def _same(asked: Varbind, found: Varbind | None) -> bool:
+    return found is not None and found.value is not None and found.value == asked.value
+
+
+def _varbind(oid: str, tag: int, value: object) -> Varbind:
+    """A found value as it goes back on the wire."""
+    if not isinstance(value, int | bytes | str):
+        raise ValueError(f"a found value must be a number or octets, {oid} has {value!r}")
+    return Varbind(oid, tag, value)
+
+
+def _integer(varbind: Varbind | None) -> int | None:
+    """The number, or None for whatever is not one: no such object, a zero-length INTEGER, another type."""
+    return varbind.value if varbind is not None and isinstance(varbind.value, int) else None
+
+
+def _text(varbind: Varbind | None) -> str:
+    value = None if varbind is None else varbind.value
+    return value.decode("utf-8", errors="replace").strip() if isinstance(value, bytes) else str(value or "")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`1-3, 7` for 1, 2, 3, 7."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
