@@ -1,0 +1,16 @@
+"""The plain C tests of ring and sampler, with whatever compiler there is."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+RUN = Path(__file__).resolve().parent.parent / "c" / "run.sh"
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_plain() -> None:
+    done = subprocess.run([RUN, "plain"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "lost as injected" in done.stdout
