@@ -137,6 +137,7 @@ class PduSimulator:
         self._serial = serial
         self._clock = clock
         self._booted_at = clock()
+        self._boots = 0
         self._energy_wh = dict.fromkeys(range(1, n_outlets + 1), 0.0)
         self._energy_at = self._booted_at
         self._engine: engine.SnmpEngine | None = None
@@ -464,20 +465,21 @@ class PduSimulator:
         boots, started = snmp_engine.get_mib_builder().import_symbols(
             "__SNMP-FRAMEWORK-MIB", "snmpEngineBoots", "snmpEngineTime"
         )
-        boots.syntax = boots.syntax.clone(self._next_boots(int(boots.syntax)))
+        boots.syntax = boots.syntax.clone(self._next_boots())
         started.syntax = started.syntax.clone(int(time.time()))
 
-    def _next_boots(self, current: int) -> int:
-        if self._state_dir is None:
-            return current + 1
-        self._state_dir.mkdir(parents=True, exist_ok=True)
-        path = self._state_dir / f"{self._serial}.boots"
-        with contextlib.suppress(FileNotFoundError):
-            current = int(path.read_text())
-        fresh = path.with_suffix(".new")
-        fresh.write_text(str(current + 1))
-        os.replace(fresh, path)
-        return current + 1
+    def _next_boots(self) -> int:
+        path = None if self._state_dir is None else self._state_dir / f"{self._serial}.boots"
+        if path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._boots = int(path.read_text())
+        self._boots += 1
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_suffix(".new")
+            fresh.write_text(str(self._boots))
+            os.replace(fresh, path)
+        return self._boots
 
 
 class _Transport(udp.UdpAsyncioTransport):  # type: ignore[misc]
