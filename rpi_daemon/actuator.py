@@ -33,6 +33,7 @@ from rpi_daemon.records import (
 
 DAY_NS = 86_400 * NS_PER_S
 NEVER_NS = -(1 << 62)
+SETTLE_FADE = 0.999  # per verified write
 LEASE_PART = 0.75  # renewed at this part of the lease, as Klipper refreshes its heaters
 
 
@@ -89,6 +90,7 @@ class Actuator:
         self._outlets = {p: np.flatnonzero(np.array(rack.pdu_of) == p) for p in dict.fromkeys(rack.pdu_of)}
         self._serial = dict.fromkeys(self._outlets, 0)
         self._uptime_s: dict[str, float] = {}
+        self._settle_s: dict[str, float] = {}
         self._foreign: dict[str, deque[int]] = {pdu: deque() for pdu in self._outlets}
 
         self._limit_w = np.full(n, np.nan)
@@ -150,6 +152,8 @@ class Actuator:
                     self._open_w[i] = math.nan
             if outcome.verified:
                 self._verified_ns[i] = now_ns if outcome.t_verified_ns is None else outcome.t_verified_ns
+                took_s = float(self._verified_ns[i] - self._asked_ns[i]) / NS_PER_S
+                self._settle_s[pdu] = max(took_s, SETTLE_FADE * self._settle_s.get(pdu, 0.0))
                 self._failures[i] = 0
                 continue
             self._failures[i] += 1
@@ -195,6 +199,10 @@ class Actuator:
         """Writes of the last 24 h that count against the budget, [n]."""
         used: IntArray = np.count_nonzero(self._writes_ns > now_ns - DAY_NS, axis=1)
         return used
+
+    def settle_s(self) -> dict[str, float]:
+        """Per PDU, about the longest recent time from asking to verified; more than the horizon is too slow for it."""
+        return dict(self._settle_s)
 
     @property
     def protective_writes(self) -> IntArray:

@@ -19,6 +19,8 @@ from rpi_daemon.records import (
 )
 
 DELAY_NS = 5 * NS_PER_S  # the running maximum of a request is known 5 s (50 ticks) after it was made
+DAY_S = 86_400.0
+NEVER_NS = -(1 << 62)
 BLOCKS = 10  # a rolling maximum is kept in this many blocks of its span
 
 
@@ -39,7 +41,9 @@ class CorrectorConfig:
     growth_per_s: float = 1.5  # factor by which the request of a capped load grows per second
     blind_hold_s: float = 5.0  # without readings the last request holds this long, then STATIC_SAFE
     alarm_hold_s: float = 60.0  # an alarm threshold clears the largest request of this span ...
-    alarm_headroom: float = 0.1  # ... by this part of it
+    alarm_headroom: float = 0.1  # ... by this part of it ...
+    alarm_step: float = 0.05  # ... and by this part of the rating for each escape episode beyond ...
+    alarm_episodes_per_day: float = 1.0  # ... this many
 
     def __post_init__(self) -> None:
         if not 0.0 < self.target < 1.0:
@@ -53,6 +57,8 @@ class CorrectorConfig:
             "hold_s",
             "fall_per_s",
             "alarm_hold_s",
+            "alarm_step",
+            "alarm_episodes_per_day",
         ):
             if not getattr(self, name) > 0.0:
                 raise ConfigError(f"corrector {name} is {getattr(self, name)}; choose more than 0")
@@ -67,10 +73,13 @@ class Corrector:
 
         max(floor, eta * S, worst * min(S / full_cover_escapes, cover))
 
-    `eta * S` is the quantile tracker of Gibbs & Candes (ACI, 2021); taking the margin as a saturating function of the
-    error sum is the integral term of Angelopoulos, Candes & Tibshirani ("Conformal PID Control for Time Series
-    Prediction", 2023, section 2.2). The last term adapts fast: `worst` is the largest recent under-forecast and fades,
-    so that a flat load gets a small margin long before S is worked off.
+    The feedback rule is that of adaptive conformal inference (Gibbs & Candes 2021). `eta * S` is the quantile tracker,
+    and a margin that is a saturating function of the error sum is the error integration, of Angelopoulos, Candes &
+    Tibshirani, "Conformal PID Control for Time Series Prediction" (2023), section 2. The last term adapts fast: `worst`
+    is the largest recent under-forecast and fades, so that a flat load has a small margin long before S is worked off.
+
+    The alarm threshold is steered the same way on a slower clock, an episode being its tick: with E the sum of episodes
+    beyond the daily target, never below 0, it stands E steps above the largest request of the last minute + head-room.
 
     Bound: once S >= R / eta no signal of range R escapes, and S overshoots by at most the D + 1 feedbacks under way, so
     in T ticks there are at most target T + R / eta + 2 D + 1 escapes. Floors, holds and the fast term only raise the
@@ -90,10 +99,13 @@ class Corrector:
         self._excess = np.full(n, config.full_cover_escapes)
         self._worst_w = np.zeros(n)
         self._censored_until_ns = np.zeros(n, dtype=np.int64)
-        self._seen_ns = np.full(n, np.iinfo(np.int64).min // 2, dtype=np.int64)
+        self._seen_ns = np.full(n, NEVER_NS, dtype=np.int64)
         self._request_w = rack.static_safe_w.astype(np.float64, copy=True)
         self._recent = _RollingMax(n, config.hold_s)
         self._alarm = _RollingMax(n, config.alarm_hold_s)
+        self._alarm_w = np.full(n, np.inf)
+        self._episodes = np.zeros(n)  # beyond the daily target
+        self._over_ns = np.full(n, NEVER_NS, dtype=np.int64)
         self._t_ns: int | None = None
 
     def step(
@@ -120,10 +132,13 @@ class Corrector:
         lost = ~known & (now_ns - self._seen_ns > round(config.blind_hold_s * NS_PER_S))
         request_w = np.where(known, request_w, np.where(lost, self._static_safe_w, self._request_w))
         self._request_w = request_w
-        alarm_w = self._alarm.push(now_ns, np.where(known, request_w, 0.0)) * (1.0 + config.alarm_headroom)
-        alarm_w = np.where(lost, self._static_safe_w, np.maximum(alarm_w, request_w))
+        self._count_episodes(readings, dt_s, now_ns)
+        highest_w = self._alarm.push(now_ns, np.where(known, request_w, 0.0))
+        alarm_w = np.maximum(highest_w, request_w) * (1.0 + config.alarm_headroom)
+        alarm_w += config.alarm_step * self._rating_w * self._episodes
+        self._alarm_w = np.where(lost, self._static_safe_w, alarm_w)
         return Request(
-            t_mono_ns=now_ns, request_w=request_w, margin_w=margin_w, censored=censored & known, alarm_w=alarm_w
+            t_mono_ns=now_ns, request_w=request_w, margin_w=margin_w, censored=censored & known, alarm_w=self._alarm_w
         )
 
     def _censored(self, readings: Readings, in_force: LimitsInForce) -> BoolArray:
@@ -143,6 +158,14 @@ class Corrector:
         self._excess = np.maximum(0.0, self._excess + change)
         score_w = np.where(learn & np.isfinite(residual.running_max_w), residual.running_max_w, 0.0)
         self._worst_w = np.maximum(self._worst_w, score_w)
+
+    def _count_episodes(self, readings: Readings, dt_s: float, now_ns: int) -> None:
+        """Draw above the threshold of the tick before; one episode until it was below for `alarm_hold_s`."""
+        over = readings.valid & (readings.power_w > self._alarm_w)
+        fresh = over & (now_ns - self._over_ns > round(self._config.alarm_hold_s * NS_PER_S))
+        self._over_ns[over] = now_ns
+        worked_off = self._config.alarm_episodes_per_day * dt_s / DAY_S
+        self._episodes = np.maximum(0.0, self._episodes + fresh - worked_off)
 
     def _margin_w(self) -> FloatArray:
         fast_w = self._worst_w * np.minimum(self._excess / self._config.full_cover_escapes, self._config.cover)

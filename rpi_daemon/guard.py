@@ -45,8 +45,8 @@ CAUSES: dict[str, tuple[SafeState, bool]] = {
     "stopping": (SafeState.STATIC_SAFE, False),
     "all_pdus_unreachable": (SafeState.DEVICE_DEFAULT, False),
 }
-# causes about one PDU or constraint hold the outlets that share a constraint with it, not the whole rack
-SCOPED = ("sensor_stale", "breaker_blind", "pdu_unreachable", "foreign_writer")
+# causes about a part of the rack: True holds whatever shares a breaker with it, False holds only the part
+SCOPED = {"sensor_stale": False, "breaker_blind": True, "pdu_unreachable": True, "foreign_writer": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def held(rack: RackModel, status: SafeStatus) -> BoolArray:
             name, _, subject = cause.partition(":")
             if name not in SCOPED:
                 return np.ones(rack.n, dtype=np.bool_)
-            out |= _neighbours(rack, subject)
+            out |= _neighbours(rack, subject) if SCOPED[name] else _members(rack, subject)
     return out
 
 

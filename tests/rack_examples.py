@@ -1,0 +1,145 @@
+"""Racks, readings, forecasts and limits for the tests of the stages."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import strategies as st
+
+from rpi_daemon.records import (
+    Constraint,
+    FloatArray,
+    Forecast,
+    LimitKind,
+    LimitsInForce,
+    Load,
+    RackModel,
+    Readings,
+    Request,
+)
+
+VOLTAGE_V = 230.0
+
+
+def constraint(
+    name: str, outlets: Sequence[int], n: int, *, kind: str = "breaker", derate: float = 0.8, **rating: float
+) -> Constraint:
+    """`rating`: w, va or a."""
+    share = np.zeros(n)
+    share[list(outlets)] = 1.0
+    return Constraint(name, kind, rating.get("w"), rating.get("va"), rating.get("a"), derate, share)
+
+
+def make_rack(
+    n: int,
+    constraints: Sequence[Constraint] = (),
+    *,
+    loads: Sequence[Load] | None = None,
+    rating_w: float = 2000.0,
+    static_safe_w: float = 200.0,
+    opted_in: Sequence[bool] | None = None,
+    per_pdu: int = 24,
+) -> RackModel:
+    loads = [load(i) for i in range(n)] if loads is None else loads
+    load_of = np.zeros(n, dtype=np.int64)
+    for index, item in enumerate(loads):
+        load_of[list(item.outlets)] = index
+    return RackModel(
+        rack="rack-1",
+        outlet_ids=tuple(f"pdu-{i // per_pdu}/{i % per_pdu + 1}" for i in range(n)),
+        pdu_of=tuple(f"pdu-{i // per_pdu}" for i in range(n)),
+        number_of=tuple(i % per_pdu + 1 for i in range(n)),
+        load_of=load_of,
+        rating_w=np.full(n, rating_w),
+        static_safe_w=np.full(n, static_safe_w),
+        nominal_v=np.full(n, VOLTAGE_V),
+        opted_in=np.ones(n, dtype=np.bool_) if opted_in is None else np.array(opted_in, dtype=np.bool_),
+        loads=tuple(loads),
+        constraints=tuple(constraints),
+    )
+
+
+def load(*outlets: int, tier: int = 1, floor_w: float = 0.0, demand_w: float = 1000.0) -> Load:
+    return Load(f"load-{outlets[0]}", outlets, tier, floor_w, demand_w, sheddable=False, critical=False)
+
+
+def make_readings(t_ns: int, power_w: FloatArray, *, quality: int = 0) -> Readings:
+    """Unity power factor at 230 V; a NaN power is an invalid reading."""
+    n = len(power_w)
+    valid = np.isfinite(power_w)
+    nothing = np.full(n, np.nan)
+    return Readings(
+        t_mono_ns=t_ns,
+        t_utc_ns=t_ns,
+        power_w=power_w,
+        rms_a=power_w / VOLTAGE_V,
+        apparent_va=power_w,
+        power_factor=np.ones(n),
+        peak_a=nothing,
+        crest=nothing,
+        min_a=nothing,
+        max_a=nothing,
+        step_w=nothing,
+        voltage_v=np.full(n, VOLTAGE_V),
+        count=np.full(n, 100),
+        missing=np.zeros(n, dtype=np.int64),
+        quality=np.full(n, quality),
+        valid=valid,
+    )
+
+
+def make_forecast(t_ns: int, highest_w: FloatArray) -> Forecast:
+    """The same number for every quantile and horizon."""
+    w = np.broadcast_to(highest_w[:, None, None], (len(highest_w), 5, 3))
+    return Forecast(t_ns, w, w, ("test",) * len(highest_w))
+
+
+def make_limits(
+    limit_w: FloatArray,
+    *,
+    kind: LimitKind | Sequence[LimitKind] = LimitKind.ALARM,
+    asked_w: FloatArray | None = None,
+    uncontrolled: Sequence[bool] | None = None,
+) -> LimitsInForce:
+    n = len(limit_w)
+    return LimitsInForce(
+        limit_w=limit_w,
+        verified_ns=np.zeros(n, dtype=np.int64),
+        kind=(kind,) * n if isinstance(kind, LimitKind) else tuple(kind),
+        asked_w=np.full(n, np.nan) if asked_w is None else asked_w,
+        pending=np.zeros(n, dtype=np.bool_),
+        uncontrolled=np.zeros(n, dtype=np.bool_) if uncontrolled is None else np.array(uncontrolled, dtype=np.bool_),
+    )
+
+
+def make_request(t_ns: int, request_w: FloatArray, alarm_w: FloatArray | None = None) -> Request:
+    n = len(request_w)
+    return Request(t_ns, request_w, np.zeros(n), np.zeros(n, dtype=np.bool_), request_w if alarm_w is None else alarm_w)
+
+
+def watts(n: int, most: float = 1500.0) -> st.SearchStrategy[FloatArray]:
+    """[n] whole watts."""
+    return st.lists(st.integers(0, int(most)), min_size=n, max_size=n).map(lambda x: np.array(x, dtype=np.float64))
+
+
+@st.composite
+def racks(draw: st.DrawFn, *, dual: bool = True, most: int = 8) -> RackModel:
+    """Overlapping constraints in W, VA and A; loads with one or two outlets in up to three tiers."""
+    n = draw(st.integers(1, most))
+    loads: list[Load] = []
+    i = 0
+    while i < n:
+        two = dual and i + 1 < n and draw(st.booleans())
+        outlets = (i, i + 1) if two else (i,)
+        demand_w = float(draw(st.integers(1, 2500)))
+        loads.append(
+            load(*outlets, tier=draw(st.integers(0, 2)), floor_w=float(draw(st.integers(0, 300))), demand_w=demand_w)
+        )
+        i += len(outlets)
+    constraints = []
+    for k in range(draw(st.integers(0, 4))):
+        members = sorted(draw(st.sets(st.integers(0, n - 1), min_size=1)))
+        unit, scale = draw(st.sampled_from([("w", 1.0), ("va", 1.0), ("a", VOLTAGE_V)]))
+        rating = draw(st.integers(1, 600 * n)) / scale
+        constraints.append(constraint(f"c{k}", members, n, **{unit: rating}))
+    opted_in = draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    return make_rack(n, constraints, loads=loads, opted_in=opted_in, static_safe_w=float(draw(st.integers(20, 600))))
