@@ -658,3 +658,20 @@ def decode_scoped(bytes data not None, names=None):
     pdu.context_engine_id = engine_id
     pdu.context_name = context
     return pdu
+
+
+def xor_octets(bytes octets not None, bytes mask not None):
+    """`octets` xor the beginning of `mask`, which is at least as long; raises ValueError if it is not."""
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(octets)
+    cdef Py_ssize_t i
+    cdef bytes result
+    cdef uint8_t *to
+    cdef const uint8_t *a = <const uint8_t *>PyBytes_AS_STRING(octets)
+    cdef const uint8_t *b = <const uint8_t *>PyBytes_AS_STRING(mask)
+    if PyBytes_GET_SIZE(mask) < n:
+        raise ValueError(f"a mask of {len(mask)} octets for {n}")
+    result = PyBytes_FromStringAndSize(NULL, n)
+    to = <uint8_t *>PyBytes_AS_STRING(result)
+    for i in range(n):
+        to[i] = a[i] ^ b[i]
+    return result

@@ -40,7 +40,6 @@ _SET = 0xA3
 _REPORT = 0xA8
 
 _DATAGRAM_BYTES = 65536
-_DATAGRAMS_PER_WAKE = 64  # a flood must not keep the loop
 _TOO_BIG = 1
 
 _STATUS = (
@@ -356,19 +355,17 @@ class SnmpSession:
     # --- receiving
 
     def _on_readable(self) -> None:
-        sock = self._socket
-        for _ in range(_DATAGRAMS_PER_WAKE):
-            if sock is None:
-                return
-            try:
-                data = sock.recv(_DATAGRAM_BYTES)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if self._waiter is not None and not self._waiter.done():
-                    self._waiter.set_exception(self._unreachable(error))
-                return
-            self._on_datagram(data)
+        """One datagram; the loop calls again while there are more."""
+        assert self._socket is not None
+        try:
+            data = self._socket.recv(_DATAGRAM_BYTES)
+        except BlockingIOError:
+            return  # the kernel dropped it after all: a wrong checksum
+        except OSError as error:
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_exception(self._unreachable(error))
+            return
+        self._on_datagram(data)
 
     def _on_datagram(self, data: bytes) -> None:
         request, waiter = self._request, self._waiter

