@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import stat
 import sys
 import time
 from bisect import bisect_right
@@ -137,6 +138,7 @@ class PduSimulator:
         self._serial = serial
         self._clock = clock
         self._booted_at = clock()
+        self._ticks_at_boot = 0
         self._boots = 0
         self._energy_wh = dict.fromkeys(range(1, n_outlets + 1), 0.0)
         self._energy_at = self._booted_at
@@ -228,8 +230,8 @@ class PduSimulator:
         self._cells.update(read_snmprec(recording, bits))
         found = self._cells.get(SYS_UPTIME)
         if found is not None and isinstance(found[1], int):
-            start = found[1]
-            self._cells[SYS_UPTIME] = (TIMETICKS, lambda: (start + self._uptime_ticks()) % 2**32)
+            self._ticks_at_boot = found[1]
+            self._cells[SYS_UPTIME] = (TIMETICKS, self._uptime_ticks)
 
     def _add_writable(self) -> None:
         limit = self.profile.limit
@@ -250,7 +252,7 @@ class PduSimulator:
         return value
 
     def _uptime_ticks(self) -> int:
-        return int((self._clock() - self._booted_at) * 100.0)
+        return (self._ticks_at_boot + int((self._clock() - self._booted_at) * 100.0)) % 2**32
 
     def _switch_state(self, outlet: int) -> int:
         state = self.profile.metering.state
@@ -319,7 +321,7 @@ class PduSimulator:
         new: dict[Oid, Value] = {}
         for index, (oid, value) in enumerate(varbinds, 1):
             outlet = self._outlet_of.get(oid)
-            if outlet is None:
+            if outlet is None or oid not in self._cells:
                 raise _Refused(NOT_WRITABLE, index)
             if 0 in faults.refuse or outlet in faults.refuse:
                 raise _Refused(WRONG_VALUE, index)
@@ -385,13 +387,17 @@ class PduSimulator:
         key = parse_oid(oid)
         self._cells[key] = (self._cells[key][0], value)
 
-    def remove(self, oid: str) -> None:
-        """Make the device forget that it ever had `oid`. Raises KeyError if it has none."""
+    def remove(self, oid: str) -> Cell:
+        """Make the device forget that it ever had `oid`; returns what `add` needs. Raises KeyError if it has none."""
         key = parse_oid(oid)
-        del self._cells[key]
         self._order.remove(key)
-        self._outlet_of.pop(key, None)
-        self._factory.pop(key, None)
+        return self._cells.pop(key)
+
+    def add(self, oid: str, tag: int, value: Value | Callable[[], int]) -> None:
+        """Give the device an object, or a removed one back. `tag` as in recordings."""
+        key = parse_oid(oid)
+        self._cells[key] = (tag, value)
+        self._order = sorted(self._cells)
 
     def reboot(self, digits: Mapping[str, int] | None = None) -> None:
         """Power cycle of the controller: uptime restarts, engine boots goes up, thresholds are as from the factory.
@@ -399,12 +405,14 @@ class PduSimulator:
         `digits`: with other decimal digits than before, as after an update of the firmware.
         """
         self._booted_at = self._clock()
+        self._ticks_at_boot = 0
         if digits is not None:
             self._digits.update(digits)
             for outlet in range(1, self.n_outlets + 1):
                 self._add_metering(outlet)
         for oid, value in self._factory.items():
-            self._cells[oid] = (self._cells[oid][0], value)
+            if oid in self._cells:
+                self._cells[oid] = (self._cells[oid][0], value)
         if self._engine is not None:
             self._set_boots(self._engine)
 
@@ -635,9 +643,13 @@ def command(simulator: PduSimulator, feed: _Feed, line: str) -> dict[str, Any]:
 
 
 async def serve(simulator: PduSimulator, feed: _Feed) -> None:
-    """Run until standard input ends: one JSON line with the address, then an answer line per command line."""
+    """Run until standard input ends: one JSON line with the address, then an answer line per command line. Where standard
+    input is no pipe, socket or terminal there are no commands, and it runs until it is killed."""
     async with simulator:
         _print({"schema": 1, "host": simulator.host, "port": simulator.port, "profile": simulator.profile.name})
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+        if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or sys.stdin.isatty()):
+            await asyncio.Event().wait()
         reader = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
         pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -699,7 +711,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             port=options.port,
             state_dir=options.state_dir,
         )
-        asyncio.run(serve(simulator, feed))
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how an operator ends it
+            asyncio.run(serve(simulator, feed))
     except RpiError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return error.exit_code

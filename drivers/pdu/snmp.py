@@ -28,6 +28,7 @@ QUANTITIES = ("power", "current", "energy", "state")
 INCONSISTENT_VALUE = 12  # error-status of RFC 3416: the value does not go with others
 MAX_EXTRA_TRIPS = 2  # resends per `apply` after a refused varbind
 REBOOT_SLACK_S = 10.0  # the device's clock may lag ours by this much between two polls without a reboot
+FACTS_RETRY_S = 30.0  # a device that just started may lack columns that it has a little later
 
 Answers = Mapping[str, Varbind]
 
@@ -70,6 +71,7 @@ class _Facts:
     threshold: ThresholdColumn | None  # the column of this device, None if it has none
     lower: ThresholdColumn | None
     lower_count: int | None
+    complete: bool
 
 
 @dataclass
@@ -98,6 +100,7 @@ class SnmpPdu:
         self._unit = self.profile.index.unit if options.unit is None else options.unit
         self._where = f"{options.endpoint.host} port {options.endpoint.port}"
         self._facts: dict[int, _Facts] | None = None
+        self._facts_due_ns = 0
         self._masks: dict[int, int] = {}
         self._uptime: tuple[int, float] | None = None  # (our clock in ns, the device's uptime in s)
 
@@ -277,16 +280,25 @@ class SnmpPdu:
     # -- facts that hold until a reboot
 
     async def _known_facts(self) -> dict[int, _Facts]:
-        if self._facts is None:
-            wanted = {outlet: self._fact_oids(outlet) for outlet in self.options.outlets}
-            answers = await self._get(list(dict.fromkeys(oid for oids in wanted.values() for oid in oids)))
-            self._facts = {outlet: self._fact(outlet, answers) for outlet in self.options.outlets}
+        """Asked once after each start of the device; what was lacking is asked again now and then."""
+        now_ns = self._clock.mono_ns()
+        known = self._facts or {}
+        lacking = [o for o in self.options.outlets if o not in known or not known[o].complete]
+        if known and now_ns < self._facts_due_ns:
+            lacking = []
+        if lacking:
+            answers = await self._get([oid for outlet in lacking for oid in self._fact_oids(outlet)])
+            self._facts = {**known, **{outlet: self._fact(outlet, answers) for outlet in lacking}}
+            self._facts_due_ns = now_ns + round(FACTS_RETRY_S * NS_PER_S)
+        assert self._facts is not None
         return self._facts
 
     def _digits_oids(self, outlet: int) -> list[str]:
         meter, limit = self.profile.metering, self.profile.limit
-        columns = [meter.power, meter.current, meter.energy, limit]
-        return [self._oid(c.digits_oid, outlet) for c in columns if c is not None and c.digits_oid is not None]
+        measured = (getattr(meter, quantity) for quantity in self.options.quantities if quantity != "state")
+        columns = [*measured, limit]
+        oids = [self._oid(c.digits_oid, outlet) for c in columns if c is not None and c.digits_oid is not None]
+        return list(dict.fromkeys(oids))
 
     def _fact_oids(self, outlet: int) -> list[str]:
         oids = self._digits_oids(outlet)
@@ -310,7 +322,8 @@ class SnmpPdu:
         threshold = None if limit is None else present(limit.columns)
         lower = None if limit is None or limit.lower is None else present(limit.lower.columns)
         lower_count = None if lower is None else _integer(answers.get(self._oid(lower.oid, outlet)))
-        return _Facts(digits, threshold, lower, lower_count)
+        complete = len(digits) == len(self._digits_oids(outlet)) and (limit is None or threshold is not None)
+        return _Facts(digits, threshold, lower, lower_count, complete)
 
     def _rebooted(self, now_ns: int, uptime_s: float | None) -> bool:
         """Whether the device's clock fell behind ours since the last poll; a wrap after 497 days counts as well."""

@@ -8,7 +8,8 @@ from rpi_daemon.errors import TraceError
 Oid = tuple[int, ...]
 Value = int | bytes | Oid | None
 
-_NUMBERS = {2, 65, 66, 67, 70}  # INTEGER, Counter32, Gauge32, TimeTicks, Counter64
+# INTEGER, Counter32, Gauge32, TimeTicks, Counter64 and what they hold
+_NUMBERS = {2: (-(2**31), 2**31), 65: (0, 2**32), 66: (0, 2**32), 67: (0, 2**32), 70: (0, 2**64)}
 _OCTETS, _NULL, _OID, _IP = 4, 5, 6, 64
 
 
@@ -32,11 +33,11 @@ def read_snmprec(path: str | Path, bits: Mapping[Oid, int] | None = None) -> dic
             name, tag_text, text = line.split("|", 2)
             oid = parse_oid(name)
             tag, value = _value(tag_text, text)
+            octets = _bits_octets(oid, bits)
+            if octets and tag == _OCTETS and isinstance(value, bytes):
+                value = _printed_bits(value, octets)
         except ValueError as error:
             raise TraceError(f"{path}:{number}: not an 'oid|tag|value' line: {error}") from error
-        octets = _bits_octets(oid, bits)
-        if octets and tag == _OCTETS and isinstance(value, bytes):
-            value = _printed_bits(value, octets)
         found[oid] = (tag, value)
     if not found:
         raise TraceError(f"{path}: the recording is empty")
@@ -45,7 +46,10 @@ def read_snmprec(path: str | Path, bits: Mapping[Oid, int] | None = None) -> dic
 
 def parse_oid(text: str) -> Oid:
     """`1.3.6.1` or `.1.3.6.1` as a tuple; raises ValueError."""
-    return tuple(int(arc) for arc in text.strip().lstrip(".").split("."))
+    arcs = text.strip().lstrip(".").split(".")
+    if not all(arc.isascii() and arc.isdigit() for arc in arcs):
+        raise ValueError(f"{text!r} is not an OID")
+    return tuple(map(int, arcs))
 
 
 def _value(tag_text: str, text: str) -> tuple[int, Value]:
@@ -54,6 +58,9 @@ def _value(tag_text: str, text: str) -> tuple[int, Value]:
         return _checked_octets(int(tag_text[:-1]), bytes.fromhex(text))
     tag = int(tag_text)
     if tag in _NUMBERS:
+        low, end = _NUMBERS[tag]
+        if not low <= int(text) < end:
+            raise ValueError(f"{text} is outside {low}..{end - 1} of tag {tag}")
         return tag, int(text)
     if tag == _NULL:
         return tag, None

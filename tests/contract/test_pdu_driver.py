@@ -56,11 +56,16 @@ async def on_wire(
     outlets: tuple[int, ...] = tuple(range(1, N + 1)),
     clock: Clock | None = None,
     nominal_v: float | None = None,
+    quantities: tuple[str, ...] = ("power", "current", "state"),
     **session: Any,
 ) -> AsyncIterator[Bench]:
     async with simulator:
         options = SnmpPduOptions(
-            endpoint(simulator.port, version, **session), profile or simulator.profile, outlets, nominal_v=nominal_v
+            endpoint(simulator.port, version, **session),
+            profile or simulator.profile,
+            outlets,
+            quantities=quantities,
+            nominal_v=nominal_v,
         )
         pdu = SnmpPdu(options, clock)
         try:
@@ -351,6 +356,24 @@ def test_silence_and_answers_from_elsewhere_are_a_clear_time_out(profile: str, v
     run(scene)
 
 
+@every
+def test_a_late_answer_is_never_taken_for_the_next_one(profile: str, version: str) -> None:
+    async def scene() -> None:
+        async with on_wire(simulated(profile), version, timeout_s=0.2, retries=0) as b:
+            await b.write((1, 111.0))
+            b.fault(delay_s=0.3)
+            with pytest.raises(SnmpTimeout):
+                await b.write((1, 112.0))
+            b.fault()
+            for limit_w in (113.0, 114.0, 115.0):  # answers to 112 W arrive meanwhile
+                (outcome,) = (await b.write((1, limit_w))).outcomes
+                assert (outcome.verified, outcome.read_back_w) == (True, limit_w)
+                await asyncio.sleep(0.08)
+            assert b.pdu.session.counters.stale_replies == 2
+
+    run(scene)
+
+
 def test_a_lost_reply_to_a_taken_set_counts_by_its_read_back() -> None:
     async def scene() -> None:
         async with on_wire(simulated("raritan_px"), retries=0) as b:
@@ -406,6 +429,41 @@ def test_missing_values_are_none_and_never_zero() -> None:
             assert [outcome.verified for outcome in result.outcomes] == [False, False, True]
             assert result.outcomes[0].refused == "the device has no such threshold for this outlet"
             assert result.outcomes[1].refused == "the device does not tell which thresholds are enabled"
+
+    run(scene)
+
+
+def test_what_a_starting_device_lacks_is_asked_for_again() -> None:
+    async def scene() -> None:
+        clock = ManualClock(mono_ns=10**12)
+        simulator = simulated("raritan_px", clock=lambda: clock.mono_ns() / 1e9)
+        async with on_wire(simulator, clock=clock) as b:
+            later = {}
+            for column in (UPPER_CRITICAL, DIGITS):
+                later[PX.format(column, 7)] = b.simulator.remove(PX.format(column, 7))
+            assert (await b.pdu.read()).power_w[7] is None
+            for oid, cell in later.items():
+                b.simulator.add(oid, *cell)
+            gets = b.simulator.counters["gets"]
+            assert (await b.pdu.read()).power_w[7] is None
+            assert b.simulator.counters["gets"] - gets == 4  # 169 values, nothing asked again yet
+            clock.advance(31.0)
+            reading = await b.pdu.read()
+            assert (reading.power_w[7], reading.limits[7].limit_w) == (70.0, 0.0)
+            assert (await b.write((7, 80.0))).outcomes[0].verified
+
+    run(scene)
+
+
+def test_energy_is_read_when_asked_for() -> None:
+    async def scene() -> None:
+        now = [0.0]
+        simulator = simulated("raritan_px", digits={"energy": 1}, clock=lambda: now[0])
+        async with on_wire(simulator, quantities=("energy",)) as b:
+            assert (await b.pdu.read()).energy_wh[24] == 0.0
+            now[0] = 900.0
+            reading = await b.pdu.read()
+            assert (reading.energy_wh[24], reading.power_w, reading.on) == (60.0, {}, {})
 
     run(scene)
 

@@ -40,7 +40,17 @@ def test_printed_bits_become_the_octet_only_in_named_columns(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "line", ["1.3.6|2", "1.3.x|2|1", "1.3.6|2|one", "1.3.6|99|1", "1.3.6|4x|0g", "1.3.6|64|1.2.3.999"]
+    "line",
+    [
+        "1.3.6|2",
+        "1.3.x|2|1",
+        "1.3.6|2|one",
+        "1.3.6|99|1",
+        "1.3.-6|2|1",
+        "1.3.6|66|-1",
+        "1.3.6|4x|0g",
+        "1.3.6|64|1.2.3.999",
+    ],
 )
 def test_damage_is_named_with_file_and_line(tmp_path: Path, line: str) -> None:
     with pytest.raises(TraceError, match=r"device\.snmprec:2: not an 'oid\|tag\|value' line"):
