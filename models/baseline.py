@@ -16,11 +16,33 @@ _TYPICAL_DECAY: Final = 0.01
 _START_BAND: Final = 0.01  # of the rating: the typical error before any was seen
 
 
-def ordered(value_w: FloatArray, running_max_w: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Make quantiles non-decreasing, and running maxima also along horizons and never below the value; [n, 5, 3] W."""
-    value_w = np.maximum.accumulate(np.maximum(value_w, 0.0), axis=2)
-    running_max_w = np.maximum(np.maximum.accumulate(running_max_w, axis=2), value_w)
-    return value_w, np.maximum.accumulate(running_max_w, axis=1)
+def ordered(t_mono_ns: int, value_w: FloatArray, running_max_w: FloatArray, source: str) -> Forecast:
+    """A forecast of quantiles that do not fall, of running maxima that never fall nor lie below the value.
+
+    Takes [5, 3, n] W and changes it in place: with the outlets last each step is one pass over contiguous memory.
+    """
+    np.maximum(value_w, 0.0, out=value_w)
+    for quantile_w in (value_w, running_max_w):
+        for q in range(1, len(QUANTILES)):
+            np.maximum(quantile_w[:, q], quantile_w[:, q - 1], out=quantile_w[:, q])
+    np.maximum(running_max_w, value_w, out=running_max_w)
+    for h in range(1, _H):
+        np.maximum(running_max_w[h], running_max_w[h - 1], out=running_max_w[h])
+    n = value_w.shape[2]
+    return Forecast(t_mono_ns, value_w.transpose(2, 0, 1), running_max_w.transpose(2, 0, 1), (source,) * n)
+
+
+def known_plan(planned_w: FloatArray) -> FloatArray:
+    """Announced changes [5, n] W; what is not known is no change."""
+    return np.where(np.isfinite(planned_w), planned_w, 0.0).T
+
+
+def running_max(by_horizon_w: FloatArray) -> FloatArray:
+    """Running maximum along the first axis, horizons."""
+    highest_w = by_horizon_w.copy()
+    for h in range(1, len(highest_w)):
+        np.maximum(highest_w[h], highest_w[h - 1], out=highest_w[h])
+    return highest_w
 
 
 class _Baseline:
@@ -34,26 +56,27 @@ class _Baseline:
 
     def __init__(self, n: int) -> None:
         self._n = n
-        self._points = np.full((_SPAN, n, _H), np.nan)  # by the tick they were made in
+        self._points = np.full((_SPAN, _H, n), np.nan)  # by the tick they were made in
         self._recent_w = np.full((_SPAN, n), np.nan)
         self._last_w = np.full(n, np.nan)
         self._gap = np.zeros(n, np.int64)
         self._tick = 0
         self._t_mono_ns: int | None = None
-        self._errors = np.zeros((2, n, _H, 1))  # value, running maximum
-        self._bands = np.zeros((2, n, _H, len(QUANTILES)))
-        self._typical = np.full((2, n, _H, 1), np.nan)
+        self._points_max = np.full((_SPAN, _H, n), np.nan)
+        self._errors = np.zeros((2, _H, 1, n))  # value, running maximum
+        self._bands = np.zeros((2, _H, len(QUANTILES), n))
+        self._typical = np.full((2, _H, 1, n), np.nan)
         self._made_at = np.arange(1, _H + 1) * TICKS_PER_S
         self._horizon = np.arange(_H)
 
     def reset(self, outlets: BoolArray | None = None) -> None:
         """Forget these outlets (all by default)."""
         rows = slice(None) if outlets is None else outlets
-        self._points[:, rows] = np.nan
+        self._points[..., rows] = self._points_max[..., rows] = np.nan
         self._recent_w[:, rows] = np.nan
         self._last_w[rows] = np.nan
-        self._bands[:, rows] = 0.0
-        self._typical[:, rows] = np.nan
+        self._bands[..., rows] = 0.0
+        self._typical[..., rows] = np.nan
         self._begin(rows)
 
     def step(self, x: ForecastInput) -> Forecast:
@@ -67,40 +90,35 @@ class _Baseline:
         if lost.any():
             self.reset(lost)
         self._last_w = np.where(live, x.power_w, self._last_w)
-        planned_w = np.nan_to_num(x.planned_w)
+        planned_w = known_plan(x.planned_w)
         self._learn_bands(np.where(live, x.power_w, np.nan), x.rating_w)
         point_w = self._point(self._last_w, live, planned_w) + planned_w
+        highest_w = running_max(point_w)
         self._points[self._tick % _SPAN] = point_w
+        self._points_max[self._tick % _SPAN] = highest_w
         self._tick += 1
-        bands = self._bands
-        value_w, running_max_w = ordered(
-            point_w[:, :, None] + bands[0], np.maximum.accumulate(point_w, axis=1)[:, :, None] + bands[1]
-        )
-        return Forecast(x.t_mono_ns, value_w, running_max_w, (self.name,) * self._n)
+        return ordered(x.t_mono_ns, point_w[:, None] + self._bands[0], highest_w[:, None] + self._bands[1], self.name)
 
     def _begin(self, rows: BoolArray | slice) -> None:
         """Forget what the point forecast carries for these rows."""
 
     def _point(self, last_w: FloatArray, live: BoolArray, planned_w: FloatArray) -> FloatArray:
-        """Forecast of the value without the announced work, [n, 5] W."""
+        """Forecast of the value without the announced work, [5, n] W; planned_w likewise."""
         raise NotImplementedError
 
     def _learn_bands(self, power_w: FloatArray, rating_w: FloatArray) -> None:
         recent = self._recent_w
         recent[self._tick % _SPAN] = power_w
         order = (self._tick - np.arange(_SPAN)) % _SPAN  # newest first
-        highest = np.maximum.accumulate(recent[order].reshape(_H, TICKS_PER_S, self._n).max(1), axis=0).T
-        points = self._points[(self._tick - self._made_at) % _SPAN, :, self._horizon].T
-        past = self._points[(self._tick - self._made_at) % _SPAN]  # [horizon, n, horizon]: all points of each making
-        past_max = np.maximum.accumulate(past, axis=2)[self._horizon, :, self._horizon].T
-        self._errors[0, :, :, 0] = power_w[:, None] - points
-        self._errors[1, :, :, 0] = highest - past_max
+        made = (self._tick - self._made_at) % _SPAN  # the tick whose forecast for each horizon is due now
+        highest = running_max(recent[order].reshape(_H, TICKS_PER_S, self._n).max(1))
+        self._errors[0, :, 0] = power_w - self._points[made, self._horizon]
+        self._errors[1, :, 0] = highest - self._points_max[made, self._horizon]
         known = np.isfinite(self._errors)
         size = np.abs(self._errors)
-        floor = _START_BAND * rating_w[None, :, None, None]
-        begun = np.where(np.isnan(self._typical), floor, self._typical)
+        begun = np.where(np.isnan(self._typical), _START_BAND * rating_w, self._typical)
         self._typical = np.where(known, begun + _TYPICAL_DECAY * (size - begun), begun)
-        move = _QUANTILES - (self._errors < self._bands)
+        move = _QUANTILES[:, None] - (self._errors < self._bands)
         self._bands += np.where(known, _QUANTILE_STEP * self._typical * move, 0.0)
 
 
@@ -110,7 +128,7 @@ class Persistence(_Baseline):
     name = "persistence"
 
     def _point(self, last_w: FloatArray, live: BoolArray, planned_w: FloatArray) -> FloatArray:
-        return np.repeat(last_w[:, None], _H, axis=1)
+        return np.broadcast_to(last_w, (_H, self._n))
 
 
 class Ewma(_Baseline):
@@ -129,7 +147,7 @@ class Ewma(_Baseline):
     def _point(self, last_w: FloatArray, live: BoolArray, planned_w: FloatArray) -> FloatArray:
         mean_w = np.where(np.isnan(self._mean_w), last_w, self._mean_w)
         self._mean_w = np.where(live, mean_w + self._decay * (last_w - mean_w), mean_w)
-        return np.repeat(self._mean_w[:, None], _H, axis=1)
+        return np.broadcast_to(self._mean_w, (_H, self._n))
 
 
 class Ridge(_Baseline):
@@ -149,7 +167,7 @@ class Ridge(_Baseline):
         self._decay = np.array([[1 / 10.0], [1 / 50.0], [1 / 300.0]])
         self._inputs = np.full((_SPAN + 1, n, self._LAGS), np.nan)
         self._base_w = np.full((_SPAN + 1, n), np.nan)
-        self._planned_w = np.zeros((_SPAN + 1, n, _H))
+        self._planned_w = np.zeros((_SPAN + 1, _H, n))
         self._gram = np.zeros((_H, n, self._LAGS, self._LAGS))
         self._moment = np.zeros((_H, n, self._LAGS))
         self._weights = np.zeros((_H, n, self._LAGS))
@@ -173,13 +191,13 @@ class Ridge(_Baseline):
         self._base_w[place] = last_w
         self._planned_w[place] = planned_w
         self._learn(self._tick % _H, np.where(live, last_w, np.nan))
-        change_w: FloatArray = np.einsum("hnk,nk->nh", self._weights, inputs)
-        return last_w[:, None] + change_w
+        change_w: FloatArray = (self._weights * inputs).sum(2)
+        return last_w + change_w
 
     def _learn(self, horizon: int, power_w: FloatArray) -> None:
         made = (self._tick - (horizon + 1) * TICKS_PER_S) % (_SPAN + 1)
         inputs = self._inputs[made]
-        change = power_w - self._base_w[made] - self._planned_w[made, :, horizon]
+        change = power_w - self._base_w[made] - self._planned_w[made, horizon]
         known = np.isfinite(change) & np.isfinite(inputs).all(1)
         inputs, change = np.where(known[:, None], inputs, 0.0), np.where(known, change, 0.0)
         gram, moment = self._gram[horizon], self._moment[horizon]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rpi_daemon.clock import Clock, SystemClock
 from rpi_daemon.errors import ModelError
-from rpi_daemon.models.baseline import Ewma, Persistence, Ridge, ordered
+from rpi_daemon.models.baseline import Ewma, Persistence, Ridge, known_plan, ordered, running_max
 from rpi_daemon.models.inputs import Inputs, InputStream
 from rpi_daemon.models.manifest import LoadedModel, load_model
 from rpi_daemon.records import HORIZONS_S, QUANTILES, BoolArray, Forecast, ForecastInput
@@ -103,13 +103,10 @@ class LstmForecaster:
         self._remember(seen)
         self._prime()
         y = self._state.step(seen.columns, seen.restarted, seen.live)
-        change_w = y.reshape(self._n, *_SHAPE) * seen.scale_w[:, None, None, None]
-        change_w[~seen.ready] = np.nan
-        quantile_w = change_w + seen.base_w[:, None, None, None]
-        announced_w = seen.base_w[:, None] + np.maximum.accumulate(np.nan_to_num(x.planned_w), axis=1)
-        quantile_w[:, 1, :, -1] = np.maximum(quantile_w[:, 1, :, -1], announced_w)
-        value_w, running_max_w = ordered(quantile_w[:, 0], quantile_w[:, 1])
-        return Forecast(x.t_mono_ns, value_w, running_max_w, (self.name,) * self._n)
+        quantile_w = y.T.reshape(*_SHAPE, self._n) * seen.scale_w + np.where(seen.ready, seen.base_w, np.nan)
+        announced_w = seen.base_w + running_max(known_plan(x.planned_w))
+        np.maximum(quantile_w[1, :, -1], announced_w, out=quantile_w[1, :, -1])
+        return ordered(x.t_mono_ns, quantile_w[0], quantile_w[1], self.name)
 
     def _remember(self, seen: Inputs) -> None:
         self._past.append(seen)
@@ -170,27 +167,27 @@ class ForecasterStack:
 
     def step(self, x: ForecastInput) -> Forecast:
         """One tick of every member, and the choice."""
-        self._latest = {}
-        answers = [self._ask_primary(x), *(f.step(x) for f in self._fallbacks)]
+        answers = [a for a in (self._ask_primary(x), *(f.step(x) for f in self._fallbacks)) if a is not None]
+        self._latest = {a.source[0]: a for a in answers}
         n = len(x.power_w)
         value_w = np.full((n, *_SHAPE[1:]), np.nan)
         running_max_w = np.full_like(value_w, np.nan)
-        chosen = np.full(n, -1)
-        names: list[str] = []
+        source = np.full(n, NO_FORECAST, dtype=object)
+        waiting = np.ones(n, np.bool_)
         for answer in answers:
-            if answer is None:
-                continue
-            name = answer.source[0] if answer.source else NO_FORECAST
-            self._latest[name] = answer
-            names.append(name)
-            take = (chosen < 0) & usable(answer, x)
+            take = waiting & usable(answer, x)
+            if take.all():
+                self._counts[answer.source[0]] += n
+                return answer
             value_w[take] = answer.value_w[take]
             running_max_w[take] = answer.running_max_w[take]
-            chosen[take] = len(names) - 1
-            self._counts[name] += int(take.sum())
-        self._counts[NO_FORECAST] += int((chosen < 0).sum())
-        names.append(NO_FORECAST)  # chosen == -1
-        return Forecast(x.t_mono_ns, value_w, running_max_w, tuple(names[k] for k in chosen))
+            source[take] = answer.source[0]
+            self._counts[answer.source[0]] += int(take.sum())
+            waiting &= ~take
+            if not waiting.any():
+                break
+        self._counts[NO_FORECAST] += int(waiting.sum())
+        return Forecast(x.t_mono_ns, value_w, running_max_w, tuple(source))
 
     def _ask_primary(self, x: ForecastInput) -> Forecast | None:
         if self._primary is None:
@@ -222,13 +219,13 @@ class ForecasterStack:
 
 def usable(answer: Forecast, x: ForecastInput) -> BoolArray:
     """Which rows are finite and within physical bounds; [n]."""
-    present_w = np.nan_to_num(x.power_w)
-    high_w = UPPER_BOUND * np.maximum(x.rating_w, present_w)
-    high_w = high_w + np.maximum(np.nan_to_num(x.planned_w).max(1), 0.0)
-    inside = np.ones(len(present_w), np.bool_)
+    n = len(x.power_w)
+    high_w = UPPER_BOUND * np.fmax(x.rating_w, x.power_w)
+    high_w = high_w + np.maximum(known_plan(x.planned_w).max(0), 0.0)
+    inside = np.ones(n, np.bool_)
     for quantile_w in (answer.value_w, answer.running_max_w):
-        lowest, highest = quantile_w.min((1, 2)), quantile_w.max((1, 2))
-        inside &= (lowest >= 0.0) & (highest <= high_w)  # NaN compares false
+        by_outlet = quantile_w.transpose(1, 2, 0).reshape(-1, n)
+        inside &= (by_outlet.min(0) >= 0.0) & (by_outlet.max(0) <= high_w)  # NaN compares false
     return inside
 
 

@@ -15,19 +15,26 @@ N_OUTPUTS = 2 * len(HORIZONS_S) * len(QUANTILES)  # value, then running maximum;
 OPSET = 17
 
 
-def initial(n_inputs: int, hidden: int, rng: np.random.Generator, dtype: type = np.float32) -> Params:
-    """Small random weights; gates in ONNX order i, o, f, c, the forget gate open, the read-out zero (= persistence).
+def initial(
+    n_inputs: int, hidden: int, rng: np.random.Generator, dtype: type = np.float32, planned: slice = slice(0)
+) -> Params:
+    """Small random weights; gates in ONNX order i, o, f, c, the forget gate open.
+
+    The read-out begins as persistence plus the announced change, which the columns `planned` carry for each horizon.
 
     `W` [4H, F], `R` [4H, H], `b` [4H]; read-out of state and inputs side by side: `V` [O, H + F], `a` [O].
     """
     gates = 4 * hidden
     bias = np.zeros(gates)
     bias[2 * hidden : 3 * hidden] = 2.0
+    read_out: Array = np.zeros((2, len(HORIZONS_S), len(QUANTILES), hidden + n_inputs), dtype)
+    for horizon, column in enumerate(range(n_inputs)[planned]):
+        read_out[:, horizon, :, hidden + column] = 1.0
     return {
         "W": (rng.standard_normal((gates, n_inputs)) / np.sqrt(n_inputs)).astype(dtype),
         "R": (rng.standard_normal((gates, hidden)) / np.sqrt(hidden)).astype(dtype),
         "b": bias.astype(dtype),
-        "V": np.zeros((N_OUTPUTS, hidden + n_inputs), dtype),
+        "V": read_out.reshape(N_OUTPUTS, hidden + n_inputs),
         "a": np.zeros(N_OUTPUTS, dtype),
     }
 

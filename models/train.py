@@ -14,13 +14,14 @@ from rpi_daemon.models import lstm
 from rpi_daemon.models.baseline import Ewma, Persistence, Ridge
 from rpi_daemon.models.dataset import Examples, SeriesSet, examples, read_series, targets
 from rpi_daemon.models.forecaster import Forecaster, LstmForecaster
-from rpi_daemon.models.inputs import COLUMNS, N_COLUMNS, PRIME_TICKS
+from rpi_daemon.models.inputs import COLUMNS, N_COLUMNS, PLANNED, PRIME_TICKS
 from rpi_daemon.models.manifest import LoadedModel, load_model, write_model
 from rpi_daemon.records import HORIZONS_S, QUANTILES, TICK_S, FloatArray
 
 Report = Callable[[str], None]
 
 QUANTILE_WEIGHT: Final = np.array([1.0, 1.5, 4.0], np.float32)  # upper quantiles are rarer and set the limits
+SIMULATED_SHARE: Final = 0.5  # of the lanes; the rest are recordings
 FIRST_RATE: Final = 4e-3
 LAST_RATE: Final = 5e-5
 SCORE_AFTER_S: Final = 60.0
@@ -74,7 +75,7 @@ class Lanes:
 def train(data: Examples, share: FloatArray, settings: Settings, report: Report) -> tuple[lstm.Params, dict[str, Any]]:
     """Fit the network; `share` [S] weighs the series. Returns the parameters and a record of the run."""
     rng = np.random.default_rng(settings.seed)
-    params = lstm.initial(N_COLUMNS, settings.hidden, rng)
+    params = lstm.initial(N_COLUMNS, settings.hidden, rng, planned=slice(PLANNED, PLANNED + len(HORIZONS_S)))
     unused: NDArray[np.bool_] = np.logical_not(data.columns.any((0, 1)))
     params["W"][:, unused] = 0.0  # stays zero: a column that was never seen has no say
     optimiser = lstm.Adam(params)
@@ -145,7 +146,11 @@ def make_model(series: SeriesSet, out: Path, name: str, settings: Settings, repo
     learn = series.pick(~series.held_back)
     report(f"{len(learn.power_w)} series to learn from, {int(series.held_back.sum())} held back")
     data = examples(learn)
-    share = np.where(learn.source == 0, 1.5, 1.0)
+    share = np.where(
+        learn.source == 0,
+        SIMULATED_SHARE / np.sum(learn.source == 0),
+        (1 - SIMULATED_SHARE) / max(1, np.sum(learn.source != 0)),
+    )
     params, record = train(data, share, settings, report)
     canary = np.ascontiguousarray(data.columns[:: max(1, len(data.columns) // 3), PRIME_TICKS * 40 :][:3, :3])
     record |= {"method": "NumPy back-propagation through time, Adam, pinball loss", "data": list(series.sources)}

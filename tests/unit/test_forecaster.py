@@ -18,6 +18,7 @@ from rpi_daemon.models.forecaster import (
     baselines,
     default_stack,
 )
+from rpi_daemon.models.inputs import InputStream
 from rpi_daemon.models.manifest import LoadedModel, load_model
 from rpi_daemon.records import TICK_NS, BoolArray, FloatArray, Forecast, ForecastInput
 
@@ -78,7 +79,7 @@ def test_a_flat_load_is_forecast_flat(model: LoadedModel) -> None:
         made = {m.name: m.step(x) for m in members}
     for name, answer in made.items():
         assert np.abs(answer.value_w[:, :, 0] - 300.0).max() < 3.0, name
-        assert answer.running_max_w[:, -1, -1].max() < 312.0, name
+        assert answer.running_max_w[:, -1, -1].max() < 360.0, name
 
 
 def test_baseline_bands_hold_their_share() -> None:
@@ -186,17 +187,23 @@ def test_new_model_is_primed_beside_the_old_one_and_takes_over(model: LoadedMode
     swapped, straight = LstmForecaster(model, 2), LstmForecaster(model, 2)
     other = replace(model, name="other")
     signal = 200.0 + rng.normal(0.0, 30.0, (400, 2))
+    stream = InputStream(2)
+    h = c = np.zeros((1, 2, model.hidden), np.float32)
     took = 0
     for k in range(400):
         if k == 260:
             swapped.swap(other)
         one, two = swapped.step(tick(k, signal[k])), straight.step(tick(k, signal[k]))
+        seen = stream.step(tick(k, signal[k]))
+        if k > 60:  # the 200 ticks that the new model is run over begin here
+            y, h, c = model.run(seen.columns, h, c)
         if swapped.priming:
             took += 1
             np.testing.assert_array_equal(one.value_w, two.value_w)
     assert swapped.model.name == "other"
     assert took == 49  # 199 ticks of past, 5 a tick, 1 more coming in each tick
-    np.testing.assert_allclose(one.value_w, two.value_w, atol=5.0)  # the rest of an older memory
+    median_w = seen.base_w[:, None] + y.reshape(2, 2, 5, 3)[:, 0, :, 0] * seen.scale_w[:, None]
+    np.testing.assert_allclose(one.value_w[:, :, 0], median_w, atol=1e-3)
 
 
 class Broken:
