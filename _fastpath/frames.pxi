@@ -1,8 +1,9 @@
 # Python face of the frame codec; see frames.h and docs/sensor-board-protocol.md.
-import struct
-from dataclasses import dataclass
+import struct as _struct
+from dataclasses import dataclass as _dataclass
 
-import numpy as np
+import numpy as _np
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -71,11 +72,11 @@ TIMELINE_GAP = RPI_GAP
 TIMELINE_REBOOT = RPI_REBOOT
 TIMELINE_REPEAT = RPI_REPEAT
 
-_HEADER = struct.Struct("<BBBBIIIIIHH")
-_DESCRIPTION = struct.Struct("<II16s16sII")
-_CHANNEL = struct.Struct("<BBHfii8s")
-_KINDS = {1: "current", 2: "voltage"}
-_KIND_CODES = {"current": 1, "voltage": 2}
+_FRAME_HEADER = _struct.Struct("<BBBBIIIIIHH")
+_FRAME_DESCRIPTION = _struct.Struct("<II16s16sII")
+_FRAME_CHANNEL = _struct.Struct("<BBHfii8s")
+_FRAME_KINDS = {1: "current", 2: "voltage"}
+_FRAME_KIND_CODES = {"current": 1, "voltage": 2}
 
 
 def crc32c(const uint8_t[::1] data):
@@ -128,15 +129,19 @@ cdef class Frame:
         return self.frame.n_scans
 
     def counts(self):
-        cdef uint32_t scan
-        out = np.empty((self.frame.n_scans, self.frame.n_channels), np.int32)
-        cdef int32_t[:, ::1] view = out
-        for scan in range(self.frame.n_scans):
-            rpi_frame_scan(&self.frame, scan, &view[scan, 0])
+        cdef uint32_t scan, n_channels = self.frame.n_channels, n_scans = self.frame.n_scans
+        cdef Py_buffer buffer
+        if self.frame.type != RPI_FRAME_DATA:
+            raise ValueError("a description frame has no counts")
+        out = _np.empty((n_scans, n_channels), _np.int32)
+        PyObject_GetBuffer(out, &buffer, PyBUF_WRITABLE)  # a memoryview would cost as much as the rest
+        for scan in range(n_scans):
+            rpi_frame_scan(&self.frame, scan, <int32_t *>buffer.buf + scan * n_channels)
+        PyBuffer_Release(&buffer)
         return out
 
 
-cdef void _keep_frame(void *ctx, const rpi_frame *frame) noexcept:
+cdef void _frame_keep(void *ctx, const rpi_frame *frame) noexcept:
     kept = <Frame>Frame.__new__(Frame)
     kept.payload = PyBytes_FromStringAndSize(<const char *>frame.payload, frame.payload_bytes)
     kept.frame = frame[0]
@@ -154,7 +159,7 @@ cdef class FrameDecoder:
     def feed(self, const uint8_t[::1] data):
         found = []
         if data.shape[0]:
-            rpi_decoder_feed(&self.decoder, &data[0], data.shape[0], _keep_frame, <void *>found)
+            rpi_decoder_feed(&self.decoder, &data[0], data.shape[0], _frame_keep, <void *>found)
         return found
 
     @property
@@ -195,7 +200,7 @@ cdef class Timeline:
         return self.timeline.dropped
 
 
-@dataclass(frozen=True, slots=True)
+@_dataclass(frozen=True, slots=True)
 class ChannelDescription:
     kind: str
     number: int
@@ -205,7 +210,7 @@ class ChannelDescription:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@_dataclass(frozen=True, slots=True)
 class BoardDescription:
     rate_hz: int
     tick_hz: int
@@ -215,7 +220,7 @@ class BoardDescription:
     channels: tuple
 
 
-cdef bytes _to_wire(bytes body):
+cdef bytes _frame_to_wire(bytes body):
     cdef uint8_t raw[4096]
     cdef uint8_t wire[4114]
     cdef uint32_t n = <uint32_t>len(body), crc
@@ -229,69 +234,69 @@ cdef bytes _to_wire(bytes body):
     return PyBytes_FromStringAndSize(<const char *>wire, n + 1)
 
 
-def _header(kind, n_channels, n_scans, width, board_id, boot_id, index, ticks, status, overflow):
+def _frame_header(kind, n_channels, n_scans, width, board_id, boot_id, index, ticks, status, overflow):
     if width not in (16, 24, 32):
         raise ValueError(f"samples are 16, 24 or 32 bits wide, not {width}")
     if not 1 <= n_channels <= RPI_FRAME_MAX_CHANNELS:
         raise ValueError(f"a board has 1 to {RPI_FRAME_MAX_CHANNELS} channels, not {n_channels}")
     try:
-        return _HEADER.pack(
+        return _FRAME_HEADER.pack(
             RPI_FRAME_VERSION, kind, board_id, width, boot_id, index, ticks, status, overflow, n_channels, n_scans
         )
-    except struct.error as exc:
+    except _struct.error as exc:
         raise ValueError(f"a header field is out of its range: {exc}") from None
 
 
 def encode_data_frame(
     counts, *, width=24, board_id=0, boot_id=0, index=0, ticks=0, status=0, overflow=0
 ):
-    table = np.asarray(counts, dtype=np.int64)
+    table = _np.asarray(counts, dtype=_np.int64)
     if table.ndim != 2 or table.shape[0] < 1:
         raise ValueError("counts have the shape (scans, channels), with one scan at least")
-    header = _header(
+    header = _frame_header(
         RPI_FRAME_DATA, table.shape[1], table.shape[0], width, board_id, boot_id, index, ticks, status, overflow
     )
     top = (1 << (width - 1)) - 1
     codes = {RPI_COUNT_HIGH: top, RPI_COUNT_LOW: -top, RPI_COUNT_FAULT: -top - 1}
-    coded = np.isin(table, list(codes))
-    if np.any(np.abs(table[~coded]) >= top):
+    coded = _np.isin(table, list(codes))
+    if _np.any(_np.abs(table[~coded]) >= top):
         raise ValueError(f"a count does not fit into {width} bits beside the codes: send COUNT_HIGH or COUNT_LOW for it")
-    narrow = np.select([table == code for code in codes], list(codes.values()), table)
-    samples = narrow.astype("<i4").view(np.uint8).reshape(-1, 4)[:, : width // 8]
-    return _to_wire(header + samples.tobytes())
+    narrow = _np.select([table == code for code in codes], list(codes.values()), table)
+    samples = narrow.astype("<i4").view(_np.uint8).reshape(-1, 4)[:, : width // 8]
+    return _frame_to_wire(header + samples.tobytes())
 
 
 def encode_description(
     description, *, width=24, board_id=0, boot_id=0, index=0, ticks=0, status=0, overflow=0
 ):
-    header = _header(
+    header = _frame_header(
         RPI_FRAME_DESCRIPTION, len(description.channels), 0, width, board_id, boot_id, index, ticks, status, overflow
     )
-    fixed = _DESCRIPTION.pack(
+    fixed = _FRAME_DESCRIPTION.pack(
         description.rate_hz,
         description.tick_hz,
-        _text(description.serial_number, 16),
-        _text(description.firmware, 16),
+        _frame_text(description.serial_number, 16),
+        _frame_text(description.firmware, 16),
         description.group_delay_ns,
         0,
     )
     channels = [
-        _CHANNEL.pack(_KIND_CODES[c.kind], 0, c.number, c.scale, c.skew_ns, c.full_scale_counts, _text(c.name, 8))
+        _FRAME_CHANNEL.pack(_FRAME_KIND_CODES[c.kind], 0, c.number, c.scale, c.skew_ns, c.full_scale_counts, _frame_text(c.name, 8))
         for c in description.channels
     ]
     payload = fixed + b"".join(channels)
     parse_description(payload)
-    return _to_wire(header + payload)
+    return _frame_to_wire(header + payload)
 
 
-def _text(text, room):
+def _frame_text(text, room):
     raw = text.encode()
     if len(raw) > room or b"\0" in raw:
         raise ValueError(f"{text!r} is longer than {room} bytes, or holds a zero byte")
     return raw
 
 
-def _parse_text(raw, what):
+def _frame_parse_text(raw, what):
     try:
         return raw.rstrip(b"\0").decode()
     except UnicodeDecodeError:
@@ -302,7 +307,7 @@ def parse_description(payload):
     body = bytes(payload)
     if len(body) < RPI_DESCRIPTION_BYTES or (len(body) - RPI_DESCRIPTION_BYTES) % RPI_DESCRIPTION_CHANNEL_BYTES:
         raise ValueError(f"a description of {len(body)} bytes is not 48 bytes and 24 for each channel")
-    rate_hz, tick_hz, serial_number, firmware, group_delay_ns, _ = _DESCRIPTION.unpack_from(body)
+    rate_hz, tick_hz, serial_number, firmware, group_delay_ns, _ = _FRAME_DESCRIPTION.unpack_from(body)
     if rate_hz < 1000:
         raise ValueError(f"the board says {rate_hz} scans a second; 1000 at least are needed")
     if tick_hz < 1_000_000:
@@ -310,22 +315,22 @@ def parse_description(payload):
     return BoardDescription(
         rate_hz,
         tick_hz,
-        _parse_text(serial_number, "serial number"),
-        _parse_text(firmware, "firmware"),
+        _frame_parse_text(serial_number, "serial number"),
+        _frame_parse_text(firmware, "firmware"),
         group_delay_ns,
         tuple(
-            _parse_channel(channel, fields)
-            for channel, fields in enumerate(_CHANNEL.iter_unpack(body[RPI_DESCRIPTION_BYTES:]))
+            _frame_parse_channel(channel, fields)
+            for channel, fields in enumerate(_FRAME_CHANNEL.iter_unpack(body[RPI_DESCRIPTION_BYTES:]))
         ),
     )
 
 
-def _parse_channel(channel, fields):
+def _frame_parse_channel(channel, fields):
     kind, _, number, scale, skew_ns, full_scale_counts, name = fields
-    if kind not in _KINDS:
+    if kind not in _FRAME_KINDS:
         raise ValueError(f"channel {channel} of the board is of kind {kind}; 1 (current) and 2 (voltage) are known")
     if not 0.0 < scale < float("inf"):
         raise ValueError(f"channel {channel} of the board has the scale {scale}; it must be above 0")
     if full_scale_counts < 1:
         raise ValueError(f"channel {channel} of the board has a full scale of {full_scale_counts} counts; 1 at least")
-    return ChannelDescription(_KINDS[kind], number, scale, skew_ns, full_scale_counts, _parse_text(name, f"name of channel {channel}"))
+    return ChannelDescription(_FRAME_KINDS[kind], number, scale, skew_ns, full_scale_counts, _frame_parse_text(name, f"name of channel {channel}"))

@@ -56,6 +56,8 @@ def test_golden_vector_on_the_page_and_in_the_codec(vector: dict) -> None:
             assert getattr(description, name) == fields[name]
         assert description.channels == tuple(core.ChannelDescription(**channel) for channel in fields["channels"])
         assert core.encode_description(description, **header).hex() == vector["wire"]
+        with pytest.raises(ValueError, match="no counts"):
+            frame.counts()
 
 
 def test_crc_is_castagnoli() -> None:
