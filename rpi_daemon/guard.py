@@ -167,7 +167,8 @@ def permit(
     target_w = np.where(enforced, allocation.grant_w, np.minimum(allocation.grant_w, _of_load(rack, request.alarm_w)))
     if static:
         target_w = rack.static_safe_w
-    target_w = np.clip(target_w, np.minimum(config.lowest_limit_w, rack.rating_w), rack.rating_w)
+    lowest_w = np.minimum(config.lowest_limit_w, rack.rating_w)
+    target_w = np.clip(target_w, lowest_w, rack.rating_w)
 
     known = np.isfinite(in_force.limit_w)
     old_w = np.where(known, in_force.limit_w, rack.rating_w)
@@ -184,7 +185,7 @@ def permit(
         cut_off = cuts & ~(limit_w >= least_w)
         eased_w = np.where(cut_off & (least_w < most_w), least_w, np.nan)
     limit_w = np.where(cut_off, eased_w, limit_w)
-    limit_w = np.where(writable & np.isfinite(target_w) & (known | ~frozen), limit_w, np.nan)
+    limit_w = np.where(writable & (limit_w >= lowest_w) & (known | ~frozen), limit_w, np.nan)
 
     lower = limit_w < standing_w
     rule = np.where(limit_w < target_w, "room", "granted").astype(object)

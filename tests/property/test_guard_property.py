@@ -1,0 +1,221 @@
+"""The ladder on virtual time, and what `permit` never lets through."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rack_examples import make_limits, make_readings, make_request, racks, watts
+
+from rpi_daemon.allocator import AllocatorConfig, allocate
+from rpi_daemon.guard import CAUSES, GuardConfig, HealthFlags, at_start, held, ladder, permit
+from rpi_daemon.records import (
+    Allocation,
+    FloatArray,
+    LimitKind,
+    LimitsInForce,
+    Mode,
+    Permitted,
+    RackModel,
+    Readings,
+    Request,
+    SafeState,
+    SafeStatus,
+)
+
+EPSILON_W = 1e-6
+CONFIG = GuardConfig()
+SECOND_NS = 1_000_000_000
+CUTS = (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT)
+
+
+@dataclass(frozen=True)
+class Case:
+    rack: RackModel
+    status: SafeStatus
+    mode: Mode
+    request: Request
+    allocation: Allocation
+    readings: Readings
+    limits: LimitsInForce
+
+    def permit(self) -> Permitted:
+        return permit(
+            5, self.mode, self.status, self.rack, self.request, self.allocation, self.readings, self.limits, CONFIG
+        )
+
+
+def _some_nan(draw: st.DrawFn, values: FloatArray) -> FloatArray:
+    unknown = draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    return np.where(unknown, np.nan, values)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    rack = draw(racks())
+    n = rack.n
+    flags = HealthFlags(
+        tick_overrun=draw(st.booleans()),
+        lease_expired=draw(st.booleans()),
+        pdu_unreachable=frozenset(draw(st.sets(st.sampled_from(rack.pdu_of)))),
+        sensor_stale=frozenset(draw(st.sets(st.sampled_from(rack.outlet_ids)))),
+        foreign_writer=frozenset(draw(st.sets(st.sampled_from(rack.pdu_of), max_size=1))),
+    )
+    flags = draw(st.sampled_from([flags, HealthFlags(), HealthFlags()]))
+    request_w = draw(watts(n))
+    nothing = np.full(n, np.nan)
+    limits = make_limits(
+        _some_nan(draw, draw(watts(n, 2000.0))),
+        kind=draw(st.lists(st.sampled_from(list(LimitKind)), min_size=n, max_size=n)),
+        asked_w=_some_nan(draw, draw(watts(n, 2000.0))),
+        uncontrolled=draw(st.lists(st.booleans(), min_size=n, max_size=n)),
+    )
+    return Case(
+        rack=rack,
+        status=ladder(SafeStatus(SafeState.NORMAL, (), (), 0), 5, flags),
+        mode=draw(st.sampled_from([Mode.CLOSED_LOOP, Mode.CLOSED_LOOP, Mode.ADVISORY])),
+        request=make_request(5, request_w, request_w * 1.1),
+        allocation=allocate(5, request_w, rack, (), nothing, nothing, AllocatorConfig()),
+        readings=make_readings(5, _some_nan(draw, draw(watts(n)))),
+        limits=limits,
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_nothing_in_advisory_nothing_without_opt_in_nothing_where_writes_fail(case: Case) -> None:
+    got = case.permit()
+    written = np.isfinite(got.limit_w)
+    if case.mode is Mode.ADVISORY:
+        assert not written.any()
+    assert not (written & ~case.rack.opted_in).any()
+    assert not (written & case.limits.uncontrolled).any()
+    if any(cause.startswith("foreign_writer") for cause in case.status.causes):
+        assert not written.any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_a_limit_that_cuts_off_is_never_set_below_the_draw_plus_margin(case: Case) -> None:
+    got = case.permit()
+    for i in np.flatnonzero(np.isfinite(got.limit_w)):
+        if case.limits.kind[i] in CUTS:
+            draw_w = case.readings.power_w[i]
+            assert got.limit_w[i] >= draw_w + CONFIG.trip_margin_share * case.rack.rating_w[i] - EPSILON_W
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_limits_stay_within_the_rating_and_above_zero(case: Case) -> None:
+    written = case.permit().limit_w
+    written = written[np.isfinite(written)]
+    assert np.all(written <= 2000.0 + EPSILON_W)
+    assert np.all(written > 0.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_hold_only_falls_and_never_from_the_unknown(case: Case) -> None:
+    if case.status.state is not SafeState.HOLD:
+        return
+    got = case.permit()
+    frozen = held(case.rack, case.status) & np.isfinite(got.limit_w)
+    assert np.all(got.limit_w[frozen] <= case.limits.limit_w[frozen] + EPSILON_W)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_static_safe_is_static_safe_unless_it_would_trip_or_lacks_room(case: Case) -> None:
+    if case.status.state is not SafeState.STATIC_SAFE:
+        return
+    got = case.permit()
+    for i in np.flatnonzero(np.isfinite(got.limit_w)):
+        if got.limit_w[i] > case.rack.static_safe_w[i] + EPSILON_W:
+            assert case.limits.kind[i] in CUTS
+        assert got.protective[i]
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases(), st.integers(0, 2**32 - 1))
+def test_whatever_part_of_the_writes_has_happened_no_rating_is_newly_exceeded(case: Case, seed: int) -> None:
+    """Each outlet stands at its old limit, at what was asked before, or at what is asked now."""
+    got = case.permit()
+    ours = np.isfinite(got.limit_w)
+    env = case.allocation.envelope
+    old_w = np.where(np.isfinite(case.limits.limit_w), case.limits.limit_w, case.rack.rating_w)
+    asked_w = np.where(np.isfinite(case.limits.asked_w), case.limits.asked_w, old_w)
+    new_w = np.where(ours, got.limit_w, old_w)
+    writable = case.rack.opted_in & ~case.limits.uncontrolled
+    before = env.used(np.where(writable, np.maximum(old_w, asked_w), case.allocation.grant_w))
+    choose = np.random.default_rng(seed)
+    for _ in range(10):
+        which = choose.integers(0, 3, case.rack.n)
+        standing_w = np.where(which == 0, old_w, np.where(which == 1, asked_w, new_w))
+        used = env.used(np.where(writable, standing_w, case.allocation.grant_w))
+        assert np.all(used <= np.maximum(env.cap, before) + EPSILON_W)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_lowering_is_urgent_where_somebody_waits_for_the_room(case: Case) -> None:
+    got = case.permit()
+    waiting = np.array([rule == "room" for rule in got.rule])
+    env = case.allocation.envelope
+    assert not (waiting.any() and len(env.rows) == 0)
+    standing_w = np.fmax(np.where(np.isfinite(case.limits.limit_w), case.limits.limit_w, 2000.0), case.limits.asked_w)
+    assert np.all(got.limit_w[got.urgent] < standing_w[got.urgent])
+
+
+flag_sets = st.builds(
+    HealthFlags,
+    tick_overrun=st.booleans(),
+    audit_not_durable=st.booleans(),
+    model_fallback=st.booleans(),
+    model_poisoned=st.booleans(),
+    no_readings=st.booleans(),
+    all_pdus_unreachable=st.booleans(),
+    pdu_unreachable=st.frozensets(st.sampled_from(["pdu-0", "pdu-1"])),
+    foreign_writer=st.frozensets(st.sampled_from(["pdu-0", "pdu-1"])),
+    breaker_over_limit=st.frozensets(st.sampled_from(["c0"])),
+)
+healthy_often = st.one_of(st.just(HealthFlags()), flag_sets)
+
+
+def _wanted(flags: HealthFlags) -> SafeState:
+    return max((CAUSES[c.partition(":")[0]][0] for c in flags.causes()), default=SafeState.NORMAL)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(healthy_often, st.integers(1, 30), st.booleans()), max_size=25))
+def test_down_at_once_up_only_after_health_and_acknowledgement(story: list[tuple[HealthFlags, int, bool]]) -> None:
+    status = at_start(0)
+    assert status.state is SafeState.STATIC_SAFE
+    now_ns = 0
+    history: list[tuple[int, SafeState]] = [(0, SafeState.STATIC_SAFE)]
+    for flags, ticks, acknowledge in story:
+        now_ns += ticks * SECOND_NS // 4
+        before = status
+        status = ladder(before, now_ns, flags, before.latched if acknowledge else ())
+        latched = max((CAUSES[c.partition(":")[0]][0] for c in status.latched), default=SafeState.NORMAL)
+        history.append((now_ns, max(_wanted(flags), latched)))
+        assert status.state == max(s for t, s in history if now_ns - t < CONFIG.recover_s * SECOND_NS)
+        assert set(status.latched) >= {c for c in flags.causes() if CAUSES[c.partition(":")[0]][1]}
+        if not acknowledge:
+            assert set(status.latched) >= set(before.latched)
+        assert status.since_mono_ns == (before.since_mono_ns if status.state == before.state else now_ns)
+
+
+@settings(max_examples=50, deadline=None)
+@given(flag_sets, st.integers(0, 100))
+def test_the_ladder_is_a_pure_function(flags: HealthFlags, t: int) -> None:
+    status = at_start(0)
+    assert ladder(status, t, flags) == ladder(status, t, flags)
+    assert status == at_start(0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(flag_sets)
+def test_more_causes_never_relax(flags: HealthFlags) -> None:
+    status = SafeStatus(SafeState.NORMAL, (), (), 0)
+    more = replace(flags, lease_expired=True)
+    assert ladder(status, 1, more).state >= max(ladder(status, 1, flags).state, SafeState.STATIC_SAFE)

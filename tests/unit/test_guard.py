@@ -1,0 +1,201 @@
+"""The ladder by example, writes from one poll alone, the kill switch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rack_examples import constraint, make_limits, make_rack, make_readings, make_request
+
+from rpi_daemon.allocator import AllocatorConfig, allocate
+from rpi_daemon.errors import ConfigError
+from rpi_daemon.guard import (
+    GuardConfig,
+    HealthFlags,
+    KillSwitch,
+    at_start,
+    blind_constraints,
+    held,
+    ladder,
+    permit,
+    static_safe_writes,
+)
+from rpi_daemon.records import (
+    FloatArray,
+    LimitKind,
+    LimitsInForce,
+    LimitState,
+    LimitWrite,
+    Mode,
+    PduReading,
+    Permitted,
+    RackModel,
+    SafeState,
+    SafeStatus,
+)
+
+S = 1_000_000_000
+NORMAL = SafeStatus(SafeState.NORMAL, (), (), 0)
+
+
+def test_start_leaves_static_safe_after_five_seconds_of_health() -> None:
+    status = ladder(at_start(0), 4 * S, HealthFlags())
+    assert (status.state, status.causes) == (SafeState.STATIC_SAFE, ("starting",))
+    assert ladder(status, 5 * S, HealthFlags()) == SafeStatus(SafeState.NORMAL, (), (), 5 * S, {})
+
+
+def test_the_strictest_cause_wins_and_is_named_first() -> None:
+    flags = HealthFlags(tick_overrun=True, lease_expired=True, pdu_unreachable=frozenset({"pdu-1"}))
+    status = ladder(NORMAL, S, flags)
+    assert status.state is SafeState.STATIC_SAFE
+    assert status.causes == ("lease_expired", "pdu_unreachable:pdu-1", "tick_overrun")
+    later = ladder(status, 2 * S, HealthFlags(tick_overrun=True))
+    assert ladder(later, 6 * S, HealthFlags(tick_overrun=True)).state is SafeState.HOLD
+
+
+def test_health_must_be_continuous() -> None:
+    status = ladder(NORMAL, 0, HealthFlags(tick_overrun=True))
+    status = ladder(status, 4 * S, HealthFlags(tick_overrun=True))
+    assert ladder(status, 8 * S, HealthFlags()).state is SafeState.HOLD
+    assert ladder(status, 9 * S, HealthFlags()).state is SafeState.NORMAL
+
+
+def test_a_latched_cause_waits_for_its_own_acknowledgement_and_for_its_end() -> None:
+    flags = HealthFlags(foreign_writer=frozenset({"pdu-0"}))
+    status = ladder(NORMAL, 0, flags)
+    assert ladder(status, S, flags, ["foreign_writer:pdu-0"]).latched == ("foreign_writer:pdu-0",)
+    status = ladder(status, 60 * S, HealthFlags(), ["model_poisoned"])
+    assert (status.state, status.latched) == (SafeState.HOLD, ("foreign_writer:pdu-0",))
+    status = ladder(status, 61 * S, HealthFlags(), ["foreign_writer:pdu-0"])
+    assert (status.state, status.latched) == (SafeState.HOLD, ())
+    assert ladder(status, 65 * S, HealthFlags()).state is SafeState.NORMAL
+
+
+def test_a_fallback_model_is_shown_and_holds_nothing() -> None:
+    status = ladder(NORMAL, S, HealthFlags(model_fallback=True))
+    assert (status.state, status.causes) == (SafeState.NORMAL, ("model_fallback",))
+
+
+def _breakers() -> RackModel:
+    return make_rack(6, [constraint("b0", [0, 1, 2], 6, w=900.0), constraint("b1", [3, 4, 5], 6, w=900.0)], per_pdu=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "outlets"),
+    [
+        (HealthFlags(), []),
+        (HealthFlags(pdu_unreachable=frozenset({"pdu-0"})), [0, 1, 2]),
+        (HealthFlags(pdu_unreachable=frozenset({"pdu-1"})), [0, 1, 2, 3, 4, 5]),
+        (HealthFlags(breaker_blind=frozenset({"b1"})), [3, 4, 5]),
+        (HealthFlags(sensor_stale=frozenset({"pdu-2/1"})), [4]),
+        (HealthFlags(audit_not_durable=True), [0, 1, 2, 3, 4, 5]),
+        (HealthFlags(model_fallback=True), []),
+    ],
+)
+def test_a_hold_concerns_the_breakers_of_its_cause(flags: HealthFlags, outlets: list[int]) -> None:
+    assert np.flatnonzero(held(_breakers(), ladder(NORMAL, S, flags))).tolist() == outlets
+
+
+def test_a_breaker_is_blind_when_more_than_a_fifth_of_its_readings_are_invalid() -> None:
+    rack = make_rack(10, [constraint("b0", range(5), 10, w=900.0), constraint("b1", range(5, 10), 10, w=900.0)])
+    valid = np.ones(10, dtype=np.bool_)
+    valid[[0, 5, 6]] = False
+    assert blind_constraints(rack, valid) == frozenset({"b1"})
+
+
+def _permit(
+    rack: RackModel, request_w: FloatArray, limits: LimitsInForce, flags: HealthFlags, draw_w: FloatArray
+) -> Permitted:
+    nothing = np.full(rack.n, np.nan)
+    request = make_request(0, request_w, request_w * 1.1)
+    allocation = allocate(0, request_w, rack, (), nothing, nothing, AllocatorConfig())
+    status = ladder(NORMAL, 0, flags)
+    readings = make_readings(0, draw_w)
+    return permit(0, Mode.CLOSED_LOOP, status, rack, request, allocation, readings, limits, GuardConfig())
+
+
+def test_alarm_thresholds_stand_at_their_own_number_enforced_limits_at_the_grant() -> None:
+    rack = make_rack(2)
+    limits = make_limits(np.full(2, 300.0), kind=[LimitKind.ALARM, LimitKind.SERVER_CAP])
+    got = _permit(rack, np.full(2, 400.0), limits, HealthFlags(), np.full(2, 100.0))
+    assert got.limit_w.tolist() == pytest.approx([440.0, 1000.0])
+    assert got.need_w.tolist() == [400.0, 400.0]
+    assert got.rule == ("granted", "granted")
+
+
+def test_a_raise_waits_until_the_lowering_that_frees_its_room_is_verified() -> None:
+    rack = make_rack(2, [constraint("b", [0, 1], 2, w=1000.0)])
+    request_w, draw_w = np.array([600.0, 100.0]), np.full(2, 50.0)
+    before = _permit(rack, request_w, make_limits(np.array([300.0, 400.0])), HealthFlags(), draw_w)
+    assert before.limit_w.tolist() == pytest.approx([400.0, 110.0])
+    assert before.rule[0] == "room"
+    assert before.urgent.tolist() == [False, True]
+    after = _permit(rack, request_w, make_limits(np.array([300.0, 110.0])), HealthFlags(), draw_w)
+    assert after.limit_w[0] == pytest.approx(allocate_grant(rack, request_w))
+
+
+def allocate_grant(rack: RackModel, request_w: FloatArray) -> float:
+    nothing = np.full(rack.n, np.nan)
+    grant_w = allocate(0, request_w, rack, (), nothing, nothing, AllocatorConfig()).grant_w
+    return float(min(grant_w[0], 1.1 * request_w[0]))
+
+
+def test_a_trip_limit_eases_down_to_draw_plus_margin_and_stays_when_blind() -> None:
+    rack = make_rack(2)
+    limits = make_limits(np.full(2, 900.0), kind=LimitKind.TRIP_OFF)
+    got = _permit(rack, np.full(2, 10.0), limits, HealthFlags(lease_expired=True), np.array([500.0, np.nan]))
+    assert got.limit_w[0] == pytest.approx(500.0 + 0.05 * 2000.0)
+    assert np.isnan(got.limit_w[1])
+    assert got.rule == ("draw + margin", "draw + margin")
+
+
+def test_a_pending_raise_is_not_permitted_any_more_in_hold() -> None:
+    limits = make_limits(np.array([300.0]), asked_w=np.array([500.0]))
+    got = _permit(make_rack(1), np.array([600.0]), limits, HealthFlags(audit_not_durable=True), np.array([100.0]))
+    assert got.limit_w[0] == 300.0
+    assert got.rule == ("hold",)
+
+
+def _poll(limits: dict[int, LimitState], power_w: dict[int, float | None] | None = None) -> PduReading:
+    return PduReading(0, 1.0, power_w or {}, {}, {}, limits)
+
+
+def test_static_safe_from_one_poll_lowers_first_and_leaves_what_stands_right() -> None:
+    rack = make_rack(5, opted_in=[True, True, True, False, True], static_safe_w=200.0)
+    limits = {
+        1: LimitState(100.0, True, LimitKind.ALARM),
+        2: LimitState(900.0, True, LimitKind.ALARM),
+        3: LimitState(200.0, True, LimitKind.ALARM),
+        4: LimitState(900.0, True, LimitKind.ALARM),
+        5: LimitState(200.0, False, LimitKind.ALARM),
+    }
+    writes = static_safe_writes(rack, "pdu-0", _poll(limits), GuardConfig())
+    assert writes == (LimitWrite(2, 200.0), LimitWrite(5, 200.0), LimitWrite(1, 200.0))
+    assert static_safe_writes(rack, "pdu-1", _poll(limits), GuardConfig()) == ()
+
+
+def test_static_safe_from_one_poll_never_cuts_a_load_off() -> None:
+    rack = make_rack(3, static_safe_w=200.0)
+    trip = LimitState(900.0, True, LimitKind.TRIP_OFF)
+    writes = static_safe_writes(rack, "pdu-0", _poll({1: trip, 2: trip, 3: trip}, {1: 150.0, 2: 50.0}), GuardConfig())
+    assert writes == (LimitWrite(2, 200.0),)
+
+
+def test_kill_switch_is_the_presence_of_a_file(tmp_path: Path) -> None:
+    switch = KillSwitch(tmp_path / "kill")
+    assert not switch.engaged()
+    (tmp_path / "kill").touch()
+    assert switch.engaged()
+    (tmp_path / "kill").unlink()
+    assert not switch.engaged()
+    (tmp_path / "kill").symlink_to(tmp_path / "nowhere")
+    assert switch.engaged()
+
+
+def test_kill_switch_is_engaged_when_nobody_can_tell(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert KillSwitch(tmp_path / "file" / "kill").engaged()
+
+
+def test_a_wrong_option_is_refused() -> None:
+    with pytest.raises(ConfigError, match="recover_s"):
+        GuardConfig(recover_s=-1.0)
