@@ -219,7 +219,7 @@ static inline uint32_t rpi_sampler_unpack(rpi_sampler *s, const rpi_frame *frame
 static inline void rpi_sampler_scans(rpi_sampler *s, const rpi_frame *frame, uint64_t index, uint64_t ticks) {
     int64_t newest_ns = rpi_sampler_stamp(s, index, ticks, frame->n_scans);
     double ns_per_scan = s->clocked ? (double)s->period_ns * (1 + s->clock.slope * 1e-9) : (double)s->period_ns;
-    double ticks_per_scan = s->clocked ? (double)s->period_ns / s->clock.ns_per_tick : 0;
+    double ticks_per_scan = s->clocked ? (double)s->period_ns / s->clock.ns_per_tick : 0; /* 0: not known in the first frame */
     for (uint32_t k = 0; k < frame->n_scans; k++) {
         uint32_t flags = rpi_sampler_unpack(s, frame, k);
         int64_t t_ns = newest_ns - (int64_t)((frame->n_scans - 1 - k) * ns_per_scan);
