@@ -106,8 +106,8 @@ class Actuator:
         self._retry_ns = np.full(n, NEVER_NS, dtype=np.int64)
         self._uncontrolled_until_ns = np.full(n, NEVER_NS, dtype=np.int64)
         self._budget = np.full(n, config.writes_per_day) if writes_per_day is None else writes_per_day
-        self._writes_ns = np.full((n, int(self._budget.max(initial=1))), NEVER_NS, dtype=np.int64)
-        self._next_write = np.zeros(n, dtype=np.int64)
+        self._counted: deque[tuple[int, int]] = deque()  # (time, outlet) of the writes that count
+        self._used = np.zeros(n, dtype=np.int64)
         self._protective = np.zeros(n, dtype=np.int64)
 
     def observe(self, pdu: str, reading: PduReading) -> tuple[str, ...]:
@@ -197,8 +197,9 @@ class Actuator:
 
     def writes_used(self, now_ns: int) -> IntArray:
         """Writes of the last 24 h that count against the budget, [n]."""
-        used: IntArray = np.count_nonzero(self._writes_ns > now_ns - DAY_NS, axis=1)
-        return used
+        while self._counted and now_ns - self._counted[0][0] >= DAY_NS:
+            self._used[self._counted.popleft()[1]] -= 1
+        return self._used.copy()
 
     def settle_s(self) -> dict[str, float]:
         """Per PDU, about the longest recent time from asking to verified; more than the horizon is too slow for it."""
@@ -328,8 +329,8 @@ class Actuator:
         if self._exempt[i]:
             self._protective[i] += 1
             return
-        self._writes_ns[i, self._next_write[i]] = t_ns
-        self._next_write[i] = (self._next_write[i] + 1) % self._writes_ns.shape[1]
+        self._counted.append((t_ns, i))
+        self._used[i] += 1
 
 
 @dataclass(frozen=True, slots=True)

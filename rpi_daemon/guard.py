@@ -158,6 +158,7 @@ def permit(
     grant.
     """
     writable = rack.opted_in & ~in_force.uncontrolled & ~_silenced(rack, status)
+    writable &= in_force.verified_ns > 0
     if mode is not Mode.CLOSED_LOOP:
         writable = np.zeros_like(writable)
     static = status.state >= SafeState.STATIC_SAFE
@@ -195,6 +196,7 @@ def permit(
     rule[cut_off] = "draw + margin"
     rule[~rack.opted_in] = "not opted in"
     rule[in_force.uncontrolled] = "uncontrolled"
+    rule[in_force.verified_ns == 0] = "never read"
     rule[_silenced(rack, status)] = "foreign writer"
     if mode is not Mode.CLOSED_LOOP:
         rule[:] = "advisory"

@@ -339,7 +339,7 @@ class LimitsInForce:
     """What we know of the limits now on the PDUs; [n]. NaN is not known."""
 
     limit_w: FloatArray  # last read back
-    verified_ns: IntArray  # when it was verified, 0 = never
+    verified_ns: IntArray  # when it was last read or verified, 0 = never: kind and limit are not known
     kind: tuple[LimitKind, ...]
     asked_w: FloatArray  # asked for and not yet known to have happened or not; NaN when nothing is open
     pending: BoolArray  # a write is under way or waiting

@@ -103,7 +103,7 @@ def make_limits(
     n = len(limit_w)
     return LimitsInForce(
         limit_w=limit_w,
-        verified_ns=np.zeros(n, dtype=np.int64),
+        verified_ns=np.ones(n, dtype=np.int64),
         kind=(kind,) * n if isinstance(kind, LimitKind) else tuple(kind),
         asked_w=np.full(n, np.nan) if asked_w is None else asked_w,
         pending=np.zeros(n, dtype=np.bool_),
