@@ -1,5 +1,7 @@
 """Design of the fractional-delay filters that bring a voltage channel into step with each current channel."""
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,22 +23,25 @@ def delay_taps(delays: Array, lag: int) -> Array:
     whole = np.round(delays).astype(np.int64)
     if np.any(np.abs(whole) + HALF_TAPS > lag):
         raise ValueError(f"a delay of {np.max(np.abs(delays)):.1f} samples needs a lag of more than {lag}")
-    fraction = delays - whole
-    position = np.arange(-HALF_TAPS, HALF_TAPS + 1)
-    grid = np.linspace(0.0, BAND, 600)
-    weight = 1.0 + 3.0 * (grid / BAND) ** 20
-    phase = 2j * np.pi * grid[:, None]
-    design = np.exp(phase * position) * weight[:, None]
-    target = np.exp(-phase * fraction) * weight[:, None]
-    taps = np.linalg.lstsq(
-        np.concatenate([design.real, design.imag]), np.concatenate([target.real, target.imag]), rcond=None
-    )[0].T
-    taps = taps / taps.sum(axis=1, keepdims=True)
+    grid, weight, solver = _fit()
+    target = np.exp(-2j * np.pi * np.multiply.outer(grid, delays - whole)) * weight[:, None]
+    taps = (solver @ np.concatenate([target.real, target.imag])).T
+    taps /= taps.sum(axis=1, keepdims=True)
     out = np.zeros((len(delays), 2 * lag + 1))
     for row, shift in enumerate(whole):
         start = lag - HALF_TAPS - shift
         out[row, start : start + 2 * HALF_TAPS + 1] = taps[row]
     return out
+
+
+@cache
+def _fit() -> tuple[Array, Array, Array]:
+    """Grid of frequencies (of the sampling rate), its weights, and the solver of the weighted least squares on it."""
+    grid = np.linspace(0.0, BAND, 600)
+    weight = 1.0 + 3.0 * (grid / BAND) ** 20
+    positions = np.arange(-HALF_TAPS, HALF_TAPS + 1)
+    design = np.exp(2j * np.pi * np.multiply.outer(grid, positions)) * weight[:, None]
+    return grid, weight, np.linalg.pinv(np.concatenate([design.real, design.imag]))
 
 
 def lag_for(delays: Array) -> int:

@@ -32,14 +32,10 @@ enum {
     RPI_F_MAX_A, RPI_F_STEP, RPI_F_VOLTAGE_V, RPI_F_COUNT, RPI_F_MISSING, RPI_F_SATURATED, RPI_F_QUALITY, RPI_N_FEATURES
 };
 
-typedef double rpi_v4d __attribute__((vector_size(32)));
-typedef float rpi_v8f __attribute__((vector_size(32)));
-typedef int32_t rpi_v4i __attribute__((vector_size(16)));
-typedef int32_t rpi_v8i __attribute__((vector_size(32)));
-
 /* A voltage as an outlet sees it: channel `plus`, less channel `minus` (line to line) unless that is -1. */
 typedef struct {
     int32_t plus, minus;
+    uint32_t first_term, n_terms; /* mix of basis rows that brings `minus` into step with `plus`; none = as sampled */
 } rpi_voltage;
 
 typedef struct {
@@ -98,33 +94,76 @@ static inline void rpi_window_weights(rpi_window *w) {
     }
 }
 
-#define RPI_INLINE static inline __attribute__((always_inline))
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi" /* vectors are returned by inlined functions only: no ABI is involved */
-#endif
+/* Sums over one outlet's weighted window, in counts times volts (or counts squared where there is no voltage). */
+typedef struct {
+    double square, square_weight, product, product_weight;
+    double rising[RPI_BLOCKS], whole[RPI_BLOCKS];               /* of the product, per block of 20 */
+    double rising_weight[RPI_BLOCKS], whole_weight[RPI_BLOCKS];
+} rpi_sums;
 
-RPI_INLINE rpi_v4d rpi_load4(const double *p) {
-    rpi_v4d v;
-    memcpy(&v, p, sizeof v);
-    return v;
+static inline void rpi_window_sum_present(const rpi_window *w, const int32_t *counts, double offset, const double *v,
+                                          const uint8_t *v_there, rpi_sums *s) {
+    memset(s, 0, sizeof *s);
+    for (uint32_t k = 0; k < RPI_HANN_SCANS; k++) {
+        if (counts[k] == RPI_NO_COUNT) continue;
+        const double x = (double)counts[k] - offset, weight = w->rise[k], half = w->half[k % RPI_BLOCK];
+        s->square += weight * (x * x);
+        s->square_weight += weight;
+        if (v_there && !v_there[k]) continue;
+        const double p = v ? x * v[k] : x * x;
+        s->product += weight * p;
+        s->product_weight += weight;
+        s->whole[k / RPI_BLOCK] += p;
+        s->whole_weight[k / RPI_BLOCK] += 1.0;
+        s->rising[k / RPI_BLOCK] += half * p;
+        s->rising_weight[k / RPI_BLOCK] += half;
+    }
 }
 
-RPI_INLINE rpi_v8f rpi_load8f(const float *p) {
-    rpi_v8f v;
-    memcpy(&v, p, sizeof v);
-    return v;
+/* Mean over the 40 ms Hann that begins with block b; NAN when less than half of it is there. */
+static inline double rpi_window_short_mean(const rpi_sums *s, uint32_t b) {
+    const double weight = s->rising_weight[b] + s->whole_weight[b + 1] - s->rising_weight[b + 1];
+    const double sum = s->rising[b] + s->whole[b + 1] - s->rising[b + 1];
+    return weight * 2.0 >= RPI_BLOCK ? sum / weight : NAN;
 }
 
-RPI_INLINE rpi_v4d rpi_counts4(const int32_t *p) {
-    rpi_v4i v;
-    memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(v, rpi_v4d);
+/* Largest change between 40 ms means 40 ms apart; `root` takes the square root of each mean first. */
+static inline double rpi_window_step(const rpi_sums *s, int root) {
+    double mean[RPI_BLOCKS], largest = NAN;
+    for (uint32_t b = RPI_FIRST_BLOCK; b + 1 < RPI_BLOCKS; b++) {
+        mean[b] = rpi_window_short_mean(s, b);
+        if (root) mean[b] = sqrt(mean[b]);
+    }
+    for (uint32_t b = RPI_FIRST_BLOCK; b + 3 < RPI_BLOCKS; b++) {
+        const double change = fabs(mean[b + 2] - mean[b]);
+        if (!(change <= largest) && !isnan(change)) largest = change;
+    }
+    return largest;
 }
 
-RPI_INLINE double rpi_sum4(rpi_v4d v) { return (v[0] + v[1]) + (v[2] + v[3]); }
+static inline void rpi_window_volts(rpi_window *w, uint32_t c, uint32_t n) {
+    const int32_t *p = w->counts + (size_t)c * RPI_ROW;
+    double *v = w->volts + (size_t)c * RPI_ROW;
+    const double gain = w->gain[c], offset = w->offset[c];
+    for (uint32_t k = 0; k < n; k++) v[k] = gain * ((double)p[k] - offset);
+    if (!w->state[c].holes) return;
+    /* A filter needs a number beside a hole. Bridged by a straight line; the hole itself is never used as a sample. */
+    double last = 0.0;
+    uint32_t from = 0;
+    int seen = 0;
+    for (uint32_t k = 0; k < n; k++) {
+        if (p[k] == RPI_NO_COUNT) continue;
+        for (uint32_t j = from; j < k; j++)
+            v[j] = seen ? last + (v[k] - last) * (double)(j + 1 - from) / (double)(k + 1 - from) : v[k];
+        last = v[k];
+        from = k + 1;
+        seen = 1;
+    }
+    for (uint32_t j = from; j < n; j++) v[j] = last;
+}
 
 /* Scans `base` .. `base`+n-1 into one row per channel; what is missing becomes RPI_NO_COUNT. */
-RPI_INLINE void rpi_window_gather(rpi_window *w, const rpi_ring *ring, uint64_t base, uint32_t n) {
+static inline void rpi_window_gather(rpi_window *w, const rpi_ring *ring, uint64_t base, uint32_t n) {
     const uint32_t channels = w->n_channels;
     uint64_t place = base % ring->capacity;
     int64_t t_ns = 0;
@@ -146,9 +185,8 @@ RPI_INLINE void rpi_window_gather(rpi_window *w, const rpi_ring *ring, uint64_t 
         int32_t *to = w->counts + k;
         if (present == 0xffu) {
             for (uint32_t c = 0; c < channels; c++, to += RPI_ROW) {
-                rpi_v8i v = {rpi_scan_count(row[0], c), rpi_scan_count(row[1], c), rpi_scan_count(row[2], c), rpi_scan_count(row[3], c),
-                             rpi_scan_count(row[4], c), rpi_scan_count(row[5], c), rpi_scan_count(row[6], c), rpi_scan_count(row[7], c)};
-                memcpy(to, &v, sizeof v);
+#pragma GCC unroll 8
+                for (uint32_t j = 0; j < 8; j++) to[j] = rpi_scan_count(row[j], c);
             }
         } else {
             for (uint32_t c = 0; c < channels; c++, to += RPI_ROW)
@@ -159,244 +197,33 @@ RPI_INLINE void rpi_window_gather(rpi_window *w, const rpi_ring *ring, uint64_t 
     w->t_end_ns = t_at == UINT32_MAX ? 0 : t_ns + (int64_t)(n - 1 - t_at) * period_ns;
 }
 
-RPI_INLINE void rpi_window_extremes(const int32_t *p, uint32_t n, int32_t *low, int32_t *high) {
-    rpi_v8i lo, hi, v;
-    memcpy(&lo, p, sizeof lo);
-    hi = lo;
-    for (uint32_t k = 8; k + 8 <= n; k += 8) {
-        memcpy(&v, p + k, sizeof v);
-        rpi_v8i less = v < lo, more = v > hi;
-        lo = (v & less) | (lo & ~less);
-        hi = (v & more) | (hi & ~more);
-    }
-    memcpy(&v, p + n - 8, sizeof v); /* the tail, overlapping what was seen */
-    rpi_v8i less = v < lo, more = v > hi;
-    lo = (v & less) | (lo & ~less);
-    hi = (v & more) | (hi & ~more);
-    *low = lo[0];
-    *high = hi[0];
-    for (int j = 1; j < 8; j++) {
-        if (lo[j] < *low) *low = lo[j];
-        if (hi[j] > *high) *high = hi[j];
-    }
-}
-
-/* Holes and clipped samples of one channel; a count beyond full scale is brought to it. */
-RPI_INLINE void rpi_window_inspect(rpi_window *w, uint32_t c, uint32_t n) {
+/* Of a channel with holes or clipped samples: brings counts beyond full scale to it, finds the extremes of what is there. */
+static inline void rpi_window_clip(rpi_window *w, uint32_t c, uint32_t n) {
     int32_t *p = w->counts + (size_t)c * RPI_ROW;
     rpi_channel_state *s = &w->state[c];
-    int32_t low, high;
     const int32_t full = w->full_scale[c];
-    rpi_window_extremes(p + n - RPI_WINDOW_HOP, RPI_WINDOW_HOP, &s->low, &s->high);
-    rpi_window_extremes(p, n - RPI_WINDOW_HOP, &low, &high);
-    if (s->low < low) low = s->low;
-    if (s->high > high) high = s->high;
-    s->holes = low == RPI_NO_COUNT;
-    s->clipped = 0;
-    if (high < full && low > -full) return;
-    int any = 0;
-    for (uint32_t k = 0; k < n; k++) {
-        if (p[k] == RPI_NO_COUNT) continue;
-        if (p[k] >= full) p[k] = full, any = 1;
-        if (p[k] <= -full) p[k] = -full, any = 1;
-    }
-    s->clipped = (uint8_t)any;
     s->low = INT32_MAX;
     s->high = INT32_MIN;
-    for (uint32_t k = n - RPI_WINDOW_HOP; k < n; k++) {
+    for (uint32_t k = 0; k < n; k++) {
         if (p[k] == RPI_NO_COUNT) continue;
+        if (p[k] >= full || p[k] <= -full) {
+            p[k] = p[k] > 0 ? full : -full;
+            s->clipped = 1;
+        }
+        if (k < n - RPI_WINDOW_HOP) continue;
         if (p[k] < s->low) s->low = p[k];
         if (p[k] > s->high) s->high = p[k];
     }
 }
 
-RPI_INLINE void rpi_window_volts(rpi_window *w, uint32_t c, uint32_t n) {
-    const int32_t *p = w->counts + (size_t)c * RPI_ROW;
-    double *v = w->volts + (size_t)c * RPI_ROW;
-    const double gain = w->gain[c], offset = w->offset[c];
-    for (uint32_t k = 0; k < n; k++) v[k] = gain * ((double)p[k] - offset);
-    if (!w->state[c].holes) return;
-    /* A filter needs a number beside a hole. Bridged by a straight line; the hole itself is never used as a sample. */
-    double last = 0.0;
-    uint32_t from = 0;
-    int seen = 0;
-    for (uint32_t k = 0; k < n; k++) {
-        if (p[k] == RPI_NO_COUNT) continue;
-        for (uint32_t j = from; j < k; j++)
-            v[j] = seen ? last + (v[k] - last) * (double)(j + 1 - from) / (double)(k + 1 - from) : v[k];
-        last = v[k];
-        from = k + 1;
-        seen = 1;
-    }
-    for (uint32_t j = from; j < n; j++) v[j] = last;
-}
-
-/* Voltage `i` over the weighted window, its RMS, and where it is there. */
-RPI_INLINE void rpi_window_pair(rpi_window *w, uint32_t i) {
-    const rpi_voltage *s = &w->voltages[i];
-    const uint32_t lag = w->lag;
-    double *v = w->pair + (size_t)i * RPI_ROW;
-    const double *a = w->volts + (size_t)s->plus * RPI_ROW + lag;
-    uint8_t holes = w->state[s->plus].holes, clipped = w->state[s->plus].clipped;
-    memcpy(v, a, RPI_HANN_SCANS * sizeof *v);
-    if (s->minus >= 0) {
-        const double *b = w->volts + (size_t)s->minus * RPI_ROW + lag;
-        for (uint32_t k = 0; k < RPI_HANN_SCANS; k++) v[k] -= b[k];
-        holes |= w->state[s->minus].holes;
-        clipped |= w->state[s->minus].clipped;
-    }
-    w->pair_flags[i] = (holes ? RPI_QUALITY_MISSING : 0u) | (clipped ? RPI_QUALITY_SATURATED : 0u);
-    double sum = 0.0, weight = RPI_WINDOW_HOP;
-    if (!holes) {
-        rpi_v4d acc = {0};
-        for (uint32_t k = 0; k < RPI_HANN_SCANS; k += 4) {
-            rpi_v4d x = rpi_load4(v + k);
-            acc += rpi_load4(w->rise + k) * x * x;
-        }
-        sum = rpi_sum4(acc);
-    } else {
-        uint8_t *there = w->pair_present + (size_t)i * RPI_HANN_SCANS;
-        const int32_t *pa = w->counts + (size_t)s->plus * RPI_ROW + lag;
-        const int32_t *pb = w->counts + (size_t)(s->minus >= 0 ? s->minus : s->plus) * RPI_ROW + lag;
-        weight = 0.0;
-        for (uint32_t k = 0; k < RPI_HANN_SCANS; k++) {
-            there[k] = pa[k] != RPI_NO_COUNT && pb[k] != RPI_NO_COUNT;
-            if (!there[k]) continue;
-            sum += w->rise[k] * v[k] * v[k];
-            weight += w->rise[k];
-        }
-    }
-    w->pair_rms[i] = weight * 2.0 >= RPI_WINDOW_HOP ? sqrt(sum / weight) : NAN;
-}
-
-RPI_INLINE void rpi_window_filter(rpi_window *w, uint32_t b) {
-    const uint32_t taps = 2 * w->lag + 1, n = RPI_HANN_SCANS + 2 * w->lag;
-    const double *v = w->volts + (size_t)w->basis_channel[b] * RPI_ROW;
-    const float *h = w->basis_taps + (size_t)b * taps;
-    float *y = w->basis + (size_t)b * RPI_HANN_SCANS;
-    float x[RPI_ROW];
-    for (uint32_t k = 0; k < n; k++) x[k] = (float)v[k];
-    for (uint32_t k = 0; k < RPI_HANN_SCANS; k += 40) {
-        rpi_v8f s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0}, s4 = {0};
-        for (uint32_t j = 0; j < taps; j++) {
-            const float *p = x + k + j;
-            s0 += h[j] * rpi_load8f(p);
-            s1 += h[j] * rpi_load8f(p + 8);
-            s2 += h[j] * rpi_load8f(p + 16);
-            s3 += h[j] * rpi_load8f(p + 24);
-            s4 += h[j] * rpi_load8f(p + 32);
-        }
-        memcpy(y + k, &s0, sizeof s0);
-        memcpy(y + k + 8, &s1, sizeof s1);
-        memcpy(y + k + 16, &s2, sizeof s2);
-        memcpy(y + k + 24, &s3, sizeof s3);
-        memcpy(y + k + 32, &s4, sizeof s4);
-    }
-}
-
-/* The voltage of an outlet, in step with its current. */
-RPI_INLINE const double *rpi_window_aligned(const rpi_window *w, const rpi_outlet *o, double *scratch) {
-    if (o->n_terms == 0) return w->pair + (size_t)o->voltage * RPI_ROW;
-    const rpi_term *t = w->terms + o->first_term;
-    for (uint32_t k = 0; k < RPI_HANN_SCANS; k += 8) {
-        rpi_v8f s = {0};
-        for (uint32_t j = 0; j < o->n_terms; j++)
-            s += t[j].factor * rpi_load8f(w->basis + (size_t)t[j].row * RPI_HANN_SCANS + k);
-        for (int j = 0; j < 8; j++) scratch[k + j] = s[j];
-    }
-    return scratch;
-}
-
-/* Sums over one outlet's weighted window, in counts times volts (or counts squared where there is no voltage). */
-typedef struct {
-    double square, square_weight, product, product_weight;
-    double rising[RPI_BLOCKS], whole[RPI_BLOCKS];               /* of the product, per block of 20 */
-    double rising_weight[RPI_BLOCKS], whole_weight[RPI_BLOCKS];
-} rpi_sums;
-
-RPI_INLINE void rpi_window_sum(const rpi_window *w, const int32_t *counts, double offset, const double *v, rpi_sums *s) {
-    rpi_v4d square = {0}, product = {0};
-    for (uint32_t b = 0; b < RPI_BLOCKS; b++) {
-        rpi_v4d rising = {0}, whole = {0};
-        for (uint32_t j = 0; j < RPI_BLOCK; j += 4) {
-            const uint32_t k = b * RPI_BLOCK + j;
-            rpi_v4d x = rpi_counts4(counts + k) - offset;
-            rpi_v4d weight = rpi_load4(w->rise + k);
-            rpi_v4d p = v ? x * rpi_load4(v + k) : x * x;
-            square += weight * (x * x);
-            product += weight * p;
-            whole += p;
-            rising += rpi_load4(w->half + j) * p;
-        }
-        s->whole[b] = rpi_sum4(whole);
-        s->rising[b] = rpi_sum4(rising);
-        s->whole_weight[b] = RPI_BLOCK;
-        s->rising_weight[b] = RPI_BLOCK / 2.0 - 0.5; /* sum of sin^2 over the rising half */
-    }
-    s->square = rpi_sum4(square);
-    s->product = rpi_sum4(product);
-    s->square_weight = s->product_weight = RPI_WINDOW_HOP;
-}
-
-static void rpi_window_sum_present(const rpi_window *w, const int32_t *counts, double offset, const double *v,
-                                   const uint8_t *v_there, rpi_sums *s) {
-    memset(s, 0, sizeof *s);
-    for (uint32_t k = 0; k < RPI_HANN_SCANS; k++) {
-        if (counts[k] == RPI_NO_COUNT) continue;
-        const double x = (double)counts[k] - offset, weight = w->rise[k], half = w->half[k % RPI_BLOCK];
-        s->square += weight * (x * x);
-        s->square_weight += weight;
-        if (v_there && !v_there[k]) continue;
-        const double p = v ? x * v[k] : x * x;
-        s->product += weight * p;
-        s->product_weight += weight;
-        s->whole[k / RPI_BLOCK] += p;
-        s->whole_weight[k / RPI_BLOCK] += 1.0;
-        s->rising[k / RPI_BLOCK] += half * p;
-        s->rising_weight[k / RPI_BLOCK] += half;
-    }
-}
-
-/* Mean over the 40 ms Hann that begins with block b; NAN when less than half of it is there. */
-RPI_INLINE double rpi_window_short_mean(const rpi_sums *s, uint32_t b) {
-    const double weight = s->rising_weight[b] + s->whole_weight[b + 1] - s->rising_weight[b + 1];
-    const double sum = s->rising[b] + s->whole[b + 1] - s->rising[b + 1];
-    return weight * 2.0 >= RPI_BLOCK ? sum / weight : NAN;
-}
-
-/* Largest change between 40 ms means 40 ms apart; `root` takes the square root of each mean first. */
-RPI_INLINE double rpi_window_step(const rpi_sums *s, int root) {
-    double mean[RPI_BLOCKS], largest = NAN;
-    for (uint32_t b = RPI_FIRST_BLOCK; b + 1 < RPI_BLOCKS; b++) {
-        mean[b] = rpi_window_short_mean(s, b);
-        if (root) mean[b] = sqrt(mean[b]);
-    }
-    for (uint32_t b = RPI_FIRST_BLOCK; b + 3 < RPI_BLOCKS; b++) {
-        const double change = fabs(mean[b + 2] - mean[b]);
-        if (!(change <= largest) && !isnan(change)) largest = change;
-    }
-    return largest;
-}
-
-RPI_INLINE void rpi_window_outlet(rpi_window *w, uint32_t i, uint32_t n, double *scratch) {
+/* From sums to features. */
+static inline void rpi_window_finish(rpi_window *w, uint32_t i, uint32_t n, const rpi_sums *s) {
     const rpi_outlet *o = &w->outlets[i];
     const rpi_channel_state *state = &w->state[o->current];
-    const int32_t *all = w->counts + (size_t)o->current * RPI_ROW, *counts = all + w->lag, *newest = all + n - RPI_WINDOW_HOP;
+    const int32_t *newest = w->counts + (size_t)o->current * RPI_ROW + n - RPI_WINDOW_HOP;
     const double gain = w->gain[o->current] * o->sign, offset = w->offset[o->current];
     uint32_t quality = (state->holes ? RPI_QUALITY_MISSING : 0u) | (state->clipped ? RPI_QUALITY_SATURATED : 0u);
-    rpi_sums s;
-    const double *v = NULL;
-    const uint8_t *v_there = NULL;
-    if (o->voltage >= 0) {
-        v = rpi_window_aligned(w, o, scratch);
-        if (w->pair_flags[o->voltage] & RPI_QUALITY_MISSING) v_there = w->pair_present + (size_t)o->voltage * RPI_HANN_SCANS;
-        quality |= w->pair_flags[o->voltage];
-    } else {
-        quality |= RPI_QUALITY_NO_VOLTAGE;
-    }
-    if (state->holes || v_there) rpi_window_sum_present(w, counts, offset, v, v_there, &s);
-    else if (v) rpi_window_sum(w, counts, offset, v, &s);
-    else rpi_window_sum(w, counts, offset, NULL, &s);
+    quality |= o->voltage >= 0 ? w->pair_flags[o->voltage] : (uint32_t)RPI_QUALITY_NO_VOLTAGE;
 
     uint32_t missing = 0, clipped = 0;
     if (state->holes || state->clipped) {
@@ -416,19 +243,19 @@ RPI_INLINE void rpi_window_outlet(rpi_window *w, uint32_t i, uint32_t n, double 
             high = swap;
         }
     }
-    const double rms = s.square_weight * 2.0 >= RPI_WINDOW_HOP ? fabs(gain) * sqrt(s.square / s.square_weight) : NAN;
+    const double rms = s->square_weight * 2.0 >= RPI_WINDOW_HOP ? fabs(gain) * sqrt(s->square / s->square_weight) : NAN;
     const double peak = fabs(low) > fabs(high) ? fabs(low) : fabs(high);
     double power = NAN, apparent = NAN, factor = NAN, volts = NAN, step;
-    if (v) {
-        power = s.product_weight * 2.0 >= RPI_WINDOW_HOP ? gain * (s.product / s.product_weight) : NAN;
+    if (o->voltage >= 0) {
+        power = s->product_weight * 2.0 >= RPI_WINDOW_HOP ? gain * (s->product / s->product_weight) : NAN;
         volts = w->pair_rms[o->voltage];
         apparent = volts * rms;
         factor = power / apparent;
         if (factor > 1.0) factor = 1.0; /* the filter's ripple may carry it past by 1e-4 */
         if (factor < -1.0) factor = -1.0;
-        step = fabs(gain) * rpi_window_step(&s, 0);
+        step = fabs(gain) * rpi_window_step(s, 0);
     } else {
-        step = fabs(gain) * rpi_window_step(&s, 1);
+        step = fabs(gain) * rpi_window_step(s, 1);
     }
     double *out = w->out + i;
     const size_t stride = w->n_outlets;
@@ -448,29 +275,27 @@ RPI_INLINE void rpi_window_outlet(rpi_window *w, uint32_t i, uint32_t n, double 
     out[RPI_F_QUALITY * stride] = quality;
 }
 
-RPI_INLINE int rpi_window_body(rpi_window *w, const rpi_ring *ring, uint64_t end) {
-    const uint32_t n = RPI_HANN_SCANS + 2 * w->lag;
-    double scratch[RPI_HANN_SCANS];
-    const uint64_t head = rpi_ring_head(ring);
-    if (end > head || end < n) return RPI_WINDOW_NOT_READY;
-    const uint64_t base = end - n;
-    if (!rpi_ring_intact(ring, base)) return RPI_WINDOW_LAPPED;
-    rpi_window_gather(w, ring, base, n);
-    if (!rpi_ring_intact(ring, base)) return RPI_WINDOW_LAPPED;
-    for (uint32_t c = 0; c < w->n_channels; c++) rpi_window_inspect(w, c, n);
-    for (uint32_t i = 0; i < w->n_used; i++) rpi_window_volts(w, (uint32_t)w->used[i], n);
-    for (uint32_t i = 0; i < w->n_voltages; i++) rpi_window_pair(w, i);
-    for (uint32_t b = 0; b < w->n_basis; b++) rpi_window_filter(w, b);
-    for (uint32_t i = 0; i < w->n_outlets; i++) rpi_window_outlet(w, i, n, scratch);
-    return RPI_WINDOW_OK;
-}
+#define RPI_JOIN2(a, b) a##b
+#define RPI_JOIN(a, b) RPI_JOIN2(a, b)
+#define PASS(name) RPI_JOIN(rpi_window_##name, RPI_VECTOR_BYTES)
 
-static int rpi_window_portable(rpi_window *w, const rpi_ring *ring, uint64_t end) { return rpi_window_body(w, ring, end); }
+#define RPI_VECTOR_BYTES 16 /* SSE2, the x86-64 baseline, and NEON: a wider vector would live in memory there */
+#define RPI_PASS_INLINE static inline __attribute__((always_inline))
+#include "window_pass.h"
+#undef RPI_VECTOR_BYTES
+#undef RPI_PASS_INLINE
+
+static int rpi_window_portable(rpi_window *w, const rpi_ring *ring, uint64_t end) { return rpi_window_pass16(w, ring, end); }
 
 #if defined(__x86_64__)
-/* Debian's x86-64 baseline is SSE2; every server of the last ten years has these. */
+#define RPI_VECTOR_BYTES 32 /* any x86 server of the last ten years */
+#define RPI_PASS_INLINE static inline __attribute__((always_inline, target("avx2,fma")))
+#include "window_pass.h"
+#undef RPI_VECTOR_BYTES
+#undef RPI_PASS_INLINE
+
 __attribute__((target("avx2,fma"))) static int rpi_window_avx2(rpi_window *w, const rpi_ring *ring, uint64_t end) {
-    return rpi_window_body(w, ring, end);
+    return rpi_window_pass32(w, ring, end);
 }
 #endif
 

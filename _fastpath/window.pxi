@@ -5,6 +5,8 @@ cdef extern from "window.h" nogil:
     ctypedef struct rpi_voltage:
         int32_t plus
         int32_t minus
+        uint32_t first_term
+        uint32_t n_terms
     ctypedef struct rpi_outlet:
         int32_t current
         int32_t voltage
@@ -129,36 +131,37 @@ cdef class WindowKernel:
         """Voltages, filters and scratch. Each voltage channel gets a few filters that all its outlets mix from."""
         pairs = sorted({v for _, v, _ in outlets if v[0] >= 0})
         used = sorted({c for pair in pairs for c in pair if c >= 0})
-        wanted = {c: [] for c in used}
-        for current, pair, _ in outlets:
-            if any(c >= 0 and delay[current] != delay[c] for c in pair):
-                for c in pair:
-                    if c >= 0:
-                        wanted[c].append(delay[current] - delay[c])
-        cdef uint32_t lag = _lag_for(_np.array([d for ds in wanted.values() for d in ds]))
+        # what each outlet, and each line-to-line voltage for its RMS, needs: (voltage channel, delay in samples, side)
+        outlet_needs = [[(c, delay[current] - delay[c], side) for c, side in zip(pair, (1.0, -1.0)) if c >= 0] for current, pair, _ in outlets]
+        pair_needs = [[(minus, delay[plus] - delay[minus], 1.0)] if minus >= 0 else [] for plus, minus in pairs]
+        needs = [need if any(d != 0.0 for _, d, _ in need) else [] for need in outlet_needs + pair_needs]
+        cdef uint32_t lag = _lag_for(_np.array([d for need in needs for _, d, _ in need]))
         _check(lag <= RPI_MAX_LAG, f"delays differ by more than {RPI_MAX_LAG - 24} samples: check delay_ns")
         rows, row_channel, mixes = [], [], {}
-        for c, ds in wanted.items():
-            if ds:
-                distinct = _np.unique(ds)
-                mix, basis = _shared_basis(_delay_taps(distinct, lag))
-                for d, factors in zip(distinct, mix):
+        for c in used:
+            delays = _np.unique([d for need in needs for channel, d, _ in need if channel == c])
+            if len(delays):
+                mix, basis = _shared_basis(_delay_taps(delays, lag))
+                for d, factors in zip(delays, mix):
                     mixes[c, d] = [(len(rows) + j, factor) for j, factor in enumerate(factors)]
                 rows.extend(basis)
                 row_channel.extend([c] * len(basis))
-        terms, outlet_rows = [], []
-        for current, pair, sign in outlets:
+        terms, spans = [], []
+        for need in needs:
             first = len(terms)
-            for c, side in zip(pair, (1.0, -1.0)):
-                if c >= 0 and any(p >= 0 and delay[current] != delay[p] for p in pair):
-                    terms.extend((row, side * factor) for row, factor in mixes[c, delay[current] - delay[c]])
-            outlet_rows.append((current, pairs.index(pair) if pair[0] >= 0 else -1, sign, first, len(terms) - first))
+            terms.extend((row, side * factor) for c, d, side in need for row, factor in mixes[c, d])
+            spans.append((first, len(terms) - first))
+        outlet_rows = [
+            (current, pairs.index(pair) if pair[0] >= 0 else -1, sign, *span)
+            for (current, pair, sign), span in zip(outlets, spans)
+        ]
+        pair_rows = [(*pair, *span) for pair, span in zip(pairs, spans[len(outlets):])]
         self.w.lag = lag
         self.w.n_voltages = len(pairs)
         self.w.n_used = len(used)
         self.w.n_basis = len(rows)
         self.w.used = <const int32_t *>self._own(_np.array(used, _np.int32))
-        self.w.voltages = <const rpi_voltage *>self._own(_np.array(pairs, _np.int32).reshape(-1, 2))
+        self.w.voltages = <const rpi_voltage *>self._own(_np.array(pair_rows, _np.dtype("i4,i4,u4,u4")))
         self.w.outlets = <const rpi_outlet *>self._own(_np.array(outlet_rows, _np.dtype("i4,i4,f8,u4,u4")))
         self.w.terms = <const rpi_term *>self._own(_np.array(terms, _np.dtype("i4,f4")))
         self.w.basis_channel = <const int32_t *>self._own(_np.array(row_channel, _np.int32))
