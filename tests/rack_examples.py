@@ -1,6 +1,6 @@
 """Racks, readings, forecasts and limits for the tests of the stages."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from hypothesis import strategies as st
@@ -21,12 +21,19 @@ VOLTAGE_V = 230.0
 
 
 def constraint(
-    name: str, outlets: Sequence[int], n: int, *, kind: str = "breaker", derate: float = 0.8, **rating: float
+    name: str,
+    outlets: Iterable[int],
+    n: int,
+    *,
+    kind: str = "breaker",
+    derate: float = 0.8,
+    w: float | None = None,
+    va: float | None = None,
+    a: float | None = None,
 ) -> Constraint:
-    """`rating`: w, va or a."""
     share = np.zeros(n)
     share[list(outlets)] = 1.0
-    return Constraint(name, kind, rating.get("w"), rating.get("va"), rating.get("a"), derate, share)
+    return Constraint(name, kind, w, va, a, derate, share)
 
 
 def make_rack(
@@ -138,8 +145,9 @@ def racks(draw: st.DrawFn, *, dual: bool = True, most: int = 8) -> RackModel:
     constraints = []
     for k in range(draw(st.integers(0, 4))):
         members = sorted(draw(st.sets(st.integers(0, n - 1), min_size=1)))
-        unit, scale = draw(st.sampled_from([("w", 1.0), ("va", 1.0), ("a", VOLTAGE_V)]))
-        rating = draw(st.integers(1, 600 * n)) / scale
-        constraints.append(constraint(f"c{k}", members, n, **{unit: rating}))
+        rating = float(draw(st.integers(1, 600 * n)))
+        unit = draw(st.sampled_from(["w", "va", "a"]))
+        w, va, a = (rating if unit == x else None for x in ("w", "va", "a"))
+        constraints.append(constraint(f"c{k}", members, n, w=w, va=va, a=None if a is None else a / VOLTAGE_V))
     opted_in = draw(st.lists(st.booleans(), min_size=n, max_size=n))
     return make_rack(n, constraints, loads=loads, opted_in=opted_in, static_safe_w=float(draw(st.integers(20, 600))))

@@ -26,6 +26,7 @@ from rpi_daemon.records import (
 EPSILON_W = 1e-6
 CONFIG = GuardConfig()
 SECOND_NS = 1_000_000_000
+NORMAL = SafeStatus(SafeState.NORMAL, (), (), 0)
 CUTS = (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT)
 
 
@@ -72,7 +73,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
     return Case(
         rack=rack,
-        status=ladder(SafeStatus(SafeState.NORMAL, (), (), 0), 5, flags),
+        status=ladder(NORMAL, 5, flags),
         mode=draw(st.sampled_from([Mode.CLOSED_LOOP, Mode.CLOSED_LOOP, Mode.ADVISORY])),
         request=make_request(5, request_w, request_w * 1.1),
         allocation=allocate(5, request_w, rack, (), nothing, nothing, AllocatorConfig()),
@@ -116,8 +117,7 @@ def test_limits_stay_within_the_rating_and_above_zero(case: Case) -> None:
 @settings(max_examples=60, deadline=None)
 @given(cases())
 def test_hold_only_falls_and_never_from_the_unknown(case: Case) -> None:
-    if case.status.state is not SafeState.HOLD:
-        return
+    case = replace(case, status=ladder(NORMAL, 5, HealthFlags(tick_overrun=True)), mode=Mode.CLOSED_LOOP)
     got = case.permit()
     frozen = held(case.rack, case.status) & np.isfinite(got.limit_w)
     assert np.all(got.limit_w[frozen] <= case.limits.limit_w[frozen] + EPSILON_W)
@@ -126,8 +126,7 @@ def test_hold_only_falls_and_never_from_the_unknown(case: Case) -> None:
 @settings(max_examples=60, deadline=None)
 @given(cases())
 def test_static_safe_is_static_safe_unless_it_would_trip_or_lacks_room(case: Case) -> None:
-    if case.status.state is not SafeState.STATIC_SAFE:
-        return
+    case = replace(case, status=ladder(NORMAL, 5, HealthFlags(stopping=True)), mode=Mode.CLOSED_LOOP)
     got = case.permit()
     for i in np.flatnonzero(np.isfinite(got.limit_w)):
         if got.limit_w[i] > case.rack.static_safe_w[i] + EPSILON_W:
@@ -216,6 +215,5 @@ def test_the_ladder_is_a_pure_function(flags: HealthFlags, t: int) -> None:
 @settings(max_examples=50, deadline=None)
 @given(flag_sets)
 def test_more_causes_never_relax(flags: HealthFlags) -> None:
-    status = SafeStatus(SafeState.NORMAL, (), (), 0)
     more = replace(flags, lease_expired=True)
-    assert ladder(status, 1, more).state >= max(ladder(status, 1, flags).state, SafeState.STATIC_SAFE)
+    assert ladder(NORMAL, 1, more).state >= max(ladder(NORMAL, 1, flags).state, SafeState.STATIC_SAFE)
