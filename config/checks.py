@@ -111,19 +111,22 @@ def _members(config: Config, constraint: Constraint) -> set[str]:
 
 
 def _static_safe_fits(config: Config, i: int, constraint: Constraint, members: set[str]) -> Iterator[Found]:
-    """STATIC_SAFE must hold every breaker without any help: its sum is within each derated rating."""
+    """STATIC_SAFE must hold every breaker without any help: its sum is within each derated rating, at the assumed PF."""
     total_w = sum(outlet.static_safe_w for outlet in config.outlets() if outlet.id in members)
-    for key, rating, unit in (
-        ("rating_w", constraint.rating_w, "W"),
-        ("rating_va", constraint.rating_va, "VA"),
-        ("rating_a", constraint.rating_a, "A"),
+    power_factor = config.allocator.assumed_power_factor if config.rack.supply == "ac" else 1.0
+    total_va = total_w / power_factor
+    for key, rating, total, unit in (
+        ("rating_w", constraint.rating_w, total_w, "W"),
+        ("rating_va", constraint.rating_va, total_va, "VA"),
+        ("rating_a", constraint.rating_a, total_va / config.rack.nominal_v, "A"),
     ):
-        total = total_w / config.rack.nominal_v if unit == "A" else total_w
         if rating is not None and total > rating * constraint.derate * (1 + 1e-9):
             yield (
                 ("constraint", i, key),
                 f"static_safe_w of its {len(members)} outlets adds up to {total:.6g} {unit}, above {rating:g} {unit} x derate"
-                f" {constraint.derate:g} = {rating * constraint.derate:.6g} {unit}; lower static_safe_w or move outlets",
+                f" {constraint.derate:g} = {rating * constraint.derate:.6g} {unit}"
+                + ("" if unit == "W" else f" (power factor {power_factor:g}, allocator.assumed_power_factor)")
+                + "; lower static_safe_w or move outlets",
             )
 
 

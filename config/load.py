@@ -27,26 +27,35 @@ class Mistake:
     text: str
 
 
+def read_config(path: Path | str) -> Config:
+    """Only the shape of a configuration: no cross-checks, so that secrets need not be there yet. Raises ConfigError."""
+    return _parse(_text(Path(path)), str(path), Path(path).parent, None)
+
+
 def load_config(path: Path | str, env: Mapping[str, str] = os.environ) -> Config:
     """Read and check a configuration file; raises ConfigError with a line per mistake."""
-    path = Path(path)
+    return parse_config(_text(Path(path)), str(path), base_dir=Path(path).parent, env=env)
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such file; give one with --config, or copy an example (rpi-daemon examples)"
-        ) from None
+        raise ConfigError(f"{path}: no such file; name yours with --config") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder, not a configuration file") from None
     except PermissionError:
         raise ConfigError(f"{path}: not readable by this user") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from None
-    return parse_config(text, str(path), base_dir=path.parent, env=env)
 
 
 def parse_config(text: str, name: str, *, base_dir: Path, env: Mapping[str, str] = os.environ) -> Config:
     """As `load_config`, from text; relative paths in it are taken from `base_dir`."""
+    return _parse(text, name, base_dir, env)
+
+
+def _parse(text: str, name: str, base_dir: Path, env: Mapping[str, str] | None) -> Config:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -58,7 +67,7 @@ def parse_config(text: str, name: str, *, base_dir: Path, env: Mapping[str, str]
     except ValidationError as error:
         mistakes.extend(_mistakes(error))
         config = _mended(data, error)
-    if config is not None:
+    if config is not None and env is not None:
         mistakes.extend(Mistake(loc, sentence) for loc, sentence in cross_check(config, base_dir, env))
     if mistakes:
         lines = line_numbers(text)

@@ -1,5 +1,6 @@
 """Every option: type, default, range, unit. Cross-field checks are in `checks.py`; `default.toml` shows each with a sentence."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -99,11 +100,6 @@ class Board(Section):
         description="what each input is, in the board's order: 'voltage:L1', 'current:PDU/OUTLET' or 'unused'",
         examples=[["current:pdu-a/1", "current:pdu-a/2", "voltage:L1"]],
     )
-    calibration: str | None = Field(
-        None,
-        description="calibration file; without one the board's own scale is used and said so",
-        examples=["board-1.calibration.toml"],
-    )
 
     @field_validator("channels")
     @classmethod
@@ -151,8 +147,12 @@ class Pdu(Section):
     timeout_s: float = Field(0.25, ge=0.02, le=10, description="s to wait for one reply")
     retries: int = Field(1, ge=0, le=5, description="more tries after the first")
     poll_s: float = Field(1.0, ge=0.2, le=60, description="s between two polls of metering and limits")
-    writes_per_day: int = Field(
-        200, ge=1, le=1_000_000, description="writes per outlet and day; protective ones are exempt"
+    writes_per_day: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="writes per outlet and day, protective ones apart; the profile's own number if not given",
+        examples=[200],
     )
 
 
@@ -207,6 +207,100 @@ class Forecasting(Section):
     model: str = Field("shipped", description="model directory, or 'shipped'")
 
 
+class Corrector(Section):
+    """How margins are learned from the residual, and how a request comes down again."""
+
+    target: float = Field(
+        0.01, gt=0, lt=1, description="long-run share of ticks whose running maximum may pass the request"
+    )
+    step_per_escape: float = Field(
+        0.0005, gt=0, le=1, description="growth of the margin per escape, part of the outlet's rating"
+    )
+    full_cover_escapes: float = Field(
+        20.0,
+        gt=0,
+        le=10_000,
+        description="excess escapes after which the margin covers the worst recent under-forecast",
+    )
+    cover: float = Field(1.1, ge=0, le=10, description="cover at most, part of the worst recent under-forecast")
+    worst_half_life_s: float = Field(
+        60.0, gt=0, le=86_400, description="s in which the worst under-forecast fades to a half"
+    )
+    meter_noise_w: float = Field(
+        2.0, ge=0, le=10_000, description="W, noise of the meter; a margin is never below it + the device step"
+    )
+    device_step_w: float = Field(1.0, ge=0, le=10_000, description="W, step of a limit on the device")
+    hold_s: float = Field(5.0, gt=0, le=3600, description="s that a request stays before it falls")
+    fall_per_s: float = Field(
+        0.05, gt=0, le=10, description="then it falls by at most this part of the rating per second"
+    )
+    censor_band: float = Field(
+        0.05, ge=0, lt=1, description="an enforced limit this close to the draw hides the demand"
+    )
+    growth_per_s: float = Field(
+        1.5, gt=1, le=10, description="factor per second by which the request of a capped load grows"
+    )
+    blind_hold_s: float = Field(
+        5.0, ge=0, le=3600, description="s that the last request holds without readings; then STATIC_SAFE"
+    )
+    alarm_hold_s: float = Field(
+        60.0, gt=0, le=86_400, description="s: an alarm threshold clears the largest request of this span"
+    )
+    alarm_headroom: float = Field(
+        0.1, ge=0, le=10, description="part by which it clears it: an alarm that cries wolf is worse than none"
+    )
+    alarm_step: float = Field(
+        0.05, gt=0, le=1, description="more headroom, part of the rating, for each escape episode beyond ..."
+    )
+    alarm_episodes_per_day: float = Field(1.0, gt=0, le=1000, description="... this many per outlet and day")
+
+
+class Allocator(Section):
+    """How the rack's power is shared."""
+
+    slack_share: float = Field(
+        0.5, ge=0, le=1, description="part of the unused room that is handed out; the rest makes raises immediate"
+    )
+    assumed_power_factor: Fraction = Field(0.9, description="power factor where none is measured")
+    lowest_power_factor: Fraction = Field(
+        0.5, description="a lower reading is an idle supply's, not the load's that a limit is for"
+    )
+    lowest_voltage: Fraction = Field(0.8, description="part of nominal_v below which a phase is lost, not low")
+
+
+class Guard(Section):
+    """The safe-state ladder and the rules for writes."""
+
+    recover_s: float = Field(5.0, ge=0, le=3600, description="s of health before a safe state is left upwards")
+    trip_margin_share: float = Field(
+        0.05, ge=0, le=1, description="a limit that cuts off stays this part of the rating above the draw"
+    )
+    lowest_limit_w: float = Field(
+        10.0, ge=0, le=10_000, description="W, lowest limit written; zero means no threshold on some devices"
+    )
+
+
+class Actuator(Section):
+    """Write economy: many PDUs keep thresholds in flash."""
+
+    deadband: float = Field(0.03, ge=0, le=1, description="part of the rating; a smaller change is not worth a write")
+    lower_hold_s: float = Field(
+        60.0, ge=0, le=86_400, description="s that a limit stays above what is wanted before it is lowered"
+    )
+    raise_reserve: float = Field(0.25, ge=0, le=1, description="part of the day's writes that lowering may not use")
+    lease_s: float = Field(
+        10.0, gt=0, le=3600, description="s after which a limit that no live loop renewed becomes STATIC_SAFE"
+    )
+    retry_s: float = Field(0.4, ge=0, le=60, description="s between two attempts on one outlet")
+    attempts: int = Field(3, ge=1, le=100, description="attempts after which the outlet counts as uncontrolled")
+    uncontrolled_s: float = Field(600.0, gt=0, le=86_400, description="s that it then stays so")
+    foreign_changes: int = Field(
+        3, ge=1, le=100, description="changes by somebody else on one PDU after which we stop there ..."
+    )
+    foreign_window_s: float = Field(60.0, gt=0, le=86_400, description="... within this time, s")
+    step_w: float = Field(1.0, gt=0, le=10_000, description="W, device step where the profile does not tell")
+
+
 class Schedule(Section):
     """Work that is known beforehand."""
 
@@ -248,6 +342,10 @@ class Config(Section):
     load: list[Load] = []
     constraint: list[Constraint] = Field(min_length=1, description="breakers, phases, feeds, the rack")
     forecast: Forecasting = Forecasting()
+    corrector: Corrector = Corrector()
+    allocator: Allocator = Allocator()
+    guard: Guard = Guard()
+    actuator: Actuator = Actuator()
     schedule: list[Schedule] = []
     base_dir: str = Field("", exclude=True, description="folder that relative paths are taken from; set by the loader")
 
@@ -288,3 +386,10 @@ class Config(Section):
     def path(self, text: str) -> Path:
         """A path of the file, relative ones taken from the file's own folder."""
         return Path(self.base_dir) / text
+
+    def secret(self, pdu: Pdu, name: str) -> str:
+        """A secret of a PDU ("auth_key", "priv_key", "community"), from its file or environment; never logged."""
+        variable = getattr(pdu, f"{name}_env")
+        if variable is not None:
+            return os.environ.get(variable, "")
+        return self.path(getattr(pdu, f"{name}_file")).read_text(encoding="utf-8").strip()

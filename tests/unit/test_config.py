@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rpi_daemon.config.document import default_toml
+from rpi_daemon.config.examples.demo import demo_toml
 from rpi_daemon.config.load import line_numbers, load_config, parse_config
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import Config, expand_numbers
@@ -84,7 +85,7 @@ def test_the_base_is_good() -> None:
         (BASE.replace('numbers = "1-2"', 'numbers = "2-1"'), 16, "range '2-1' goes back"),
         (BASE.replace('pdu = "a"', 'pdu = "aa"'), 15, "no PDU is called 'aa'; did you mean 'a'"),
         (BASE.replace("static_safe_w = 300.0", "static_safe_w = 600.0"), 19, "600 W is above rating_w = 500 W"),
-        (BASE.replace("rating_a = 16.0", "rating_a = 3.0"), 23, "adds up to 2.6087 A, above 3 A x derate 0.8 = 2.4 A"),
+        (BASE.replace("rating_a = 16.0", "rating_a = 3.0"), 23, "adds up to 2.89855 A, above 3 A x derate 0.8 = 2.4 A"),
         (BASE.replace('kind = "breaker"', ""), 20, "constraint[1].kind: is missing and has no default"),
         (BASE.replace('"a/*"', '"a/5"'), 24, "no outlet a/5"),
         (BASE.replace('user = "u"', 'version = "2c"'), 11, "plain text; set allow_insecure = true"),
@@ -137,6 +138,7 @@ def test_examples_are_good(name: str) -> None:
 
 
 def test_the_demo_example_is_good(tmp_path: Path) -> None:
+    assert EXAMPLES.joinpath("demo.toml").read_text() == demo_toml()
     for name in ("auth.key", "priv.key"):
         (tmp_path / name).write_text(SECRET)
         (tmp_path / name).chmod(0o600)
