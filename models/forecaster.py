@@ -21,6 +21,7 @@ NO_FORECAST: Final = "none"
 PRIME_LENGTH: Final = 200  # ticks that a new model is run over before it takes over
 PRIME_STEPS_PER_TICK: Final = 5
 UPPER_BOUND: Final = 1.5  # of the rating, or of the present draw where that is larger
+SLIGHTLY_NEGATIVE: Final = 0.05  # of the rating: an answer down to this far below 0 W is taken as 0 W
 LATE_NS: Final = 50_000_000  # an answer that took longer than half a tick
 LATE_IN_A_ROW: Final = 3
 REST_TICKS: Final = 100  # after that many late answers the primary is left alone for this long
@@ -106,6 +107,8 @@ class LstmForecaster:
         quantile_w = y.T.reshape(*_SHAPE, self._n) * seen.scale_w + np.where(seen.ready, seen.base_w, np.nan)
         announced_w = seen.base_w + running_max(known_plan(x.planned_w))
         np.maximum(quantile_w[1, :, -1], announced_w, out=quantile_w[1, :, -1])
+        # A server that is off is forecast within a little of 0 W; a draw is never negative. Worse stays, and is refused.
+        np.maximum(quantile_w, 0.0, out=quantile_w, where=quantile_w > -SLIGHTLY_NEGATIVE * x.rating_w)
         return ordered(x.t_mono_ns, quantile_w[0], quantile_w[1], self.name)
 
     def _remember(self, seen: Inputs) -> None:

@@ -97,6 +97,8 @@ def envelope(
                 coefficient.append(c.share * per_watt)
                 cap.append(rating * c.derate)
     share = {c.name: c.share for c in rack.constraints}
+    one = np.eye(rack.n)
+    share |= {name: one[i] for i, name in enumerate(rack.outlet_ids)}
     for ceiling in ceilings:
         if ceiling.constraint not in share:
             raise ConfigError(f"ceiling from {ceiling.source} is on {ceiling.constraint!r}; known are {sorted(share)}")

@@ -40,6 +40,11 @@ class Features:
         self._nominal_v = rack.nominal_v
         self._boards = [_Board(setup) for setup in boards]
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """One past the last scan of the window in use, per board."""
+        return tuple(board.end for board in self._boards)
+
     def step(self, now_ns: int, utc_ns: int) -> Readings:
         """Readings at the tick `now_ns` (CLOCK_MONOTONIC); their time is that of the newest scan used.
 
@@ -99,14 +104,14 @@ class _Board:
         self._ring = setup.ring
         self._kernel = setup.kernel
         self._flags = Quality.UNCALIBRATED if setup.uncalibrated else Quality.OK
-        self._end = 0
+        self.end = 0
         self._period_ns = 1_000_000_000 // setup.ring.rate_hz
 
     def advance(self) -> None:
         """Take the newest complete window, if there is a new one."""
         head = self._ring.head
         end = head - head % core.WINDOW_HOP
-        if end == self._end:
+        if end == self.end:
             return
         result = self._kernel.compute(self._ring, end)
         if result == core.WINDOW_NOT_READY:
@@ -118,6 +123,6 @@ class _Board:
         window = self._kernel.out.T.copy()
         window[core.F_QUALITY] += self._flags
         # a window that is missing as a whole carries no time of its own
-        self.t_ns = self._kernel.t_end_ns or self.t_ns + (end - self._end) * self._period_ns
+        self.t_ns = self._kernel.t_end_ns or self.t_ns + (end - self.end) * self._period_ns
         self.window = window
-        self._end = end
+        self.end = end

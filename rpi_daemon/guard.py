@@ -26,6 +26,7 @@ from rpi_daemon.records import (
     SafeStatus,
 )
 
+KILL_FILE = "kill"  # in the state folder
 INVALID_SHARE = 0.2  # of a breaker's readings: beyond it the sum means nothing (Dynamo, reference/faults.md 1.1)
 
 # cause -> the state it asks for, and whether it stays until somebody acknowledges it
@@ -240,12 +241,21 @@ class KillSwitch:
     """A file whose presence stops every write. Asked at the driver boundary, immediately before each write."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
+
+    def engage(self, reason: str) -> None:
+        """Stop every write until `release`; the file holds the reason. Raises OSError when it cannot be made."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(f"{reason}\n", encoding="utf-8")
+
+    def release(self) -> None:
+        """Allow writes again."""
+        self.path.unlink(missing_ok=True)
 
     def engaged(self) -> bool:
         """True when the file is there, dangling link included, or when we cannot know."""
         try:
-            os.lstat(self._path)
+            os.lstat(self.path)
         except FileNotFoundError:
             return False
         except OSError:

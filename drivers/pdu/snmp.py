@@ -145,7 +145,7 @@ class SnmpPdu:
             firmware=told(identity.firmware_oid, identity.firmware_pattern),
             serial=told(identity.serial_oid, identity.serial_pattern),
             n_outlets=len(powers) if count is None else count,
-            proven=self.profile.proven == "hardware",
+            proven=self.profile.proven != "none",
         )
 
     def _check_family(self, object_id: str, descr: str) -> None:

@@ -396,6 +396,7 @@ class PlantOptions:
     frequency_hz: float = 50.0
     voltage_v: float = 230.0  # phase to neutral, RMS; DC: bus voltage
     n_phases: int = 3
+    phase_of: tuple[int, ...] | None = None  # phase of each outlet, from 0; by default outlet i is on i mod n_phases
     width: int = 24
     full_scale_a: float = 50.0  # peak
     full_scale_v: float = 500.0
@@ -437,6 +438,8 @@ class Plant:
         self.n_outlets = n
         self.n_phases = self.options.n_phases if self.options.supply == "ac" else 1
         self.phase_of = np.arange(n) % self.n_phases
+        if self.options.phase_of is not None:
+            self.phase_of = np.array(self.options.phase_of, dtype=np.int64)
         shape_seed, sensor_seed, noise_seed = np.random.SeedSequence(seed).spawn(3)
         self._stream_rngs = [np.random.default_rng(s) for s in shape_seed.spawn(n)]
         self._streams = [PowerStream(w, r) for w, r in zip(self.workloads, self._stream_rngs, strict=True)]
