@@ -108,8 +108,12 @@ def check_config(config_path: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(5.0, 86_400.0), help="How long it runs.")
-@click.option("--outlets", default=24, show_default=True, type=click.IntRange(24, 48), help="Outlets of the simulated rack.")
+@click.option(
+    "--seconds", default=60.0, show_default=True, type=click.FloatRange(5.0, 86_400.0), help="How long it runs."
+)
+@click.option(
+    "--outlets", default=24, show_default=True, type=click.IntRange(24, 48), help="Outlets of the simulated rack."
+)
 @click.option("--trace", type=click.Path(path_type=Path), help="Recorded power trace that drives the loads.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder for its files; kept afterwards.")
 @json_option
@@ -133,15 +137,21 @@ def sim(config_path: Path, trace: Path | None, seed: int) -> None:
 
 @main.command("dry-run")
 @config_option
-@click.option("--replay", type=click.Path(path_type=Path), help="Recorded trace (CSV or NPZ) instead of the live sensors.")
-@click.option("--seconds", type=click.FloatRange(1.0, 864_000.0), help="Stop after this long (live: 60 s if not given).")
+@click.option(
+    "--replay", type=click.Path(path_type=Path), help="Recorded trace (CSV or NPZ) instead of the live sensors."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(1.0, 864_000.0), help="Stop after this long (live: 60 s if not given)."
+)
 @json_option
 def dry_run(config_path: Path, replay: Path | None, seconds: float | None, as_json: bool) -> None:
     """What the daemon would do: the whole pipeline, nothing written. On live sensors, or on a recorded trace."""
     from rpi_daemon.dry_run import dry_run_live, dry_run_replay, report_text
 
     if replay is not None:
-        explicit = click.get_current_context().get_parameter_source("config_path") is not click.core.ParameterSource.DEFAULT
+        explicit = (
+            click.get_current_context().get_parameter_source("config_path") is not click.core.ParameterSource.DEFAULT
+        )
         document = dry_run_replay(replay, config_path if explicit else None, seconds)
     else:
         document = dry_run_live(config_path, seconds or 60.0)
@@ -214,12 +224,16 @@ def mode(name: str, config_path: Path, as_json: bool) -> None:
 def kill(reason: str, config_path: Path, as_json: bool) -> None:
     """Engage the kill switch: no more writes to any PDU, until `resume`. Works without a running daemon."""
     from rpi_daemon.config.load import load_config
-    from rpi_daemon.guard import KillSwitch
+    from rpi_daemon.guard import KILL_FILE, KillSwitch
 
     config = load_config(config_path)
-    switch = KillSwitch(config.path(config.daemon.state_dir))
+    switch = KillSwitch(config.path(config.daemon.state_dir) / KILL_FILE)
     switch.engage(reason)
-    show({"schema": 1, "ok": True, "kill_switch": True}, as_json, f"kill switch engaged ({switch.path}); `resume` releases it")
+    show(
+        {"schema": 1, "ok": True, "kill_switch": True},
+        as_json,
+        f"kill switch engaged ({switch.path}); `resume` releases it",
+    )
 
 
 @main.command()
@@ -229,10 +243,10 @@ def resume(config_path: Path, as_json: bool) -> None:
     """Release the kill switch and acknowledge latched causes."""
     from rpi_daemon.config.load import load_config
     from rpi_daemon.errors import NotRunningError
-    from rpi_daemon.guard import KillSwitch
+    from rpi_daemon.guard import KILL_FILE, KillSwitch
 
     config = load_config(config_path)
-    KillSwitch(config.path(config.daemon.state_dir)).release()
+    KillSwitch(config.path(config.daemon.state_dir) / KILL_FILE).release()
     try:
         with client(config_path) as daemon:
             daemon.ask("acknowledge")
@@ -269,14 +283,18 @@ def limit_restore(outlets: tuple[str, ...], reason: str, config_path: Path, as_j
     """Put the limits found at first contact back (all outlets if none is named) and leave closed loop."""
     with client(config_path) as daemon:
         answer = daemon.ask("limit_restore", outlets=list(outlets), reason=reason)
-    show(answer, as_json, f"restored {answer['restored']} outlets, verified {answer['verified']}; mode {answer['mode']}")
+    show(
+        answer, as_json, f"restored {answer['restored']} outlets, verified {answer['verified']}; mode {answer['mode']}"
+    )
 
 
 @main.command()
 @click.argument("load")
 @click.argument("delta_w", type=float)
 @click.option("--in", "in_s", default=5.0, show_default=True, type=click.FloatRange(0.0, 86_400.0), help="s from now.")
-@click.option("--for", "for_s", default=3600.0, show_default=True, type=click.FloatRange(1.0, 604_800.0), help="s that it lasts.")
+@click.option(
+    "--for", "for_s", default=3600.0, show_default=True, type=click.FloatRange(1.0, 604_800.0), help="s that it lasts."
+)
 @config_option
 @json_option
 def hint(load: str, delta_w: float, in_s: float, for_s: float, config_path: Path, as_json: bool) -> None:
@@ -296,7 +314,8 @@ def model() -> None:
 @json_option
 def model_show(directory: Path | None, as_json: bool) -> None:
     """What a model directory holds (the shipped model if none is named): data, licences, scores, checks."""
+    from rpi_daemon.models.forecaster import SHIPPED
     from rpi_daemon.models.manifest import describe
 
-    document = describe(directory)
+    document = describe(directory or SHIPPED)
     show(document, as_json, json.dumps(document, indent=2))

@@ -89,7 +89,7 @@ class ControlServer:
         except (ValueError, RecursionError):
             return {"ok": False, "error": "a request is one JSON object on one line"}
         if not isinstance(request, dict) or not isinstance(request.get("command"), str):
-            return {"ok": False, "error": "a request needs a \"command\""}
+            return {"ok": False, "error": 'a request needs a "command"'}
         try:
             return {"ok": True, "schema": SCHEMA, **await self._handler(request)}
         except RpiError as error:
@@ -111,10 +111,14 @@ class ControlClient:
             self._socket.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
             self._socket.close()
-            raise NotRunningError(f"{path}: no daemon answers here; is it running, and with this configuration?") from None
+            raise NotRunningError(
+                f"{path}: no daemon answers here; is it running, and with this configuration?"
+            ) from None
         except PermissionError:
             self._socket.close()
-            raise NotRunningError(f"{path}: this user may not operate the daemon (daemon.socket_mode, group of the socket)") from None
+            raise NotRunningError(
+                f"{path}: this user may not operate the daemon (daemon.socket_mode, group of the socket)"
+            ) from None
         self._file = self._socket.makefile("rb")
 
     def ask(self, command: str, **fields: Any) -> dict[str, Any]:

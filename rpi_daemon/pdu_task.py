@@ -3,31 +3,19 @@
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import structlog
 
 from rpi_daemon.clock import NS_PER_S, Clock
 from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.errors import DeviceError
-from rpi_daemon.records import ApplyResult, Desired, LimitWrite, PduReading
+from rpi_daemon.records import ApplyResult, Desired, LimitWrite, PduReport
 
 FAILURES_TO_OPEN = 1  # the session has retried already; 2 x 250 ms of silence is enough
 PROBE_S = 1.0  # between two probes of an unreachable PDU
 PROBE_JITTER = 0.2
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class PduReport:
-    """What happened on the wire since the last tick took it."""
-
-    pdu: str
-    reading: PduReading | None = None
-    result: ApplyResult | None = None
-    rebooted: bool = False
-    error: str | None = None
 
 
 class PduTask:
@@ -51,31 +39,35 @@ class PduTask:
         self._clock = clock
         self._poll_s = poll_s
         self._write_allowed = write_allowed
-        self._pending: dict[int, LimitWrite] = {}
+        self._pending: tuple[LimitWrite, ...] = ()
         self._inbox: list[PduReport] = []
         self._wake = asyncio.Event()
+        self._wire = asyncio.Lock()
         self._stop = False
         self._uptime_s: float | None = None
 
     def submit(self, desired: Desired) -> None:
-        """Replace what is still waiting for the same outlets; never blocks."""
-        for write in desired.limits:
-            self._pending[write.outlet] = write
+        """Replace what is still waiting, whole; never blocks."""
+        self._pending = desired.limits
         self._wake.set()
 
     def withdraw(self) -> None:
         """Forget what waits: the mode or the safe state has changed."""
-        self._pending.clear()
-
-    @property
-    def waiting(self) -> frozenset[int]:
-        """Outlet numbers whose write has not been answered yet."""
-        return frozenset(self._pending)
+        self._pending = ()
 
     def take_reports(self) -> list[PduReport]:
         """What came in since the last call."""
         reports, self._inbox = self._inbox, []
         return reports
+
+    def inbox(self, report: PduReport) -> None:
+        """Put a report there that came about otherwise (a read at start)."""
+        self._inbox.append(report)
+
+    async def write_exclusive(self, writes: Sequence[LimitWrite]) -> ApplyResult | None:
+        """Write on somebody's word (restore): what waits is dropped, and the wire is used once `run` lets go of it."""
+        self.withdraw()
+        return await self.write_now(writes)
 
     async def run(self) -> None:
         """Until `stop`: writes first, then the poll when it is due."""
@@ -84,7 +76,8 @@ class PduTask:
             now_ns = self._clock.mono_ns()
             try:
                 if self._pending and self.reachable:
-                    await self.write_now(list(self._pending.values()))
+                    writes, self._pending = self._pending, ()
+                    await self.write_now(writes)
                 elif now_ns >= next_poll_ns:
                     next_poll_ns = now_ns + round(self._pause_s() * NS_PER_S)
                     await self._poll()
@@ -103,24 +96,21 @@ class PduTask:
     async def write_now(self, writes: Sequence[LimitWrite]) -> ApplyResult | None:
         """Write one batch and read it back; also used at start and stop, when `run` is not running."""
         allowed = [write for write in writes if self._write_allowed(write)]  # the kill switch, at the driver's door
-        for write in writes:
-            if write not in allowed and self._pending.get(write.outlet) is write:
-                del self._pending[write.outlet]
         if not allowed:
+            self._inbox.append(PduReport(self.pdu, lost=True))
             return None
-        result = await self._driver.apply(allowed)
+        async with self._wire:
+            result = await self._driver.apply(allowed)
         self._succeeded()
-        verified = {outcome.outlet for outcome in result.outcomes if outcome.verified}
-        for write in allowed:
-            if self._pending.get(write.outlet) is write:  # a newer one may have come meanwhile
-                del self._pending[write.outlet]
-        if len(verified) < len(allowed):
-            log.warning("pdu.not_verified", pdu=self.pdu, outlets=[w.outlet for w in allowed if w.outlet not in verified])
+        wrong = [outcome.outlet for outcome in result.outcomes if not outcome.verified]
+        if wrong:
+            log.warning("pdu.not_verified", pdu=self.pdu, outlets=wrong)
         self._inbox.append(PduReport(self.pdu, result=result))
         return result
 
     async def _poll(self) -> None:
-        reading = await self._driver.read()
+        async with self._wire:
+            reading = await self._driver.read()
         self.polls += 1
         self._succeeded()
         rebooted = reading.uptime_s is not None and self._uptime_s is not None and reading.uptime_s < self._uptime_s
@@ -152,7 +142,7 @@ class PduTask:
 
     def _failed(self, sentence: str) -> None:
         self.failures += 1
-        self._inbox.append(PduReport(self.pdu, error=sentence))
+        self._inbox.append(PduReport(self.pdu, lost=True, error=sentence))
         if self.reachable and self.failures >= FAILURES_TO_OPEN:
             self.reachable = False
             log.error("pdu.unreachable", pdu=self.pdu, error=sentence)

@@ -307,6 +307,28 @@ class ApplyResult:
 
 
 @dataclass(frozen=True, slots=True)
+class PduReport:
+    """What happened on one PDU's wire since the last tick."""
+
+    pdu: str
+    reading: PduReading | None = None
+    result: ApplyResult | None = None
+    rebooted: bool = False
+    lost: bool = False  # what was submitted has ended without an answer
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """Work announced by somebody: at `t_mono_ns` the load's draw begins to change by `delta_w`, for `for_s`."""
+
+    load: str
+    delta_w: float
+    t_mono_ns: int
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """Why one outlet's limit changes (or not): one structured log line."""
 

@@ -7,7 +7,9 @@ import numpy as np
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.records import BoolArray, FloatArray, RackModel, Readings, Residual
 
-PREALLOCATED_S = 1.0  # a new limit counts as given in advance when it was verified this long before the draw passed the old one
+PREALLOCATED_S = (
+    1.0  # a new limit counts as given in advance when it was verified this long before the draw passed the old one
+)
 WINDOW_CENTRE_NS = 100_000_000  # a window's power belongs to its centre, 100 ms before its last scan
 
 
@@ -42,8 +44,12 @@ class RunScore:
         self._persistence_error_w = 0.0
         self._errors = 0
 
+    def limit_seen(self, outlet: int, limit_w: float) -> None:
+        """A poll found this limit on the device; not a write of ours."""
+        self._limit_w[outlet] = limit_w
+
     def limit_verified(self, outlet: int, limit_w: float, verified_ns: int) -> None:
-        """A limit was read back as written (or found on the device)."""
+        """A limit was read back as written."""
         old_w = self._limit_w[outlet]
         self._limit_w[outlet] = limit_w
         waiting = self._raises[outlet]

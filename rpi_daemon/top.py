@@ -19,9 +19,7 @@ Status = Mapping[str, Any]
 def sparkline(values: list[float | None], top: float) -> str:
     """Values as block characters on a scale of 0..top; a gap where there is no data."""
     steps = len(SPARKS) - 1
-    return "".join(
-        " " if value is None else SPARKS[min(steps, max(0, round(value / top * steps)))] for value in values
-    )
+    return "".join(" " if value is None else SPARKS[min(steps, max(0, round(value / top * steps)))] for value in values)
 
 
 def watts(value: float | None) -> str:
@@ -78,7 +76,9 @@ class View:
             colour = "green" if share < 0.8 else "yellow" if share < 1.0 else "red"
             bars.add_row(
                 f"{item['kind']} {item['id']}",
-                ProgressBar(total=1.0, completed=min(1.0, share), width=40, complete_style=colour, finished_style=colour),
+                ProgressBar(
+                    total=1.0, completed=min(1.0, share), width=40, complete_style=colour, finished_style=colour
+                ),
                 f"draw {watts(item['draw_w'])}  limits {watts(item['limits_w'])}  of {watts(item['ceiling_w'])} W",
             )
         return bars

@@ -1,0 +1,61 @@
+"""From configuration to pipeline: the one place where stages get their settings, for the daemon, dry runs and replays."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from rpi_daemon.actuator import Actuator, ActuatorConfig
+from rpi_daemon.allocator import AllocatorConfig
+from rpi_daemon.clock import Clock
+from rpi_daemon.config.schema import Config, Section
+from rpi_daemon.corrector import Corrector, CorrectorConfig
+from rpi_daemon.features import BoardSetup, Features
+from rpi_daemon.guard import GuardConfig, at_start
+from rpi_daemon.pipeline import Pipeline
+from rpi_daemon.plans import PlannedWork
+from rpi_daemon.records import IntArray, RackModel
+
+if TYPE_CHECKING:
+    from rpi_daemon.models.forecaster import ForecasterStack
+
+T = TypeVar("T")
+
+
+def build_pipeline(
+    config: Config,
+    rack: RackModel,
+    boards: Sequence[BoardSetup],
+    clock: Clock,
+    *,
+    writes_per_day: IntArray | None = None,
+) -> Pipeline:
+    """A fresh pipeline in STATIC_SAFE. Raises ModelError for a refused model."""
+    return Pipeline(
+        rack,
+        Features(rack, boards),
+        build_forecaster(config, rack.n, clock),
+        Corrector(settings(CorrectorConfig, config.corrector), rack),
+        Actuator(settings(ActuatorConfig, config.actuator), rack, writes_per_day=writes_per_day),
+        PlannedWork(rack, config.schedule),
+        at_start(clock.mono_ns()),
+        allocator=settings(AllocatorConfig, config.allocator),
+        guard=settings(GuardConfig, config.guard),
+    )
+
+
+def settings(kind: type[T], section: Section) -> T:
+    """A stage's settings from the configuration section of the same fields."""
+    return kind(**section.model_dump())
+
+
+def build_forecaster(config: Config, n: int, clock: Clock) -> "ForecasterStack":
+    """The configured forecaster first, the baselines behind it. Raises ModelError for a refused model."""
+    # onnxruntime takes 0.3 s to import: only once STATIC_SAFE is verified
+    from rpi_daemon.models.forecaster import SHIPPED, ForecasterStack, LstmForecaster, baselines
+
+    name, model = config.forecast.primary, config.forecast.model
+    behind = baselines(n)
+    if name == "lstm":
+        directory = SHIPPED if model == "shipped" else config.path(model)
+        return ForecasterStack(LstmForecaster(directory, n), behind, clock)
+    first = next(i for i, member in enumerate(behind) if member.name == name)
+    return ForecasterStack(None, behind[first:], clock)

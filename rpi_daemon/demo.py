@@ -1,0 +1,226 @@
+"""The demo: a simulated rack in one process, the real daemon in another, real wires between them, and a look at both."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from rpi_daemon.config.examples.demo import demo_toml
+from rpi_daemon.control import SOCKET_NAME, ControlClient
+from rpi_daemon.errors import NotRunningError, RpiError
+from rpi_daemon.top import View, plain_line
+
+START_S = 20.0  # both processes must be up by then
+VIEW_PERIOD_S = 0.25
+PLAIN_PERIOD_S = 5.0
+STOP_S = 10.0
+STATIC_TOLERANCE_W = 1.0
+
+
+@dataclass(slots=True)
+class Rack:
+    """The simulated rack's process: what it said, and a way to ask it."""
+
+    process: subprocess.Popen[str]
+    announcements: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    said: threading.Condition = field(default_factory=threading.Condition)
+
+    def listen(self) -> None:
+        """Collect its lines until it ends; runs in a thread of its own."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            document = json.loads(line)
+            with self.said:
+                (self.announcements if "announce" in document else self.answers).append(
+                    document.get("announce", document)
+                )
+                self.said.notify_all()
+        with self.said:
+            self.said.notify_all()
+
+    def answer(self, timeout_s: float) -> dict[str, Any]:
+        """Its next answer; raises RpiError if it does not come."""
+        with self.said:
+            if (
+                not self.said.wait_for(lambda: self.answers or self.process.poll() is not None, timeout_s)
+                or not self.answers
+            ):
+                raise RpiError("the simulated rack did not answer; run `rpi-daemon sim --config FILE` to see why")
+            return self.answers.pop(0)
+
+    def news(self) -> list[dict[str, Any]]:
+        """Announcements since the last call."""
+        with self.said:
+            news, self.announcements = self.announcements, []
+        return news
+
+    def state(self) -> dict[str, Any]:
+        """What its PDUs hold and its boards have sent."""
+        assert self.process.stdin is not None
+        self.process.stdin.write('{"state": true}\n')
+        self.process.stdin.flush()
+        return self.answer(STOP_S)
+
+
+def run_demo(*, seconds: float, outlets: int, trace: Path | None, keep: Path | None, as_json: bool) -> int:
+    """The whole demo; returns the exit code."""
+    with _folder(keep) as folder:
+        config = folder / "demo.toml"
+        config.write_text(demo_toml(outlets, _free_udp_port()), encoding="utf-8")
+        rack_arguments = ["sim", "--config", str(config)] + (["--trace", str(trace.resolve())] if trace else [])
+        with _process(rack_arguments, folder / "rack.log") as rack_process:
+            rack = Rack(rack_process)
+            listener = threading.Thread(target=rack.listen, daemon=True)
+            listener.start()
+            rack.answer(START_S)
+            with _process(["run", "--config", str(config)], folder / "daemon.log") as daemon:
+                client = _connect(folder / "run" / SOCKET_NAME, daemon, folder / "daemon.log")
+                with client:
+                    status = _watch(client, rack, seconds, as_json)
+                daemon.terminate()
+                daemon_exit = daemon.wait(STOP_S)
+            summary = {**status["summary"], **_left_behind(rack, status), "daemon_exit": daemon_exit}
+    if as_json:
+        click.echo(json.dumps(summary, separators=(",", ":")))
+    else:
+        _print_summary(summary, keep)
+    return 0 if daemon_exit == 0 and summary["static_safe_left"] else 1
+
+
+def _watch(client: ControlClient, rack: Rack, seconds: float, as_json: bool) -> Mapping[str, Any]:
+    """Show the daemon's status until the time is over; hand it what the job scheduler announces."""
+    console = Console(stderr=as_json)
+    view = View()
+    end = time.monotonic() + seconds
+    next_line = time.monotonic()
+    status: Mapping[str, Any] = client.ask("status")
+    with (
+        Live(console=console, auto_refresh=False, transient=False)
+        if console.is_terminal
+        else contextlib.nullcontext() as live
+    ):
+        while time.monotonic() < end:
+            for news in rack.news():
+                client.ask("hint", for_s=86_400.0, **news)
+            status = client.ask("status")
+            if live is not None:
+                live.update(view.table(status), refresh=True)
+            elif time.monotonic() >= next_line:
+                next_line += PLAIN_PERIOD_S
+                console.print(plain_line(status), soft_wrap=True)
+            time.sleep(VIEW_PERIOD_S)
+    return client.ask("status")
+
+
+def _left_behind(rack: Rack, status: Mapping[str, Any]) -> dict[str, Any]:
+    """After the daemon has gone: do the PDUs hold STATIC_SAFE, and what did the boards really send?"""
+    state = rack.state()
+    left = True
+    for outlet in status["outlets"]:
+        pdu, _, number = outlet["id"].partition("/")
+        limit_w = state["limits_w"][pdu][number]
+        left = left and limit_w is not None and abs(limit_w - outlet["static_safe_w"]) <= STATIC_TOLERANCE_W
+    return {"static_safe_left": left, "boards": state["boards"]}
+
+
+def _print_summary(summary: Mapping[str, Any], keep: Path | None) -> None:
+    def number(key: str, digits: int = 1, unit: str = "") -> str:
+        value = summary[key]
+        return "no data" if value is None else f"{value:.{digits}f}{unit}"
+
+    table = Table(title="Summary", box=None, title_justify="left", show_header=False)
+    for name, text in (
+        ("sampled at 1 kHz", f"{summary['samples_total']} scans, {summary['samples_lost']} lost, {summary['samples_late']} late"),
+        ("control ticks", f"{summary['ticks']}, {summary['lstm_ticks']} forecast by the LSTM; p99 {number('tick_ms_p99', 2, ' ms')}"),
+        ("forecast 5 s ahead", f"mean error {number('forecast_mae_w', 1, ' W')}; persistence {number('persistence_mae_w', 1, ' W')}"),
+        ("requests", f"{(summary['request_escape_rate'] or 0.0):.2%} of running maxima passed them"),
+        ("limits written", f"{summary['writes']}, {summary['writes_verified']} read back as written, {summary['writes_refused']} refused"),
+        ("given in advance", f"{(summary['prealloc_share'] or 0.0):.0%} of {summary['rises']} rises had their limit verified 1 s before"),
+        ("mean limit", f"{number('mean_limit_w', 0, ' W')}; static limits {number('mean_static_safe_w', 0, ' W')}"),
+        ("limit passed", f"in {summary['limit_escapes']} windows of {summary['windows']} (alarm thresholds: they do not hold current back)"),
+        ("the daemon", f"{number('cpu_percent', 1, ' %')} of a core, {number('rss_mb', 0, ' MB')} + raw ring {number('raw_ring_mb', 0, ' MB')}"),
+        ("left behind", "STATIC_SAFE in every outlet" if summary["static_safe_left"] else "NOT the STATIC_SAFE limits"),
+    ):  # fmt: skip
+        table.add_row(name, text)
+    console = Console()
+    console.print(table)
+    if keep is not None:
+        console.print(f"files: {keep}")
+
+
+@contextlib.contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    """Where the demo lives: the named folder, or one in memory that goes away."""
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep.resolve()
+        return
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="rpi-demo-", dir=base))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _process(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[str]]:
+    """A child of ours, ended with us whatever happens."""
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rpi_daemon", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    try:
+        with process:
+            try:
+                yield process
+            finally:
+                if process.stdin is not None:
+                    process.stdin.close()
+                process.terminate()
+    finally:
+        process.kill()
+
+
+def _connect(path: Path, daemon: subprocess.Popen[str], log: Path) -> ControlClient:
+    """A connection once the daemon ticks; raises RpiError with its own last words if it ends before."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and daemon.poll() is None:
+        try:
+            client = ControlClient(path)
+        except NotRunningError:
+            time.sleep(0.05)
+            continue
+        while time.monotonic() < deadline:
+            if client.ask("status")["summary"]["ticks"] > 0:
+                return client
+            time.sleep(0.05)
+        client.close()
+    words = log.read_text(encoding="utf-8").strip().splitlines()
+    raise RpiError("the daemon did not start: " + (words[-1] if words else f"no word from it in {START_S:g} s"))
+
+
+def _free_udp_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

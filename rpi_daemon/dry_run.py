@@ -1,0 +1,251 @@
+"""Dry runs: the whole pipeline, nothing written. On a recorded trace in virtual time, or on the live sensors in advisory mode."""
+
+import asyncio
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rpi_daemon._fastpath.core import Ring, WindowKernel
+from rpi_daemon.assembly import build_pipeline
+from rpi_daemon.clock import NS_PER_S, ManualClock
+from rpi_daemon.config.load import load_config, parse_config
+from rpi_daemon.config.rack import rack_model
+from rpi_daemon.config.schema import Board, Config
+from rpi_daemon.drivers.sensors.plant import Plant, PlantOptions, Workload
+from rpi_daemon.drivers.sensors.traces import Trace, read_traces
+from rpi_daemon.features import BoardSetup
+from rpi_daemon.guard import HealthFlags
+from rpi_daemon.log import configure_log
+from rpi_daemon.pipeline import DecisionDigest, Snapshot, TickInputs
+from rpi_daemon.records import (
+    TICK_NS,
+    TICK_S,
+    ApplyResult,
+    Desired,
+    LimitKind,
+    LimitState,
+    LimitWrite,
+    Mode,
+    PduReading,
+    PduReport,
+    RackModel,
+    WriteOutcome,
+)
+from rpi_daemon.score import RunScore
+from rpi_daemon.sensing import wiring
+from rpi_daemon.service import Service
+from rpi_daemon.status import summary
+
+SETTLE_NS = 200_000_000  # a PDU that does not exist takes a limit after this; measured ones take longer or shorter
+SCANS_PER_TICK = 100
+NS_PER_SCAN = 1_000_000
+RING_SCANS = 4000
+RATING_HEADROOM = 1.25  # rating of an outlet without a configuration: this times the highest draw of its trace
+
+
+@dataclass(slots=True)
+class VirtualPdu:
+    """A PDU in virtual time: takes every limit after a settle time, so that the pipeline's loop is closed."""
+
+    name: str
+    limits_w: dict[int, float]
+    waiting: tuple[LimitWrite, ...] = ()
+    sent_ns: int = 0
+    writes: int = 0
+
+    def submit(self, desired: Desired, now_ns: int) -> None:
+        """As a PDU task: the newest desired state replaces what waits."""
+        self.waiting, self.sent_ns = desired.limits, now_ns
+
+    def reports(self, now_ns: int) -> list[PduReport]:
+        """What a tick at `now_ns` hears from it."""
+        reports = []
+        if self.waiting and now_ns - self.sent_ns >= SETTLE_NS:
+            outcomes = []
+            for write in self.waiting:
+                self.limits_w[write.outlet] = write.limit_w
+                outcomes.append(
+                    WriteOutcome(
+                        write.outlet, write.limit_w, write.limit_w, True, None, self.sent_ns, self.sent_ns + SETTLE_NS
+                    )
+                )
+            self.writes += len(outcomes)
+            self.waiting = ()
+            reports.append(PduReport(self.name, result=ApplyResult(tuple(outcomes), 1)))
+        return [PduReport(self.name, reading=self.reading(now_ns)), *reports]
+
+    def reading(self, now_ns: int) -> PduReading:
+        """Its limits as a poll would show them; it meters nothing."""
+        states = {n: LimitState(w, True, LimitKind.ALARM) for n, w in self.limits_w.items()}
+        return PduReading(now_ns, now_ns / NS_PER_S, {}, {}, {}, states)
+
+
+def dry_run_replay(trace_path: Path, config_path: Path | None, seconds: float | None) -> dict[str, Any]:
+    """Run a recorded trace through the pipeline in virtual time; raises TraceError or ConfigError."""
+    traces = read_traces(trace_path)
+    config = load_config(config_path) if config_path is not None else _config_for(traces)
+    rack = rack_model(config)
+    duration_s = min(trace.duration_s for trace in traces)
+    duration_s = duration_s if seconds is None else min(seconds, duration_s)
+    score, digest = RunScore(rack), DecisionDigest()
+    for i in range(rack.n):
+        score.limit_seen(i, float(rack.static_safe_w[i]))
+    writes = 0
+    draw_w: list[float] = []
+    for snapshot, reports in _ticks(config, rack, traces, duration_s):
+        for report in reports:
+            for outcome in report.result.outcomes if report.result is not None else ():
+                writes += 1
+                score.limit_verified(
+                    rack.outlet_ids.index(f"{report.pdu}/{outcome.outlet}"), outcome.asked_w, outcome.t_verified_ns or 0
+                )
+        score.update(snapshot.readings, snapshot.residual)
+        digest.add(snapshot)
+        if snapshot.readings.valid.any():
+            draw_w.append(float(np.nanmean(snapshot.readings.power_w)))
+    figures = score.summary()
+    mean_w = float(np.mean(draw_w)) if draw_w else None
+    return {
+        "schema": 1,
+        "trace": str(trace_path),
+        "sampled_hz": traces[0].rate_hz,
+        "upsampled": traces[0].rate_hz < 1000.0,
+        "seconds": duration_s,
+        "outlets": rack.n,
+        "mean_draw_w": mean_w,
+        "writes_proposed": writes,
+        **figures,
+        "headroom_found_w": _difference(figures["mean_static_safe_w"], figures["mean_limit_w"]),
+        "mae_vs_persistence": _ratio(figures["forecast_mae_w"], figures["persistence_mae_w"]),
+        "decision_digest": digest.hexdigest(),
+    }
+
+
+def _ticks(
+    config: Config, rack: RackModel, traces: Sequence[Trace], duration_s: float
+) -> Iterator[tuple[Snapshot, tuple[PduReport, ...]]]:
+    """The control loop in virtual time: scans, a tick, the virtual PDUs; 100 ms at a time."""
+    clock = ManualClock()
+    boards = [_ReplayBoard(board, config, rack, traces) for board in config.board]
+    pdus = {
+        pdu.id: VirtualPdu(
+            pdu.id,
+            {rack.number_of[i]: float(rack.static_safe_w[i]) for i in range(rack.n) if rack.pdu_of[i] == pdu.id},
+        )
+        for pdu in config.pdu
+    }
+    pipeline = build_pipeline(config, rack, [board.setup for board in boards], clock)
+    for _ in range(int(duration_s * NS_PER_S // TICK_NS)):
+        for board in boards:
+            board.advance(clock.mono_ns())
+        clock.advance(TICK_S)
+        now_ns = clock.mono_ns()
+        reports = tuple(report for pdu in pdus.values() for report in pdu.reports(now_ns))
+        snapshot = pipeline.step(TickInputs(now_ns, clock.utc_ns(), Mode.CLOSED_LOOP, HealthFlags(), reports))
+        for desired in snapshot.desired:
+            pdus[desired.pdu].submit(desired, now_ns)
+        yield snapshot, reports
+
+
+class _ReplayBoard:
+    """A sensor board whose outlets draw what a recording says, as 1 kHz counts into a ring."""
+
+    def __init__(self, board: Board, config: Config, rack: RackModel, traces: Sequence[Trace]) -> None:
+        wired = wiring(board, config.outlets())
+        servers = [
+            Workload(rack.outlet_ids[i], "idle", float(rack.rating_w[i]), 0.0, 0.0, trace=traces[i % len(traces)])
+            for i in wired.outlets
+        ]
+        supply = config.rack.supply
+        self._plant = Plant(servers, PlantOptions(supply=supply, voltage_v=config.rack.nominal_v, n_phases=1), seed=1)
+        channels = self._plant.channels
+        memory = bytearray(Ring.bytes_needed(len(channels), RING_SCANS))
+        self._ring = Ring(memory, n_channels=len(channels), capacity=RING_SCANS)
+        kernel = WindowKernel(
+            len(channels),
+            outlets=[(k, len(servers), 1.0) for k in range(len(servers))],
+            gain=[channel.scale for channel in channels],
+            delay_ns=[-float(channel.skew_ns) for channel in channels],
+            full_scale_counts=[channel.full_scale_counts for channel in channels],
+            dc=supply == "dc",
+        )
+        self.setup = BoardSetup(self._ring, kernel, np.array(wired.outlets, dtype=np.int64))
+        self._index = 0
+
+    def advance(self, from_ns: int) -> None:
+        """The next 100 ms of scans, the first 1 ms after `from_ns`."""
+        for k, counts in enumerate(self._plant.advance(SCANS_PER_TICK), start=1):
+            self._ring.push(self._index, from_ns + k * NS_PER_SCAN, self._index, 0, counts)
+            self._index += 1
+
+
+def _config_for(traces: Sequence[Trace]) -> Config:
+    """A rack for a recording without a configuration: one outlet per column, rated 25 % above its highest draw."""
+    lines = ['[rack]', 'id = "replay"', '[[pdu]]', 'id = "pdu"', 'profile = "raritan_px"', 'host = "192.0.2.1"', 'user = "none"',
+             'auth_key_env = "NONE"', 'priv_key_env = "NONE"', '[[board]]', 'id = "board"', 'port = "none"',
+             f'channels = {[f"current:pdu/{i + 1}" for i in range(len(traces))]}'.replace("'", '"')]  # fmt: skip
+    total_w = 0.0
+    for i, trace in enumerate(traces, start=1):
+        rating_w = max(10.0, float(np.ceil(RATING_HEADROOM * np.max(trace.power_w) / 10.0) * 10.0))
+        total_w += rating_w
+        lines += ['[[outlet]]', 'pdu = "pdu"', f'numbers = "{i}"', f'load = "trace-{i}"', f"rating_w = {rating_w}",
+                  f"static_safe_w = {rating_w}", "closed_loop = true"]  # fmt: skip
+    lines += ["[[constraint]]", 'id = "feed"', 'kind = "feed"', f"rating_w = {total_w / 0.8 + 1.0}", 'outlets = ["*"]']
+    return parse_config("\n".join(lines), "replay", base_dir=Path(), env={"NONE": "not a secret"})
+
+
+def dry_run_live(config_path: Path, seconds: float) -> dict[str, Any]:
+    """The daemon itself for a while, in advisory mode whatever the configuration says, in folders of its own."""
+    config = load_config(config_path)
+    with tempfile.TemporaryDirectory(prefix="rpi-dry-run-") as folder:
+        daemon = config.daemon.model_copy(update={"mode": "advisory", "state_dir": folder, "runtime_dir": folder})
+        service = Service(config.model_copy(update={"daemon": daemon}))
+        configure_log("warning", "text")
+        asyncio.run(service.run(seconds=seconds))
+        return {"trace": None, "seconds": seconds, "writes_proposed": None, **summary(service)}
+
+
+def report_text(document: dict[str, Any]) -> str:
+    """The report for a person."""
+
+    def watts(key: str) -> str:
+        value = document.get(key)
+        return "no data" if value is None else f"{value:.1f} W"
+
+    def share(key: str) -> str:
+        value = document.get(key)
+        return "no data" if value is None else f"{value:.2%}"
+
+    lines = [
+        f"dry run of {document['seconds']:.0f} s, {document['outlets']} outlets, nothing written"
+        + (f", from {document['trace']}" if document["trace"] else ", live sensors"),
+    ]
+    if document.get("upsampled"):
+        lines.append(f"  recorded at {document['sampled_hz']:.3g} Hz and up-sampled: nothing faster than that is in it")
+    if document.get("mean_draw_w") is not None:
+        lines.append(
+            f"  mean draw {watts('mean_draw_w')}; mean limit {watts('mean_limit_w')}; static limit {watts('mean_static_safe_w')}"
+        )
+    if document.get("writes_proposed") is not None:
+        lines.append(f"  {document['writes_proposed']} writes it would have made")
+    lines += [
+        f"  requests passed by {share('request_escape_rate')} of running maxima; limit passed in {document['limit_escapes']} windows"
+        f" ({document['limit_escape_episodes']} times)",
+        f"  rises with their limit in place 1 s before: {share('prealloc_share')} of {document['rises']}",
+        f"  forecast error 5 s ahead {watts('forecast_mae_w')}; persistence {watts('persistence_mae_w')}",
+    ]
+    for name, mae_w in document.get("baseline_mae_w", {}).items():
+        lines.append(f"    {name} {mae_w:.1f} W")
+    return "\n".join(lines)
+
+
+def _difference(a: Any, b: Any) -> float | None:
+    return None if a is None or b is None else float(a - b)
+
+
+def _ratio(a: Any, b: Any) -> float | None:
+    return None if a is None or not b else float(a / b)

@@ -1,0 +1,228 @@
+"""One control tick, from windows to desired limits: the picture of DESIGN section 2 as text."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rpi_daemon.actuator import Actuator
+from rpi_daemon.allocator import AllocatorConfig, allocate
+from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.corrector import Corrector
+from rpi_daemon.features import Features
+from rpi_daemon.guard import GuardConfig, HealthFlags, blind_constraints, ladder, permit
+from rpi_daemon.plans import PlannedWork
+from rpi_daemon.records import (
+    Allocation,
+    Ceiling,
+    Desired,
+    FloatArray,
+    Forecast,
+    ForecastInput,
+    Hint,
+    LimitsInForce,
+    Mode,
+    PduReport,
+    Permitted,
+    RackModel,
+    Readings,
+    Request,
+    Residual,
+    SafeStatus,
+)
+from rpi_daemon.residual import ResidualMatcher
+
+if TYPE_CHECKING:
+    from rpi_daemon.models.forecaster import ForecasterStack  # imports onnxruntime: not before STATIC_SAFE is verified
+
+LOW_MEMORY_S = 60.0  # the lowest recent power factor and voltage are forgotten with this time constant
+BLIND_S = 5.0  # without any reading for this long the limits go to STATIC_SAFE; until then they only hold
+TELEMETRY_COLUMNS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TickInputs:
+    """Everything that reaches a tick besides the scans in the rings: recorded, it makes a run repeatable."""
+
+    now_ns: int
+    utc_ns: int
+    mode: Mode
+    flags: HealthFlags
+    reports: tuple[PduReport, ...] = ()
+    hints: tuple[Hint, ...] = ()
+    ceilings: tuple[Ceiling, ...] = ()
+    acknowledged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything about one tick. Views read this and nothing else."""
+
+    t_mono_ns: int
+    t_utc_ns: int
+    mode: Mode
+    readings: Readings
+    residual: Residual | None
+    forecast: Forecast
+    request: Request
+    allocation: Allocation
+    safe: SafeStatus
+    permitted: Permitted
+    in_force: LimitsInForce
+    desired: tuple[Desired, ...]
+    foreign: tuple[str, ...]  # outlets whose limit somebody else changed since the last tick
+
+
+class Pipeline:
+    """Holds the stages and their memory. One caller: the control loop, or a replay."""
+
+    def __init__(
+        self,
+        rack: RackModel,
+        features: Features,
+        forecaster: "ForecasterStack",
+        corrector: Corrector,
+        actuator: Actuator,
+        plans: PlannedWork,
+        safe: SafeStatus,
+        *,
+        allocator: AllocatorConfig,
+        guard: GuardConfig,
+    ) -> None:
+        self.rack = rack
+        self.features = features
+        self.forecaster = forecaster
+        self.actuator = actuator
+        self.plans = plans
+        self.safe = safe
+        self._corrector = corrector
+        self._matcher = ResidualMatcher(rack.n)
+        self._allocator = allocator
+        self._guard = guard
+        self._low_factor = _LowestRecent(rack.n)
+        self._low_voltage = _LowestRecent(rack.n)
+        self._seen_ns: int | None = None
+        self._nothing = np.zeros((rack.n, TELEMETRY_COLUMNS))
+
+    def step(self, inputs: TickInputs) -> Snapshot:
+        """scans and replies -> readings -> residual -> forecast -> request -> allocation -> guard -> desired limits."""
+        now_ns = inputs.now_ns
+        foreign = self._take_in(inputs)
+        in_force = self.actuator.limits(now_ns)
+        readings = self.features.step(now_ns, inputs.utc_ns)
+        residual = self._matcher.match(readings)
+        forecast = self.forecaster.step(self._seen(readings))
+        request = self._corrector.step(forecast, residual, readings, in_force)
+        self._matcher.record(forecast, request.request_w)
+        allocation = self._allocate(readings, request, in_force, inputs.ceilings)
+        self.safe = ladder(self.safe, now_ns, self._flags(readings, inputs), inputs.acknowledged, self._guard)
+        permitted = permit(
+            now_ns, inputs.mode, self.safe, self.rack, request, allocation, readings, in_force, self._guard
+        )
+        desired = self.actuator.step(now_ns, permitted, request, forecast)
+        return Snapshot(
+            now_ns, inputs.utc_ns, inputs.mode, readings, residual, forecast, request, allocation, self.safe,
+            permitted, in_force, desired, foreign,
+        )  # fmt: skip
+
+    def _take_in(self, inputs: TickInputs) -> tuple[str, ...]:
+        """Hints to the plans, replies to the actuator's memory; returns outlets whose limit somebody else changed."""
+        foreign: list[str] = []
+        for hint in inputs.hints:
+            self.plans.hint(hint)
+        for report in inputs.reports:
+            if report.rebooted:
+                self.actuator.forgive(report.pdu)
+            if report.reading is not None:
+                foreign.extend(self.actuator.observe(report.pdu, report.reading))
+            if report.result is not None:
+                self.actuator.confirm(report.pdu, inputs.now_ns, report.result)
+            if report.lost:
+                self.actuator.lost(report.pdu, inputs.now_ns)
+        return tuple(foreign)
+
+    def _seen(self, readings: Readings) -> ForecastInput:
+        return ForecastInput(
+            t_mono_ns=readings.t_mono_ns,
+            t_utc_s=readings.t_utc_ns / NS_PER_S,
+            power_w=readings.power_w,
+            peak_w=readings.peak_a * readings.voltage_v,
+            step_w=readings.step_w,
+            valid=readings.valid,
+            rating_w=self.rack.rating_w,
+            planned_w=self.plans.planned_w(readings.t_mono_ns, readings.t_utc_ns),
+            telemetry=self._nothing,
+            telemetry_mask=self._nothing,
+        )
+
+    def _allocate(
+        self, readings: Readings, request: Request, in_force: LimitsInForce, ceilings: Sequence[Ceiling]
+    ) -> Allocation:
+        return allocate(
+            readings.t_mono_ns,
+            request.request_w,
+            self.rack,
+            ceilings,
+            self._low_factor.push(readings.t_mono_ns, readings.power_factor),
+            self._low_voltage.push(readings.t_mono_ns, readings.voltage_v),
+            self._allocator,
+            controlled=self.rack.opted_in & ~in_force.uncontrolled,
+        )
+
+    def _flags(self, readings: Readings, inputs: TickInputs) -> HealthFlags:
+        """The service's flags, and what the readings themselves say."""
+        flags = inputs.flags
+        stale = frozenset(self.rack.outlet_ids[i] for i in np.flatnonzero(~readings.valid))
+        return replace(
+            flags,
+            sensor_stale=flags.sensor_stale | stale,
+            breaker_blind=blind_constraints(self.rack, readings.valid),
+            foreign_writer=self.actuator.foreign_writers(readings.t_mono_ns),
+            no_readings=self._blind_s(inputs.now_ns, readings) > BLIND_S,
+        )
+
+
+    def _blind_s(self, now_ns: int, readings: Readings) -> float:
+        if self._seen_ns is None or readings.valid.any():
+            self._seen_ns = now_ns
+        return (now_ns - self._seen_ns) / NS_PER_S
+
+
+class DecisionDigest:
+    """A hash over every decision: two runs decided the same if and only if it is equal."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Take one tick: what was asked of whom, why, in which state."""
+        for desired in snapshot.desired:
+            for write in desired.limits:
+                self._hash.update(
+                    f"{snapshot.t_mono_ns} {snapshot.safe.state.name} {desired.pdu} {write.outlet} {write.limit_w:.3f}\n".encode()
+                )
+            for decision in desired.decisions:
+                self._hash.update(
+                    f"{decision.outlet} {decision.reason} {decision.rule} {decision.request_w:.3f}\n".encode()
+                )
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+class _LowestRecent:
+    """The lowest value of each outlet, forgotten with a time constant; NaN until something was read."""
+
+    def __init__(self, n: int) -> None:
+        self._low: FloatArray = np.full(n, np.nan)
+        self._t_ns: int | None = None
+
+    def push(self, t_ns: int, value: FloatArray) -> FloatArray:
+        """Take the values [n] at `t_ns`; returns the lowest recent ones [n]."""
+        dt_s = 0.0 if self._t_ns is None else (t_ns - self._t_ns) / NS_PER_S
+        self._t_ns = t_ns
+        risen = self._low + (value - self._low) * min(1.0, dt_s / LOW_MEMORY_S)
+        self._low = np.where(np.isfinite(value), np.fmin(value, risen), self._low)
+        return self._low

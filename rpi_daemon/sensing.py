@@ -1,0 +1,165 @@
+"""A sensor board from its configuration to its windows: ring memory, sampler, port, re-plug, window kernel."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from rpi_daemon._fastpath.core import BoardDescription, Ring, Sampler, WindowKernel, parse_description
+from rpi_daemon._fastpath.memory import shared_file
+from rpi_daemon.clock import NS_PER_S, Clock
+from rpi_daemon.config.schema import Board, OutletRow, Sampling
+from rpi_daemon.drivers.sensors.serial import SerialOptions, SerialSource
+from rpi_daemon.errors import DeviceError
+from rpi_daemon.features import BoardSetup
+
+RATE_HZ = 1000
+NOTIFY_EVERY = 100  # scans a window hop
+DESCRIPTION_S = 3.0  # a board describes itself once a second
+REOPEN_S = 0.3
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """Which channels of a board measure which outlets of the rack."""
+
+    outlets: tuple[int, ...]  # rack indices
+    channels: tuple[tuple[int, int | tuple[int, int], float], ...]  # (current, voltage or (plus, minus) or -1, sign)
+
+
+def wiring(board: Board, rows: Sequence[OutletRow]) -> Wiring:
+    """Current channel and voltage of every outlet that the board measures; -1 where it has no such voltage."""
+    place = {channel: i for i, channel in enumerate(board.channels)}
+    outlets: list[int] = []
+    channels: list[tuple[int, int | tuple[int, int], float]] = []
+    for i, row in enumerate(rows):
+        current = place.get(f"current:{row.id}")
+        if current is None:
+            continue
+        volts = [place.get(f"voltage:{phase}", -1) for phase in row.phases]
+        voltage: int | tuple[int, int] = -1 if -1 in volts else volts[0] if len(volts) == 1 else (volts[0], volts[1])
+        outlets.append(i)
+        channels.append((current, voltage, 1.0))
+    return Wiring(tuple(outlets), tuple(channels))
+
+
+class BoardLink:
+    """One board over a serial port. `open`, then `describe`, then `maintain` once a tick, then `close`."""
+
+    def __init__(
+        self,
+        board: Board,
+        sampling: Sampling,
+        rows: Sequence[OutletRow],
+        runtime_dir: Path,
+        base_dir: Path,
+        clock: Clock,
+        event_fd: int,
+        dc: bool,
+    ) -> None:
+        self.board = board
+        self.wiring = wiring(board, rows)
+        self.description: BoardDescription | None = None
+        self._clock = clock
+        self._dc = dc
+        self._source = SerialSource(SerialOptions(port=str(base_dir / (board.port or "")), baud=board.baud))
+        n_channels = len(board.channels)
+        capacity = round(sampling.raw_ring_s * RATE_HZ)
+        self.ring_bytes = Ring.bytes_needed(n_channels, capacity)
+        self._ring_path = runtime_dir / f"{board.id}.ring"
+        try:
+            self.ring = Ring(
+                shared_file(self._ring_path, self.ring_bytes), n_channels=n_channels, capacity=capacity, rate_hz=RATE_HZ
+            )
+        except OSError as error:
+            raise DeviceError(
+                f"{self._ring_path}: {self.ring_bytes / 1e6:.0f} MB for the raw ring: {error.strerror};"
+                " make room in daemon.runtime_dir or lower sampling.raw_ring_s"
+            ) from None
+        self.sampler = Sampler(
+            self.ring,
+            board_id=board.board_id,
+            event_fd=event_fd,
+            notify_every=NOTIFY_EVERY,
+            fifo_priority=sampling.fifo_priority,
+            lock_memory=sampling.lock_memory,
+        )
+        self._reopening: asyncio.Task[None] | None = None
+        self._retry_ns = 0
+
+    def open(self) -> None:
+        """Open the port and start sampling; raises DeviceError or LockedError."""
+        self._source.open()
+        self.sampler.start_streamed(self._source.fileno())
+
+    async def describe(self) -> BoardSetup:
+        """Wait for the board's description and build its window kernel; raises DeviceError if none comes or it differs."""
+        deadline_ns = self._clock.mono_ns() + round(DESCRIPTION_S * NS_PER_S)
+        while (payload := self.sampler.description()) is None:
+            if self._clock.mono_ns() > deadline_ns:
+                raise DeviceError(
+                    f"board {self.board.id!r} on {self.board.port}: no description frame in {DESCRIPTION_S:g} s"
+                    f" ({self.sampler.counters()['bytes_in']} bytes came in); is it a sensor board with"
+                    f" board_id = {self.board.board_id}, and is baud = {self.board.baud} its line rate?"
+                )
+            await asyncio.sleep(0.02)
+        self.description = parse_description(payload)
+        self._check(self.description)
+        channels = self.description.channels
+        kernel = WindowKernel(
+            len(channels),
+            outlets=self.wiring.channels,
+            gain=[channel.scale for channel in channels],
+            delay_ns=[-float(channel.skew_ns) for channel in channels],
+            full_scale_counts=[channel.full_scale_counts for channel in channels],
+            rate_hz=self.description.rate_hz,
+            dc=self._dc,
+        )
+        return BoardSetup(ring=self.ring, kernel=kernel, outlets=np.array(self.wiring.outlets, dtype=np.int64))
+
+    def _check(self, description: BoardDescription) -> None:
+        said = self.board.channels
+        if description.rate_hz != RATE_HZ:
+            raise DeviceError(
+                f"board {self.board.id!r} scans at {description.rate_hz} Hz; the daemon needs {RATE_HZ} Hz"
+            )
+        if len(description.channels) != len(said):
+            raise DeviceError(
+                f"board {self.board.id!r} has {len(description.channels)} channels, its configuration lists {len(said)}"
+            )
+        for i, (channel, text) in enumerate(zip(description.channels, said, strict=True), start=1):
+            if text != "unused" and text.partition(":")[0] != channel.kind:
+                raise DeviceError(
+                    f"board {self.board.id!r}: channel {i} is a {channel.kind} on the board ({channel.name!r}) and {text!r}"
+                    " in the configuration; put board.channels in the board's order"
+                )
+
+    def maintain(self) -> None:
+        """Open the port again after it was unplugged; never blocks the caller."""
+        now_ns = self._clock.mono_ns()
+        if self.sampler.connected() or now_ns < self._retry_ns or (self._reopening and not self._reopening.done()):
+            return
+        self._retry_ns = now_ns + round(REOPEN_S * NS_PER_S)
+        self._reopening = asyncio.create_task(self._reopen())
+
+    async def _reopen(self) -> None:
+        self._source.close()
+        try:
+            await asyncio.to_thread(self._source.open)
+        except DeviceError as error:
+            log.debug("board.absent", board=self.board.id, error=str(error))
+            return
+        self.sampler.attach(self._source.fileno())
+        log.info("board.back", board=self.board.id)
+
+    def close(self) -> None:
+        """Stop without losing a received sample; the ring stays in runtime_dir for others to read."""
+        if self._reopening is not None:
+            self._reopening.cancel()
+        self.sampler.stop()
+        self._source.close()

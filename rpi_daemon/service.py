@@ -1,0 +1,583 @@
+"""The daemon: start in the order that is safe, tick every 100 ms, leave STATIC_SAFE behind."""
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import math
+import os
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+
+from rpi_daemon.actuator import FoundLimits, Lease, write_durably
+from rpi_daemon.assembly import build_pipeline, settings
+from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
+from rpi_daemon.config.rack import rack_model
+from rpi_daemon.config.schema import Config, Pdu
+from rpi_daemon.control import SOCKET_NAME, ControlServer
+from rpi_daemon.drivers.pdu.profile import load_profile
+from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
+from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
+from rpi_daemon.errors import DeviceError, LockedError, RpiError
+from rpi_daemon.features import BoardSetup
+from rpi_daemon.guard import KILL_FILE, GuardConfig, HealthFlags, KillSwitch, static_safe_writes
+from rpi_daemon.log import configure_log
+from rpi_daemon.pdu_task import PduTask
+from rpi_daemon.pipeline import DecisionDigest, Pipeline, Snapshot, TickInputs
+from rpi_daemon.recording import Recorder
+from rpi_daemon.records import (
+    TICK_NS,
+    Ceiling,
+    Hint,
+    IntArray,
+    LimitWrite,
+    Mode,
+    PduIdentity,
+    PduReading,
+    PduReport,
+    RackModel,
+)
+from rpi_daemon.score import RunScore
+from rpi_daemon.sensing import BoardLink
+from rpi_daemon.status import status_document
+
+FOUND_FILE = "found-limits.json"
+START_ATTEMPTS = 3  # to verify STATIC_SAFE on a PDU
+WINDOW_GRACE_NS = 30_000_000  # how long a tick waits for a window that is late
+LATE_TICK_NS = 50_000_000
+OVERRUN_TICKS = 3  # late ticks in a row that hold the limits
+STOP_TIMEOUT_S = 5.0
+TICK_HISTORY = 36_000  # tick durations kept for the percentiles: an hour
+
+
+log = structlog.get_logger("rpi_daemon")
+
+
+def run_service(config: Config, *, record: Path | None = None) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code. Raises RpiError when it cannot start."""
+    configure_log(config.daemon.log_level, config.daemon.log_format)
+    return asyncio.run(Service(config, record=record).run())
+
+
+class Service:
+    """One daemon. `run` is its whole life; everything else is called from its loop."""
+
+    def __init__(self, config: Config, *, clock: Clock | None = None, record: Path | None = None) -> None:
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.rack: RackModel = rack_model(config)
+        self.mode = Mode(config.daemon.mode)
+        self.state_dir = config.path(config.daemon.state_dir)
+        self.runtime_dir = config.path(config.daemon.runtime_dir)
+        self.kill_switch = KillSwitch(self.state_dir / KILL_FILE)
+        self.boards: list[BoardLink] = []
+        self.drivers: dict[str, SnmpPdu] = {}
+        self.identities: dict[str, PduIdentity] = {}
+        self.tasks: dict[str, PduTask] = {}
+        self.score = RunScore(self.rack)
+        self.digest = DecisionDigest()
+        self.snapshot: Snapshot | None = None
+        self.started_ns = self.clock.mono_ns()
+        self.loop_started_ns = 0
+        self.loop_started_cpu_s = 0.0
+        self.static_safe_s: float | None = None
+        self.tick_ms: deque[float] = deque(maxlen=TICK_HISTORY)
+        self.lstm_ticks = 0
+        self.writes = self.writes_verified = self.writes_refused = 0
+        self._guard = settings(GuardConfig, config.guard)
+        self._record_dir = record
+        self._recorder: Recorder | None = None
+        self._found = FoundLimits({})
+        self._hints: list[Hint] = []
+        self._acknowledged: set[str] = set()
+        self._ceilings: dict[str, tuple[Ceiling, int]] = {}
+        self._late_ticks = 0
+        self._stopping = asyncio.Event()
+        self._static_safe_only = True  # until the loop runs, and again once it stops
+        self._lease = Lease(config.actuator.lease_s, self.started_ns)
+        self._event_fd = -1
+        self._stack = contextlib.AsyncExitStack()
+
+    # -- life
+
+    async def run(self, *, seconds: float | None = None) -> int:
+        """Start, tick (for `seconds`, or until told to stop), stop. STATIC_SAFE is verified before the model is loaded."""
+        async with self._stack:
+            self._prepare()
+            await self._open_pdus()
+            await self._static_safe_everywhere("start")
+            self.static_safe_s = _process_age_s()
+            log.info("static_safe.verified", after_s=round(self.static_safe_s, 3), mode=self.mode.value)
+            setups = self._open_boards()
+            control = ControlServer(
+                self.runtime_dir / SOCKET_NAME, int(self.config.daemon.socket_mode, 8), self._answer
+            )
+            await control.open()
+            self._stack.push_async_callback(control.close)
+            _notify("READY=1")
+            pipeline = self._pipeline(await setups)
+            running = [asyncio.create_task(task.run(), name=f"pdu {pdu}") for pdu, task in self.tasks.items()]
+            if seconds is not None:
+                asyncio.get_running_loop().call_later(seconds, self._stopping.set)
+            try:
+                await self._loop(pipeline)
+            finally:
+                _notify("STOPPING=1")
+                self._static_safe_only = True
+                for task in self.tasks.values():
+                    task.stop()
+                await asyncio.wait(running, timeout=STOP_TIMEOUT_S)
+                for unfinished in running:
+                    unfinished.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+                await self._leave()
+        return 0
+
+    def _prepare(self) -> None:
+        """Folders, locks, signals: before anything is touched."""
+        for folder in (self.state_dir, self.runtime_dir):
+            try:
+                folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+            except OSError as error:
+                raise RpiError(
+                    f"{folder}: {error.strerror}; create it, or change daemon.state_dir / runtime_dir"
+                ) from None
+        self._stack.enter_context(_folder_lock(self.runtime_dir))
+        for pdu in self.config.pdu:
+            self._stack.enter_context(_pdu_lock(pdu))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGUSR1, self.kill_switch.engage, "SIGUSR1")
+        self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stack.callback(os.close, self._event_fd)
+        found = self.state_dir / FOUND_FILE
+        if found.exists():
+            self._found = FoundLimits.from_json(found.read_text(encoding="utf-8"))
+
+    async def _open_pdus(self) -> None:
+        """Connect, identify, and save what was found before anything is written."""
+        for options in self.config.pdu:
+            driver = SnmpPdu(self._driver_options(options), self.clock)
+            self._stack.push_async_callback(driver.close)
+            self.drivers[options.id] = driver
+            await driver.open()
+            identity = await driver.identify()
+            self.identities[options.id] = identity
+            if not identity.proven and not options.accept_unproven:
+                self._opt_out(
+                    options.id, "profile is not proven on this device; meters only (accept_unproven = true writes)"
+                )
+            reading = await driver.read()
+            self._found = self._found.with_pdu(options.id, reading)
+            self.tasks[options.id] = PduTask(
+                options.id, driver, self.clock, poll_s=options.poll_s, write_allowed=self._write_allowed
+            )
+            log.info(
+                "pdu.found", pdu=options.id, vendor=identity.vendor, model=identity.model, outlets=identity.n_outlets
+            )
+        write_durably(self.state_dir / FOUND_FILE, self._found.to_json())
+
+    def _driver_options(self, pdu: Pdu) -> SnmpPduOptions:
+        outlets = tuple(row.number for row in self.config.outlets() if row.pdu == pdu.id)
+        return SnmpPduOptions(
+            endpoint=SnmpEndpoint(
+                host=pdu.host,
+                port=pdu.port,
+                version=pdu.version,
+                community=self.config.secret(pdu, "community") if pdu.version == "2c" else "",
+                user=pdu.user or "",
+                auth=pdu.auth,
+                auth_key=self.config.secret(pdu, "auth_key") if pdu.version == "3" else "",
+                priv=pdu.priv,
+                priv_key=self.config.secret(pdu, "priv_key") if pdu.version == "3" else "",
+                timeout_s=pdu.timeout_s,
+                retries=pdu.retries,
+            ),
+            profile=load_profile(pdu.profile),
+            outlets=outlets,
+            nominal_v=self.config.rack.nominal_v,
+        )
+
+    def _opt_out(self, pdu: str, reason: str) -> None:
+        mine = np.array([p == pdu for p in self.rack.pdu_of])
+        if (self.rack.opted_in & mine).any():
+            log.warning("pdu.meters_only", pdu=pdu, reason=reason)
+        self.rack = replace(self.rack, opted_in=self.rack.opted_in & ~mine)
+
+    async def _static_safe_everywhere(self, when: str) -> None:
+        """Write STATIC_SAFE and verify it on every PDU; in advisory mode, or with the kill switch engaged, compare only."""
+        for pdu, task in self.tasks.items():
+            reading = await self.drivers[pdu].read()
+            for _ in range(START_ATTEMPTS):
+                writes = static_safe_writes(self.rack, pdu, reading, self._guard)
+                if not writes:
+                    break
+                if self.mode is Mode.ADVISORY or self.kill_switch.engaged():
+                    log.warning("static_safe.differs", pdu=pdu, when=when, outlets=[write.outlet for write in writes])
+                    break
+                result = await task.write_now(writes)
+                if result is not None:
+                    self._count(PduReport(pdu, result=result))
+                reading = await self.drivers[pdu].read()
+            else:
+                left = [write.outlet for write in static_safe_writes(self.rack, pdu, reading, self._guard)]
+                if left:
+                    raise DeviceError(
+                        f"PDU {pdu!r} does not take STATIC_SAFE on outlets {left}: check the user's write permission on it"
+                    )
+            task.take_reports()
+            self._note_limits(pdu, reading)
+
+    def _open_boards(self) -> "asyncio.Task[list[BoardSetup]]":
+        """Open every port now; the descriptions come while the model loads."""
+        rows = self.config.outlets()
+        for board in self.config.board:
+            link = BoardLink(
+                board,
+                self.config.sampling,
+                rows,
+                self.runtime_dir,
+                Path(self.config.base_dir),
+                self.clock,
+                self._event_fd,
+                dc=self.config.rack.supply == "dc",
+            )
+            link.open()
+            self._stack.callback(link.close)
+            self.boards.append(link)
+            log.info("board.sampling", board=board.id, scheduling=link.sampler.scheduling())
+
+        async def describe() -> list[BoardSetup]:
+            return [await link.describe() for link in self.boards]
+
+        return asyncio.create_task(describe())
+
+    def _pipeline(self, setups: Sequence[BoardSetup]) -> Pipeline:
+        pipeline = build_pipeline(self.config, self.rack, setups, self.clock, writes_per_day=self._write_budgets())
+        if self._record_dir is not None:
+            self._recorder = Recorder(self._record_dir, self.boards)
+            self._stack.callback(self._recorder.close)
+        return pipeline
+
+    def _write_budgets(self) -> IntArray:
+        """Writes per outlet and day, [n]: the configured number of its PDU, or its profile's own."""
+        per_pdu = {
+            pdu.id: pdu.writes_per_day or self.drivers[pdu.id].profile.pace.writes_per_outlet_day
+            for pdu in self.config.pdu
+        }
+        return np.array([per_pdu[pdu] for pdu in self.rack.pdu_of], dtype=np.int64)
+
+    # -- the loop
+
+    async def _loop(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        for pdu, driver in self.drivers.items():
+            self.tasks[pdu].inbox(PduReport(pdu, reading=await driver.read()))
+        gc.collect()
+        gc.freeze()
+        self._static_safe_only = False
+        self.loop_started_ns = self.clock.mono_ns()
+        self.loop_started_cpu_s = time.process_time()
+        deadline_ns = self.loop_started_ns + TICK_NS
+        windows = self._windows()
+        while not self._stopping.is_set():
+            newer = await self._wait_for_windows(windows, deadline_ns)
+            woken = time.perf_counter()
+            now_ns = self.clock.mono_ns()
+            late = now_ns - deadline_ns > LATE_TICK_NS
+            self._late_ticks = self._late_ticks + 1 if late else 0
+            # A window sets the pace; without one the tick comes a period after the last deadline.
+            deadline_ns = now_ns + TICK_NS + WINDOW_GRACE_NS if newer else max(deadline_ns + TICK_NS, now_ns)
+            windows = self._windows()
+            self._tick(pipeline, now_ns)
+            self.tick_ms.append((time.perf_counter() - woken) * 1e3)
+            self._after_tick()
+
+    def _windows(self) -> list[int]:
+        """The number of the newest complete window of each board."""
+        return [link.ring.head // 100 for link in self.boards]
+
+    async def _wait_for_windows(self, old: list[int], deadline_ns: int) -> bool:
+        """Until every connected board has a newer window, or the deadline; True if windows ended the wait."""
+        loop = asyncio.get_running_loop()
+        while True:
+            live = [i for i, link in enumerate(self.boards) if link.sampler.connected()]
+            new = self._windows()
+            if live and all(new[i] > old[i] for i in live):
+                return True
+            left_s = (deadline_ns - self.clock.mono_ns()) / NS_PER_S
+            if left_s <= 0.0 or self._stopping.is_set():
+                return False
+            ready: asyncio.Future[None] = loop.create_future()
+            loop.add_reader(self._event_fd, _resolve, ready)
+            try:
+                await asyncio.wait_for(ready, left_s)
+                os.eventfd_read(self._event_fd)
+            except TimeoutError:
+                return False
+            finally:
+                loop.remove_reader(self._event_fd)
+
+    def _tick(self, pipeline: Pipeline, now_ns: int) -> None:
+        reports = tuple(report for task in self.tasks.values() for report in task.take_reports())
+        for report in reports:
+            self._count(report)
+        inputs = TickInputs(
+            now_ns=now_ns,
+            utc_ns=self.clock.utc_ns(),
+            mode=self.mode,
+            flags=self._flags(),
+            reports=reports,
+            hints=tuple(self._hints),
+            ceilings=self._ceilings_now(now_ns),
+            acknowledged=tuple(self._acknowledged),
+        )
+        self._hints.clear()
+        self._acknowledged.clear()
+        snapshot = pipeline.step(inputs)
+        for desired in snapshot.desired:
+            self.tasks[desired.pdu].submit(desired)
+        self._lease.renew(now_ns)
+        self.digest.add(snapshot)
+        if self._recorder is not None:
+            self._recorder.add(inputs, pipeline.features.ends)
+        self._log_changes(snapshot)
+        self.snapshot = snapshot
+
+    def _after_tick(self) -> None:
+        """What may wait until the limits are on their way."""
+        assert self.snapshot is not None
+        snapshot = self.snapshot
+        self.score.update(snapshot.readings, snapshot.residual)
+        valid = snapshot.readings.valid
+        self.lstm_ticks += bool(valid.any()) and all(
+            name == "lstm" for name, there in zip(snapshot.forecast.source, valid, strict=True) if there
+        )
+        for link in self.boards:
+            link.maintain()
+
+    def _flags(self) -> HealthFlags:
+        away = frozenset(pdu for pdu, task in self.tasks.items() if not task.reachable)
+        return HealthFlags(
+            pdu_unreachable=away,
+            all_pdus_unreachable=len(away) == len(self.tasks),
+            tick_overrun=self._late_ticks > OVERRUN_TICKS,
+        )
+
+    def _count(self, report: PduReport) -> None:
+        if report.reading is not None:
+            self._note_limits(report.pdu, report.reading)
+        for outcome in report.result.outcomes if report.result is not None else ():
+            self.writes += 1
+            self.writes_verified += outcome.verified
+            self.writes_refused += outcome.refused is not None
+            if outcome.read_back_w is not None:
+                self.score.limit_verified(
+                    self._index(report.pdu, outcome.outlet),
+                    outcome.read_back_w,
+                    outcome.t_verified_ns or self.clock.mono_ns(),
+                )
+
+    def _note_limits(self, pdu: str, reading: PduReading) -> None:
+        for number, state in reading.limits.items():
+            if state.limit_w is not None and state.enabled is not False:
+                self.score.limit_seen(self._index(pdu, number), state.limit_w)
+
+    def _index(self, pdu: str, number: int) -> int:
+        return self.rack.outlet_ids.index(f"{pdu}/{number}")
+
+    def _ceilings_now(self, now_ns: int) -> tuple[Ceiling, ...]:
+        self._ceilings = {name: entry for name, entry in self._ceilings.items() if entry[1] > now_ns}
+        return tuple(ceiling for ceiling, _ in self._ceilings.values())
+
+    def _log_changes(self, snapshot: Snapshot) -> None:
+        before = self.snapshot
+        if before is None or before.safe.state != snapshot.safe.state:
+            log.warning("state", state=snapshot.safe.state.name, causes=list(snapshot.safe.causes))
+        for name in snapshot.foreign:
+            log.warning("limit.foreign_change", outlet=name)
+        for desired in snapshot.desired:
+            for d in desired.decisions:
+                log.info(
+                    "limit",
+                    outlet=self.rack.outlet_ids[d.outlet],
+                    kind=snapshot.in_force.kind[d.outlet].value,
+                    from_w=_round(d.from_w),
+                    to_w=_round(d.to_w),
+                    reason=d.reason,
+                    rule=d.rule,
+                    request_w=_round(d.request_w),
+                    margin_w=_round(d.margin_w),
+                    forecast_w=_round(d.forecast_w),
+                    protective=d.protective,
+                )
+
+    def _write_allowed(self, write: LimitWrite) -> bool:
+        """Asked at the driver's door, immediately before each write."""
+        if self.kill_switch.engaged():
+            return False
+        if write.restore is not None or self._static_safe_only:
+            return True
+        return self.mode is Mode.CLOSED_LOOP and not self._lease.expired(self.clock.mono_ns())
+
+    async def _leave(self) -> None:
+        """STATIC_SAFE in every opted-in outlet, verified; what cannot be reached is said."""
+        try:
+            await self._static_safe_everywhere("stop")
+            log.info("static_safe.left")
+        except DeviceError as error:
+            log.error("static_safe.not_left", error=str(error))
+
+    # -- requests from the control socket
+
+    async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        commands = {
+            "status": self._status,
+            "mode": self._set_mode,
+            "acknowledge": self._acknowledge,
+            "limit_set": self._limit_set,
+            "limit_restore": self._limit_restore,
+            "hint": self._hint,
+        }
+        command = commands.get(request["command"])
+        if command is None:
+            raise RpiError(f"unknown command {request['command']!r}; known: {', '.join(commands)}")
+        return await command(request)
+
+    async def _status(self, request: dict[str, Any]) -> dict[str, Any]:
+        return status_document(self)
+
+    async def _set_mode(self, request: dict[str, Any]) -> dict[str, Any]:
+        name = request.get("mode")
+        if name not in (Mode.ADVISORY.value, Mode.CLOSED_LOOP.value):
+            raise RpiError(f"mode {name!r} is not advisory or closed_loop")
+        if name == Mode.ADVISORY.value and self.mode is Mode.CLOSED_LOOP:
+            await self._restore(self.rack.outlet_ids)
+        self.mode = Mode(name)
+        log.warning("mode", mode=self.mode.value)
+        return {"mode": self.mode.value}
+
+    async def _acknowledge(self, request: dict[str, Any]) -> dict[str, Any]:
+        latched = self.snapshot.safe.latched if self.snapshot is not None else ()
+        self._acknowledged.update(latched)
+        return {"acknowledged": list(latched)}
+
+    async def _limit_set(self, request: dict[str, Any]) -> dict[str, Any]:
+        outlet = self._known_outlet(request.get("outlet"))
+        limit_w, ttl_s = _number(request, "limit_w"), _number(request, "ttl_s")
+        ceiling = Ceiling(outlet, limit_w, "operator", str(request.get("reason", "")))
+        self._ceilings[outlet] = (ceiling, self.clock.mono_ns() + round(ttl_s * NS_PER_S))
+        log.warning("ceiling", outlet=outlet, limit_w=limit_w, ttl_s=ttl_s, reason=ceiling.reason)
+        return {"outlet": outlet, "limit_w": limit_w, "ttl_s": ttl_s}
+
+    async def _limit_restore(self, request: dict[str, Any]) -> dict[str, Any]:
+        named = [self._known_outlet(name) for name in request.get("outlets") or ()]
+        restored, verified = await self._restore(named or self.rack.outlet_ids)
+        log.warning("restored", outlets=named or "all", verified=verified, reason=request.get("reason"))
+        return {"restored": restored, "verified": verified, "mode": self.mode.value}
+
+    async def _hint(self, request: dict[str, Any]) -> dict[str, Any]:
+        load = request.get("load")
+        names = [item.name for item in self.rack.loads]
+        if load not in names:
+            raise RpiError(f"no load is called {load!r}; known: {', '.join(names)}")
+        start_ns = self.clock.mono_ns() + round(_number(request, "in_s", least=0.0) * NS_PER_S)
+        self._hints.append(Hint(load, _number(request, "delta_w", least=-1e6), start_ns, _number(request, "for_s")))
+        return {"load": load}
+
+    def _known_outlet(self, name: object) -> str:
+        if name not in self.rack.outlet_ids:
+            raise RpiError(f"no outlet is called {name!r}; known: {', '.join(self.rack.outlet_ids)}")
+        return str(name)
+
+    async def _restore(self, outlets: Sequence[str]) -> tuple[int, int]:
+        """Put found limits back on outlets that we may write, and let go of them: no more writes there until a restart."""
+        if self.kill_switch.engaged():
+            raise RpiError("the kill switch is engaged: nothing is written; `rpi-daemon resume` releases it")
+        chosen = np.array([name in outlets for name in self.rack.outlet_ids]) & self.rack.opted_in
+        if len(outlets) == self.rack.n:
+            self.mode = Mode.ADVISORY
+        else:
+            self.rack = replace(self.rack, opted_in=self.rack.opted_in & ~chosen)
+            self.pipeline.rack = self.rack
+        restored = verified = 0
+        for pdu, task in self.tasks.items():
+            numbers = {self.rack.number_of[i] for i in range(self.rack.n) if chosen[i] and self.rack.pdu_of[i] == pdu}
+            writes = [
+                write
+                for write in self.pipeline.actuator.restore(pdu, self.clock.mono_ns(), self._found).limits
+                if write.outlet in numbers
+            ]
+            if not writes:
+                continue
+            result = await task.write_exclusive(writes)
+            restored += len(writes)
+            verified += sum(outcome.verified for outcome in result.outcomes) if result is not None else 0
+        return restored, verified
+
+
+def _resolve(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else round(value, 1)
+
+
+def _number(request: dict[str, Any], key: str, least: float = 1e-9) -> float:
+    value = request.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= 1e6:
+        raise RpiError(f"{key} is {value!r}; a number from {least:g} to 1e6 is needed")
+    return float(value)
+
+
+def _process_age_s() -> float:
+    """Seconds since this process was started (proc(5): field 22 of stat, in clock ticks since boot)."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def _folder_lock(folder: Path) -> Any:
+    """One daemon per runtime folder; the lock goes with the process."""
+    with (folder / "daemon.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LockedError(
+                f"{folder}: another daemon runs here; stop it, or give this one its own runtime_dir"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _pdu_lock(pdu: Pdu) -> Any:
+    """One daemon of this host per PDU: an abstract socket name, gone with the process, whoever the user is."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
+        try:
+            lock.bind(f"\0rpi-daemon/pdu/{pdu.host}/{pdu.port}")
+        except OSError:
+            raise LockedError(
+                f"PDU {pdu.id!r} ({pdu.host} port {pdu.port}): another daemon of this host controls it"
+            ) from None
+        yield
+
+
+def _notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)); nothing happens without NOTIFY_SOCKET."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
+        sender.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)

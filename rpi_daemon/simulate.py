@@ -1,0 +1,264 @@
+"""The simulated rack that a configuration describes: boards on ptys, PDUs on UDP ports, a job scheduler's announcements."""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rpi_daemon.config.load import read_config
+from rpi_daemon.config.schema import Board, Config, OutletRow, Pdu
+from rpi_daemon.drivers.pdu.profile import load_profile
+from rpi_daemon.drivers.pdu.sim import PduSimulator, SimUser
+from rpi_daemon.drivers.sensors.board_sim import PtyPort, SimulatedBoard, run_board
+from rpi_daemon.drivers.sensors.plant import Plant, PlantOptions, Workload, demo_rack
+from rpi_daemon.drivers.sensors.traces import read_traces
+from rpi_daemon.errors import ConfigError
+from rpi_daemon.sensing import RATE_HZ, wiring
+
+PLAN_AHEAD_S = 10.0  # a scheduler says this long before what it will start
+PLAN_PERIOD_S = 0.5
+
+
+@dataclass(slots=True)
+class SimBoard:
+    """One board: its physics, its wire, and which outlets of the rack it has."""
+
+    board: Board
+    plant: Plant
+    device: SimulatedBoard
+    outlets: tuple[int, ...]
+    port: PtyPort
+
+
+class _WiredPlant(Plant):
+    """A plant whose channels come in the order in which a configuration lists them."""
+
+    _order: NDArray[np.int64] | None = None
+
+    def wire(self, order: Sequence[int]) -> None:
+        """From now on channel k is the plant's own channel order[k]."""
+        self._order = np.array(order, dtype=np.int64)
+        self.channels = tuple(self.channels[i] for i in order)
+
+    def advance(self, n_scans: int) -> NDArray[np.int32]:
+        counts = super().advance(n_scans)
+        return counts if self._order is None else np.ascontiguousarray(counts[:, self._order])
+
+
+def make_keys(config: Config) -> None:
+    """Write the secrets that the configuration names and nobody has made yet: this rack is ours."""
+    for pdu in config.pdu:
+        for name in ("auth_key", "priv_key", "community"):
+            file = getattr(pdu, f"{name}_file")
+            if file is not None and not config.path(file).exists():
+                descriptor = os.open(config.path(file), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(descriptor, "w") as out:
+                    out.write(secrets.token_hex(16))
+
+
+def workloads(config: Config, rows: Sequence[OutletRow], trace: Path | None, seed: int) -> list[Workload]:
+    """One server per outlet, sized to its outlet; with a trace, the recording (or one column each) drives them."""
+    traces = read_traces(trace) if trace is not None else ()
+    servers = []
+    for i, (server, row) in enumerate(zip(demo_rack(len(rows), seed), rows, strict=True)):
+        scale = row.rating_w / server.rating_w if row.rating_w < server.rating_w else 1.0
+        server = replace(
+            server,
+            name=row.load,
+            rating_w=server.rating_w * scale,
+            idle_w=server.idle_w * scale,
+            busy_w=server.busy_w * scale,
+        )
+        if traces:
+            chosen = traces[i % len(traces)]
+            server = replace(server, trace=chosen, start_s=(i // len(traces)) * 7.0)
+        servers.append(server)
+    return servers
+
+
+class SimulatedRack:
+    """All boards and PDUs of one configuration in this process. `start`, `announce` now and then, `stop`."""
+
+    def __init__(self, config: Config, *, trace: Path | None = None, seed: int = 1) -> None:
+        self._rows = config.outlets()
+        self._config = config
+        servers = workloads(config, self._rows, trace, seed)
+        self.boards = [self._board(board, servers, seed + i) for i, board in enumerate(config.board)]
+        self._place = {outlet: (board, k) for board in self.boards for k, outlet in enumerate(board.outlets)}
+        self.pdus = {pdu.id: self._pdu(pdu) for pdu in config.pdu}
+        self._threads: list[threading.Thread] = []
+        self._stop = threading.Event()
+        self._announced: set[tuple[int, float]] = set()
+
+    def _board(self, board: Board, servers: Sequence[Workload], seed: int) -> SimBoard:
+        if board.driver != "serial" or board.port is None:
+            raise ConfigError(f"board {board.id!r} has driver {board.driver!r}: only serial boards need a simulator")
+        wired = wiring(board, self._rows)
+        phases = sorted(channel.partition(":")[2] for channel in board.channels if channel.startswith("voltage:"))
+        supply = self._config.rack.supply
+        options = PlantOptions(
+            supply=supply,
+            voltage_v=self._config.rack.nominal_v,
+            n_phases=max(1, len(phases)),
+            phase_of=tuple(max(0, phases.index(self._rows[i].phases[0])) if phases else 0 for i in wired.outlets),
+        )
+        plant = _WiredPlant([servers[i] for i in wired.outlets], options, rate_hz=RATE_HZ, seed=seed)
+        order: list[int] = []
+        for text in board.channels:
+            kind, _, name = text.partition(":")
+            if kind == "current":
+                order.append([self._rows[i].id for i in wired.outlets].index(name))
+            elif kind == "voltage":
+                order.append(plant.n_outlets + phases.index(name))
+            else:
+                raise ConfigError(f"board {board.id!r}: the simulated board has no unused channels; leave 'unused' out")
+        plant.wire(order)
+        device = SimulatedBoard(plant, line_rate_baud=board.baud, board_id=board.board_id)
+        return SimBoard(board, plant, device, wired.outlets, PtyPort(self._config.path(board.port)))
+
+    def _pdu(self, pdu: Pdu) -> PduSimulator:
+        numbers = {row.number: i for i, row in enumerate(self._rows) if row.pdu == pdu.id}
+
+        def power_w(number: int) -> float:
+            if number not in numbers or numbers[number] not in self._place:
+                return 0.0
+            board, k = self._place[numbers[number]]
+            return float(board.plant.true_power_w[k])
+
+        user = None
+        if pdu.version == "3":
+            secret = self._config.secret
+            user = SimUser(
+                pdu.user or "",
+                auth=pdu.auth,
+                auth_key=secret(pdu, "auth_key"),
+                priv=pdu.priv,
+                priv_key=secret(pdu, "priv_key"),
+            )
+        return PduSimulator(
+            load_profile(pdu.profile),
+            max(numbers),
+            power_w=power_w,
+            voltage_v=self._config.rack.nominal_v,
+            community=self._config.secret(pdu, "community") if pdu.version == "2c" else None,
+            user=user,
+            host=pdu.host,
+            port=pdu.port,
+        )
+
+    async def start(self) -> None:
+        """PDUs answer and boards send; the port of each board is a link to its pty."""
+        for simulator in self.pdus.values():
+            await simulator.start()
+        for board in self.boards:
+            thread = threading.Thread(
+                target=run_board, args=(board.device, board.port.write, self._stop), name=board.board.id, daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def announce(self) -> list[dict[str, object]]:
+        """What a job scheduler would announce now: work that starts within the next 10 s, each once."""
+        news: list[dict[str, object]] = []
+        for board in self.boards:
+            now_s = board.plant.time_s
+            for k, planned in board.plant.plan(now_s + PLAN_AHEAD_S):
+                outlet = board.outlets[k]
+                if (outlet, planned.t_s) not in self._announced:
+                    self._announced.add((outlet, planned.t_s))
+                    news.append(
+                        {
+                            "load": self._rows[outlet].load,
+                            "delta_w": planned.delta_w,
+                            "in_s": max(0.0, planned.t_s - now_s),
+                        }
+                    )
+        return news
+
+    async def stop(self) -> None:
+        """End every thread and agent, take the links away."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(2.0)
+        for board in self.boards:
+            board.port.unplug()
+        for simulator in self.pdus.values():
+            await simulator.stop()
+
+
+def run_simulation(config_path: Path, *, trace: Path | None = None, seed: int = 1) -> int:
+    """Serve until standard input ends or SIGTERM; JSON lines out: `ready`, announcements, answers to JSON lines in."""
+    make_keys(read_config(config_path))
+    return asyncio.run(_serve(SimulatedRack(read_config(config_path), trace=trace, seed=seed)))
+
+
+async def _serve(rack: SimulatedRack) -> int:
+    await rack.start()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    reader = asyncio.create_task(_commands(rack, stop))
+    _say(
+        {
+            "ready": True,
+            "boards": [b.port.host_path for b in rack.boards],
+            "pdus": {p: s.port for p, s in rack.pdus.items()},
+        }
+    )
+    try:
+        while not stop.is_set():
+            for news in rack.announce():
+                _say({"announce": news})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), PLAN_PERIOD_S)
+    finally:
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        await rack.stop()
+    return 0
+
+
+async def _commands(rack: SimulatedRack, stop: asyncio.Event) -> None:
+    """`{"state": true}` asks what every PDU holds and every board has sent; end of input ends the simulation."""
+    stream = asyncio.StreamReader()
+    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(stream), sys.stdin
+    )
+    try:
+        while line := await stream.readline():
+            try:
+                request = json.loads(line)
+            except ValueError:
+                request = None
+            _say(
+                _state(rack) if isinstance(request, dict) and request.get("state") else {"error": 'use {"state": true}'}
+            )
+    finally:
+        pipe.close()
+    stop.set()
+
+
+def _state(rack: SimulatedRack) -> dict[str, object]:
+    return {
+        "limits_w": {
+            pdu: {number: simulator.limit_w(number) for number in range(1, simulator.n_outlets + 1)}
+            for pdu, simulator in rack.pdus.items()
+        },
+        "boards": {board.board.id: asdict(board.device.counters) for board in rack.boards},
+    }
+
+
+def _say(document: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(document, separators=(",", ":")) + "\n")
+    sys.stdout.flush()

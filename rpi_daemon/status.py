@@ -1,0 +1,186 @@
+"""The status document: one look at the newest snapshot and the counters, for `status`, `top`, the demo and scripts."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.control import SCHEMA
+from rpi_daemon.records import Quality
+
+if TYPE_CHECKING:
+    from rpi_daemon.pipeline import Snapshot
+    from rpi_daemon.service import Service
+
+
+def status_document(service: "Service") -> dict[str, Any]:
+    """Everything a view shows; numbers that are not known are null, never 0."""
+    snapshot = service.snapshot
+    now_ns = service.clock.mono_ns()
+    return {
+        "schema": SCHEMA,
+        "rack": service.config.rack.id,
+        "t_utc_ns": service.clock.utc_ns(),
+        "t_mono_ns": now_ns,
+        "uptime_s": (now_ns - service.started_ns) / NS_PER_S,
+        "mode": service.mode.value,
+        "state": snapshot.safe.state.name if snapshot else "STATIC_SAFE",
+        "causes": list(snapshot.safe.causes) if snapshot else ["starting"],
+        "latched": list(snapshot.safe.latched) if snapshot else [],
+        "kill_switch": service.kill_switch.engaged(),
+        "static_safe_verified_s": service.static_safe_s,
+        "outlets": _outlets(service, snapshot) if snapshot else [],
+        "constraints": _constraints(service, snapshot) if snapshot else [],
+        "forecast": _forecast(service) if snapshot else {},
+        "boards": [_board(link) for link in service.boards],
+        "pdus": [_pdu(service, pdu, now_ns) for pdu in service.tasks],
+        "summary": summary(service),
+    }
+
+
+def summary(service: "Service") -> dict[str, Any]:
+    """The figures of the run so far."""
+    counters: dict[str, int] = {}
+    for link in service.boards:
+        for name, value in link.sampler.counters().items():
+            counters[name] = counters.get(name, 0) + value
+    ticks = np.array(service.tick_ms) if service.tick_ms else np.array([math.nan])
+    wall_s = (service.clock.mono_ns() - service.loop_started_ns) / NS_PER_S if service.loop_started_ns else math.nan
+    memory = _memory_mb()
+    return {
+        "schema": SCHEMA,
+        "outlets": service.rack.n,
+        "samples_total": counters.get("received", 0),
+        "samples_lost": counters.get("lost", 0),
+        "samples_late": counters.get("late", 0),
+        **service.score.summary(),
+        "lstm_ticks": service.lstm_ticks,
+        "writes": service.writes,
+        "writes_verified": service.writes_verified,
+        "writes_refused": service.writes_refused,
+        "tick_ms_p50": _number(float(np.percentile(ticks, 50))),
+        "tick_ms_p99": _number(float(np.percentile(ticks, 99))),
+        "lateness_us_p50": _worst(service, 0.5),
+        "lateness_us_p99": _worst(service, 0.99),
+        "cpu_percent": _number(100.0 * (time.process_time() - service.loop_started_cpu_s) / wall_s),
+        "rss_mb": memory,
+        "raw_ring_mb": sum(link.ring_bytes for link in service.boards) / 1e6,
+        "decision_digest": service.digest.hexdigest(),
+        "state": service.snapshot.safe.state.name if service.snapshot else "STATIC_SAFE",
+        "mode": service.mode.value,
+    }
+
+
+def _outlets(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any]]:
+    rack = service.rack
+    used = service.pipeline.actuator.writes_used(snapshot.t_mono_ns)
+    return [
+        {
+            "id": rack.outlet_ids[i],
+            "load": rack.loads[rack.load_of[i]].name,
+            "power_w": _number(snapshot.readings.power_w[i]),
+            "forecast_w": _number(snapshot.forecast.value_w[i, -1, 0]),
+            "forecast_max_w": _number(snapshot.forecast.running_max_w[i, -1, -1]),
+            "request_w": _number(snapshot.request.request_w[i]),
+            "margin_w": _number(snapshot.request.margin_w[i]),
+            "grant_w": _number(snapshot.allocation.grant_w[i]),
+            "shortfall_w": _number(snapshot.allocation.shortfall_w[i]),
+            "limit_w": _number(snapshot.in_force.limit_w[i]),
+            "limit_kind": snapshot.in_force.kind[i].value,
+            "static_safe_w": float(rack.static_safe_w[i]),
+            "rating_w": float(rack.rating_w[i]),
+            "source": snapshot.forecast.source[i],
+            "rule": snapshot.permitted.rule[i],
+            "quality": [flag.name.lower() for flag in Quality(int(snapshot.readings.quality[i])) if flag.name],
+            "opted_in": bool(rack.opted_in[i]),
+            "uncontrolled": bool(snapshot.in_force.uncontrolled[i]),
+            "writes_today": int(used[i]),
+        }
+        for i in range(rack.n)
+    ]
+
+
+def _constraints(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any]]:
+    allocation = snapshot.allocation
+    rows = []
+    for item in service.rack.constraints:
+        on = item.share > 0.0
+        draw_w = snapshot.readings.power_w[on]
+        limits_w = snapshot.in_force.limit_w[on]
+        rows.append(
+            {
+                "id": item.name,
+                "kind": item.kind,
+                "draw_w": _number(float(draw_w.sum())),
+                "limits_w": _number(float(limits_w.sum())),
+                "granted_w": allocation.usage_w[item.name],
+                "ceiling_w": allocation.ceiling_w[item.name],
+                "derate": item.derate,
+            }
+        )
+    return rows
+
+
+def _forecast(service: "Service") -> dict[str, Any]:
+    stack = service.pipeline.forecaster
+    return {
+        "primary": service.config.forecast.primary,
+        "outlet_ticks": dict(stack.counts),
+        "primary_unused_because": stack.reason,
+    }
+
+
+def _board(link: Any) -> dict[str, Any]:
+    described = link.description
+    return {
+        "id": link.board.id,
+        "port": link.board.port,
+        "connected": link.sampler.connected(),
+        "serial_number": described.serial_number if described else None,
+        "firmware": described.firmware if described else None,
+        "scheduling": link.sampler.scheduling(),
+        "calibration": "the board's own scale",
+        "ring_mb": link.ring_bytes / 1e6,
+        "lateness_us_p99": _number(link.sampler.lateness_us(0.99)),
+        **link.sampler.counters(),
+    }
+
+
+def _pdu(service: "Service", pdu: str, now_ns: int) -> dict[str, Any]:
+    task = service.tasks[pdu]
+    identity = service.identities[pdu]
+    options = next(item for item in service.config.pdu if item.id == pdu)
+    return {
+        "id": pdu,
+        "host": options.host,
+        "profile": options.profile,
+        "vendor": identity.vendor,
+        "model": identity.model,
+        "firmware": identity.firmware,
+        "proven": identity.proven,
+        "insecure": options.version == "2c",
+        "reachable": task.reachable,
+        "last_answer_s": (now_ns - task.last_ok_ns) / NS_PER_S,
+        "polls": task.polls,
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _worst(service: "Service", q: float) -> float | None:
+    values = [link.sampler.lateness_us(q) for link in service.boards]
+    return _number(max(values)) if values else None
+
+
+def _memory_mb() -> float:
+    """Resident memory apart from shared mappings (the raw ring), MB."""
+    fields: Mapping[str, str] = dict(
+        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line
+    )
+    return sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssFile")) * 1024 / 1e6
