@@ -62,6 +62,7 @@ class _Baseline:
         self._gap = np.zeros(n, np.int64)
         self._tick = 0
         self._t_mono_ns: int | None = None
+        self._rating_w = np.ones(n)
         self._points_max = np.full((_SPAN, _H, n), np.nan)
         self._errors = np.zeros((2, _H, 1, n))  # value, running maximum
         self._bands = np.zeros((2, _H, len(QUANTILES), n))
@@ -91,7 +92,8 @@ class _Baseline:
             self.reset(lost)
         self._last_w = np.where(live, x.power_w, self._last_w)
         planned_w = known_plan(x.planned_w)
-        self._learn_bands(np.where(live, x.power_w, np.nan), x.rating_w)
+        self._rating_w = np.maximum(x.rating_w, 1.0)
+        self._learn_bands(np.where(live, x.power_w, np.nan))
         point_w = self._point(self._last_w, live, planned_w) + planned_w
         highest_w = running_max(point_w)
         self._points[self._tick % _SPAN] = point_w
@@ -106,7 +108,7 @@ class _Baseline:
         """Forecast of the value without the announced work, [5, n] W; planned_w likewise."""
         raise NotImplementedError
 
-    def _learn_bands(self, power_w: FloatArray, rating_w: FloatArray) -> None:
+    def _learn_bands(self, power_w: FloatArray) -> None:
         recent = self._recent_w
         recent[self._tick % _SPAN] = power_w
         order = (self._tick - np.arange(_SPAN)) % _SPAN  # newest first
@@ -116,7 +118,7 @@ class _Baseline:
         self._errors[1, :, 0] = highest - self._points_max[made, self._horizon]
         known = np.isfinite(self._errors)
         size = np.abs(self._errors)
-        begun = np.where(np.isnan(self._typical), _START_BAND * rating_w, self._typical)
+        begun = np.where(np.isnan(self._typical), _START_BAND * self._rating_w, self._typical)
         self._typical = np.where(known, begun + _TYPICAL_DECAY * (size - begun), begun)
         move = _QUANTILES[:, None] - (self._errors < self._bands)
         self._bands += np.where(known, _QUANTILE_STEP * self._typical * move, 0.0)
@@ -153,13 +155,16 @@ class Ewma(_Baseline):
 class Ridge(_Baseline):
     """Ridge regression of the change to each horizon on four lags and means, closed form, per outlet, learning live.
 
-    Normal equations are kept with an exponential memory and each horizon is solved once every 2.5 s.
+    Normal equations are kept with an exponential memory and each horizon is solved once every 2.5 s. The forecast stays
+    within the draws of the last minutes: what was never seen is not extrapolated to.
     """
 
     name = "ridge"
     _LAGS = 4
     _MEMORY = 0.998  # per update; each horizon is updated twice a second
-    _SHRINK = 1e-2
+    _SHRINK = 0.05  # of the inputs' own size
+    _PRIOR = 20.0 * 0.02**2  # weighs as much as 20 examples of 2 % of the rating
+    _RANGE_DECAY = 1.0 / 3000.0  # per tick: the range seen shrinks to the mean within minutes
 
     def __init__(self, n: int) -> None:
         super().__init__(n)
@@ -171,11 +176,14 @@ class Ridge(_Baseline):
         self._gram = np.zeros((_H, n, self._LAGS, self._LAGS))
         self._moment = np.zeros((_H, n, self._LAGS))
         self._weights = np.zeros((_H, n, self._LAGS))
+        self._low_w = np.full(n, np.nan)
+        self._high_w = np.full(n, np.nan)
 
     def _begin(self, rows: BoolArray | slice) -> None:
         self._means_w[:, rows] = np.nan
         self._inputs[:, rows] = np.nan
         self._base_w[:, rows] = np.nan
+        self._low_w[rows] = self._high_w[rows] = np.nan
         self._gram[:, rows] = 0.0
         self._moment[:, rows] = 0.0
         self._weights[:, rows] = 0.0
@@ -191,8 +199,12 @@ class Ridge(_Baseline):
         self._base_w[place] = last_w
         self._planned_w[place] = planned_w
         self._learn(self._tick % _H, np.where(live, last_w, np.nan))
-        change_w: FloatArray = (self._weights * inputs).sum(2)
-        return last_w + change_w
+        mean_w = self._means_w[2]
+        self._low_w = np.fmin(self._low_w + self._RANGE_DECAY * (mean_w - self._low_w), last_w)
+        self._high_w = np.fmax(self._high_w + self._RANGE_DECAY * (mean_w - self._high_w), last_w)
+        point_w: FloatArray = last_w + (self._weights * inputs).sum(2)
+        point_w = np.minimum(np.maximum(point_w, self._low_w), self._high_w)
+        return point_w
 
     def _learn(self, horizon: int, power_w: FloatArray) -> None:
         made = (self._tick - (horizon + 1) * TICKS_PER_S) % (_SPAN + 1)
@@ -208,5 +220,6 @@ class Ridge(_Baseline):
         moment += inputs * change[:, None]
         if self._tick % (_H * _H) // _H == horizon:
             size = np.trace(gram, axis1=1, axis2=2)[:, None, None]
-            system = gram + (self._SHRINK * size + 1e-6) * np.eye(self._LAGS)
+            prior = (self._PRIOR * self._rating_w**2)[:, None, None]
+            system = gram + (self._SHRINK * size + prior) * np.eye(self._LAGS)
             self._weights[horizon] = np.linalg.solve(system, moment[:, :, None])[:, :, 0]

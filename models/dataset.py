@@ -72,7 +72,7 @@ class Examples:
 def read_series(path: Path) -> SeriesSet:
     """Read an NPZ written by `write_series`. Raises TraceError."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             sources = tuple(
                 {"name": str(n), "licence": str(c), "origin": str(o), "series": int(s), "hours": float(h)}
                 for n, c, o, s, h in zip(*(file[f"source_{k}"] for k in _SOURCE_KEYS), strict=True)

@@ -223,7 +223,8 @@ class ForecasterStack:
 def usable(answer: Forecast, x: ForecastInput) -> BoolArray:
     """Which rows are finite and within physical bounds; [n]."""
     n = len(x.power_w)
-    high_w = UPPER_BOUND * np.fmax(x.rating_w, x.power_w)
+    present_w = np.where(x.valid & np.isfinite(x.power_w), x.power_w, 0.0)
+    high_w = UPPER_BOUND * np.maximum(x.rating_w, present_w)
     high_w = high_w + np.maximum(known_plan(x.planned_w).max(0), 0.0)
     inside = np.ones(n, np.bool_)
     for quantile_w in (answer.value_w, answer.running_max_w):

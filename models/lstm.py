@@ -145,6 +145,16 @@ class Adam:
             self.params[name] -= step.astype(self.params[name].dtype)
 
 
+def from_onnx(model: bytes) -> Params:
+    """The parameters of a model made by `to_onnx`, to go on from. Needs the package `onnx` (extra `train`)."""
+    import onnx
+
+    graph = onnx.load_model_from_string(model).graph
+    found = {tensor.name: onnx.numpy_helper.to_array(tensor).copy() for tensor in graph.initializer}
+    gates = found["W"].shape[1]
+    return {"W": found["W"][0], "R": found["R"][0], "b": found["B"][0, :gates], "V": found["V"], "a": found["a"]}
+
+
 def to_onnx(params: Params) -> bytes:
     """One 100 ms step as a graph: x [N, F], h and c [1, N, H] in; y [N, O], h_out and c_out [1, N, H] out.
 

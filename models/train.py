@@ -15,7 +15,7 @@ from rpi_daemon.models.baseline import Ewma, Persistence, Ridge
 from rpi_daemon.models.dataset import Examples, SeriesSet, examples, read_series, targets
 from rpi_daemon.models.forecaster import Forecaster, LstmForecaster
 from rpi_daemon.models.inputs import COLUMNS, N_COLUMNS, PLANNED, PRIME_TICKS
-from rpi_daemon.models.manifest import LoadedModel, load_model, write_model
+from rpi_daemon.models.manifest import MODEL, LoadedModel, load_model, write_model
 from rpi_daemon.records import HORIZONS_S, QUANTILES, TICK_S, FloatArray
 
 Report = Callable[[str], None]
@@ -29,14 +29,15 @@ SCORE_AFTER_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One training run; the same settings, data and seed give the same model on the same machine."""
+    """One training run; the same settings, data and seed give the same model unless `minutes` cut it short."""
 
     hidden: int = 48
     updates: int = 3000
     lanes: int = 96  # series side by side
     steps: int = 100  # ticks per update; the state is carried on
     seed: int = 1
-    minutes: float = 60.0  # ends early after this wall time
+    minutes: float = 60.0  # of wall time at most: a slow machine gets fewer updates (and then another model)
+    first_rate: float = FIRST_RATE
 
 
 class Lanes:
@@ -72,10 +73,15 @@ class Lanes:
         return columns, wanted
 
 
-def train(data: Examples, share: FloatArray, settings: Settings, report: Report) -> tuple[lstm.Params, dict[str, Any]]:
-    """Fit the network; `share` [S] weighs the series. Returns the parameters and a record of the run."""
+def train(
+    data: Examples, share: FloatArray, settings: Settings, report: Report, start: lstm.Params | None = None
+) -> tuple[lstm.Params, dict[str, Any]]:
+    """Fit the network; `share` [S] weighs the series. Returns the parameters and a record of the run.
+
+    `start` goes on from these parameters instead of random ones; its hidden size must be that of the settings.
+    """
     rng = np.random.default_rng(settings.seed)
-    params = lstm.initial(N_COLUMNS, settings.hidden, rng, planned=slice(PLANNED, PLANNED + len(HORIZONS_S)))
+    params = start or lstm.initial(N_COLUMNS, settings.hidden, rng, planned=slice(PLANNED, PLANNED + len(HORIZONS_S)))
     unused: NDArray[np.bool_] = np.logical_not(data.columns.any((0, 1)))
     params["W"][:, unused] = 0.0  # stays zero: a column that was never seen has no say
     optimiser = lstm.Adam(params)
@@ -88,14 +94,15 @@ def train(data: Examples, share: FloatArray, settings: Settings, report: Report)
         out, lanes.h, lanes.c, tape = lstm.forward(params, columns, lanes.h, lanes.c)
         loss, slope = lstm.pinball(out.reshape(shape), wanted, QUANTILE_WEIGHT)
         grads = lstm.backward(params, tape, slope.reshape(out.shape).astype(np.float32))
-        done = update / settings.updates
-        optimiser.step(grads, LAST_RATE + 0.5 * (FIRST_RATE - LAST_RATE) * (1.0 + np.cos(np.pi * done)))
+        # The rate falls along a half cosine over the run, measured by updates or by time, whichever ends first.
+        done = min(1.0, max((update + 1) / settings.updates, (time.monotonic() - began) / (60.0 * settings.minutes)))
+        optimiser.step(grads, LAST_RATE + 0.5 * (settings.first_rate - LAST_RATE) * (1.0 + np.cos(np.pi * done)))
         losses.append(loss)
+        if done == 1.0:
+            break
         if (update + 1) % 100 == 0:
             took = time.monotonic() - began
             report(f"update {update + 1}/{settings.updates}, loss {np.mean(losses[-100:]):.4f}, {took:.0f} s")
-            if took > 60.0 * settings.minutes:
-                break
     record = {
         "seed": settings.seed,
         "updates": len(losses),
@@ -141,7 +148,9 @@ def score(model: LoadedModel, series: SeriesSet) -> list[dict[str, Any]]:
     return rows
 
 
-def make_model(series: SeriesSet, out: Path, name: str, settings: Settings, report: Report) -> list[dict[str, Any]]:
+def make_model(
+    series: SeriesSet, out: Path, name: str, settings: Settings, report: Report, start: LoadedModel | None = None
+) -> list[dict[str, Any]]:
     """Train, write, load again with every check, score, and write the scores into the manifest."""
     learn = series.pick(~series.held_back)
     report(f"{len(learn.power_w)} series to learn from, {int(series.held_back.sum())} held back")
@@ -151,7 +160,9 @@ def make_model(series: SeriesSet, out: Path, name: str, settings: Settings, repo
         SIMULATED_SHARE / np.sum(learn.source == 0),
         (1 - SIMULATED_SHARE) / max(1, np.sum(learn.source != 0)),
     )
-    params, record = train(data, share, settings, report)
+    before = lstm.from_onnx((start.path / MODEL).read_bytes()) if start else None
+    params, record = train(data, share, settings, report, before)
+    record["started_from"] = f"{start.name} {start.sha256}" if start else "random"
     canary = np.ascontiguousarray(data.columns[:: max(1, len(data.columns) // 3), PRIME_TICKS * 40 :][:3, :3])
     record |= {"method": "NumPy back-propagation through time, Adam, pinball loss", "data": list(series.sources)}
     model = lstm.to_onnx(params)
@@ -180,11 +191,26 @@ _DEFAULT: Final = Settings()
 @click.option("--hidden", default=_DEFAULT.hidden, show_default=True)
 @click.option("--updates", default=_DEFAULT.updates, show_default=True)
 @click.option("--minutes", default=_DEFAULT.minutes, show_default=True, help="End early after this wall time.")
+@click.option("--rate", default=_DEFAULT.first_rate, show_default=True, help="Adam step at the start.")
+@click.option("--start", type=click.Path(path_type=Path, exists=True), help="Model directory to go on from.")
 @click.option("--seed", default=_DEFAULT.seed, show_default=True)
-def main(data: Path, out: Path, name: str, hidden: int, updates: int, minutes: float, seed: int) -> None:
+def main(
+    data: Path,
+    out: Path,
+    name: str,
+    hidden: int,
+    updates: int,
+    minutes: float,
+    rate: float,
+    seed: int,
+    start: Path | None,
+) -> None:
     """Train a model and write its directory."""
-    settings = Settings(hidden=hidden, updates=updates, minutes=minutes, seed=seed)
-    for row in make_model(read_series(data), out, name, settings, click.echo):
+    before = load_model(start) if start else None
+    settings = Settings(
+        hidden=before.hidden if before else hidden, updates=updates, minutes=minutes, seed=seed, first_rate=rate
+    )
+    for row in make_model(read_series(data), out, name, settings, click.echo, before):
         mae = row["mae_5s_w_lstm"] / max(row["mae_5s_w_persistence"], 1e-9)
         click.echo(f"{row['set']}: MAE at 5 s {row['mae_5s_w_lstm']:.2f} W, {mae:.2f} x persistence")
 
