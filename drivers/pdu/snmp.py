@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from rpi_daemon._fastpath.core import Varbind
@@ -344,24 +344,45 @@ class SnmpPdu:
         if len({write.outlet for write in writes}) != len(writes):
             raise ValueError("one batch names an outlet twice")
         requests_before = self.session.counters.requests
-        facts = await self._known_facts()
-        await self._learn_masks(writes, facts)
+        facts = await self._with_fresh_masks(writes)
         groups = [self._group(write, facts) for write in writes]
         answered = await self._send(groups)
         answers, t_verified_ns = await self._read_back(groups, facts, answered)
         outcomes = tuple(self._outcome(group, facts, answers, t_verified_ns) for group in groups)
         return ApplyResult(outcomes, self.session.counters.requests - requests_before)
 
-    async def _learn_masks(self, writes: Sequence[LimitWrite], facts: Mapping[int, _Facts]) -> None:
-        """Other bits of a mask are the owner's and are kept: so it must be known before it is written."""
+    async def _with_fresh_masks(self, writes: Sequence[LimitWrite]) -> dict[int, _Facts]:
+        """The facts, after asking again where a mask will be written: its other bits and the lower threshold are somebody
+        else's, and what they were at the last poll must not be put back over a later change."""
+        facts = await self._known_facts()
         limit = self.profile.limit
         if limit is None or limit.enable is None:
-            return
-        unknown = [w.outlet for w in writes if w.restore is None and w.outlet in facts and w.outlet not in self._masks]
-        if unknown:
-            answers = await self._get([self._oid(limit.enable.oid, outlet) for outlet in unknown])
-            for outlet in unknown:
-                self._mask(limit.enable, outlet, answers)
+            return facts
+        stale = []
+        for write in writes:
+            count = None if write.restore is not None else self._count(limit, write, facts)
+            if count is None or not limit.minimum <= count <= limit.maximum:
+                continue
+            mask = self._masks.get(write.outlet)
+            if mask is None or _wanted_mask(limit, facts[write.outlet], mask, count) != mask:
+                stale.append(write.outlet)
+        lower = {o: self._oid(column.oid, o) for o in stale if (column := facts[o].lower) is not None}
+        answers = await self._get([*(self._oid(limit.enable.oid, outlet) for outlet in stale), *lower.values()])
+        for outlet in stale:
+            self._mask(limit.enable, outlet, answers)
+            if outlet in lower:
+                facts[outlet] = replace(facts[outlet], lower_count=_integer(answers.get(lower[outlet])))
+        return facts
+
+    def _count(self, limit: Limit, write: LimitWrite, facts: Mapping[int, _Facts]) -> int | None:
+        """The asked limit on the wire; None where the device has no such threshold."""
+        known = facts.get(write.outlet)
+        if known is None or known.threshold is None:
+            return None
+        step = self._step(limit.scale, limit.digits_oid, write.outlet, known)
+        if step is None:
+            return None
+        return to_wire(write.limit_w, step * self._watts_per_unit(limit), limit.granularity)
 
     def _group(self, write: LimitWrite, facts: Mapping[int, _Facts]) -> _Group:
         group = _Group(write)
@@ -375,39 +396,32 @@ class SnmpPdu:
             if not group.varbinds:
                 group.refused = "nothing to restore: the value found at first contact is not known"
         else:
-            self._fill(group, limit, facts[write.outlet])
+            self._fill(group, limit, facts)
         return group
 
-    def _fill(self, group: _Group, limit: Limit, facts: _Facts) -> None:
+    def _fill(self, group: _Group, limit: Limit, facts: Mapping[int, _Facts]) -> None:
         """The varbinds of a new limit, or why there are none."""
         outlet, limit_w = group.write.outlet, group.write.limit_w
-        step = self._step(limit.scale, limit.digits_oid, outlet, facts)
-        if facts.threshold is None or step is None:
+        known = facts[outlet]
+        count = self._count(limit, group.write, facts)
+        mask = self._masks.get(outlet)
+        if count is None or known.threshold is None:
             group.refused = "the device has no such threshold for this outlet"
-            return
-        count = to_wire(limit_w, step * self._watts_per_unit(limit), limit.granularity)
-        if not limit.minimum <= count <= limit.maximum:
-            low, high = (self._watts(limit, bound, outlet, facts) for bound in (limit.minimum, limit.maximum))
+        elif not limit.minimum <= count <= limit.maximum:
+            low, high = (self._watts(limit, bound, outlet, known) for bound in (limit.minimum, limit.maximum))
             group.refused = f"{limit_w:g} W is outside what the device takes: {low:g}..{high:g} W"
-            return
-        mask: int | None = None
-        if limit.enable is not None:
-            mask = self._masks.get(outlet)
-            if mask is None:
-                group.refused = "the device does not tell which thresholds are enabled"
-                return
-        group.count = count
-        group.varbinds = [Varbind(self._oid(facts.threshold.oid, outlet), TAGS[facts.threshold.type], count)]
-        lower = limit.lower
-        if lower is not None and lower.rule == "follow" and facts.lower is not None:
-            group.varbinds.append(Varbind(self._oid(facts.lower.oid, outlet), TAGS[facts.lower.type], count))
-        if limit.enable is not None and mask is not None:
-            wanted = limit.enable.switched(mask, True)
-            if lower is not None and lower.bit is not None and (facts.lower_count or 0) > count:
-                wanted = limit.enable.switched(wanted, False, lower.bit)
-            if wanted != mask:  # an unchanged mask is not written: its flash wears as well
-                oid = self._oid(limit.enable.oid, outlet)
-                group.varbinds.append(Varbind(oid, TAGS[limit.enable.type], limit.enable.encode(wanted)))
+        elif limit.enable is not None and mask is None:
+            group.refused = "the device does not tell which thresholds are enabled"
+        else:
+            group.count = count
+            group.varbinds = [Varbind(self._oid(known.threshold.oid, outlet), TAGS[known.threshold.type], count)]
+            if limit.lower is not None and limit.lower.rule == "follow" and known.lower is not None:
+                group.varbinds.append(Varbind(self._oid(known.lower.oid, outlet), TAGS[known.lower.type], count))
+            if limit.enable is not None and mask is not None:
+                wanted = _wanted_mask(limit, known, mask, count)
+                if wanted != mask:  # an unchanged mask is not written: its flash wears as well
+                    oid = self._oid(limit.enable.oid, outlet)
+                    group.varbinds.append(Varbind(oid, TAGS[limit.enable.type], limit.enable.encode(wanted)))
 
     async def _send(self, groups: Sequence[_Group]) -> bool:
         """Send every group, in as few messages as the device takes. Returns whether any of them was answered."""
@@ -492,6 +506,16 @@ class SnmpPdu:
 
     def _oid(self, template: str, outlet: int = 0) -> str:
         return oid_of(template, unit=self._unit, outlet=outlet)
+
+
+def _wanted_mask(limit: Limit, facts: _Facts, mask: int, count: int) -> int:
+    """`mask` with our threshold on, and the lower one off where the device would not have it above ours."""
+    if limit.enable is None:
+        return mask
+    wanted = limit.enable.switched(mask, True)
+    if limit.lower is not None and limit.lower.bit is not None and (facts.lower_count or 0) > count:
+        wanted = limit.enable.switched(wanted, False, limit.lower.bit)
+    return wanted
 
 
 def _batches(groups: Sequence[_Group], most: int) -> list[list[_Group]]:
