@@ -101,7 +101,7 @@ def test_identity_metering_and_limits(profile: str, version: str) -> None:
             identity = await b.pdu.identify()
             assert (identity.vendor, identity.n_outlets) == (b.pdu.profile.vendor, N)
             assert (identity.model, identity.serial, identity.firmware) == ("PX-SIM24", "SIM0000001", "1.0")
-            assert identity.proven is (profile.proven != "none")
+            assert identity.proven is (b.pdu.profile.proven != "none")
             reading = await b.pdu.read()
             assert reading.power_w == {o: 0.0 if o == 3 else draw_w(o) for o in range(1, N + 1)}
             assert reading.on == {o: o != 3 for o in range(1, N + 1)}
