@@ -105,7 +105,7 @@ class _Baseline:
         """Forget what the point forecast carries for these rows."""
 
     def _point(self, last_w: FloatArray, live: BoolArray, planned_w: FloatArray) -> FloatArray:
-        """Forecast of the value without the announced work, [5, n] W; planned_w likewise."""
+        """Forecast of the value without the announced work, [5, n] W or [n] for all horizons; planned_w is [5, n]."""
         raise NotImplementedError
 
     def _learn_bands(self, power_w: FloatArray) -> None:
@@ -130,7 +130,7 @@ class Persistence(_Baseline):
     name = "persistence"
 
     def _point(self, last_w: FloatArray, live: BoolArray, planned_w: FloatArray) -> FloatArray:
-        return np.broadcast_to(last_w, (_H, self._n))
+        return last_w
 
 
 class Ewma(_Baseline):
@@ -149,7 +149,7 @@ class Ewma(_Baseline):
     def _point(self, last_w: FloatArray, live: BoolArray, planned_w: FloatArray) -> FloatArray:
         mean_w = np.where(np.isnan(self._mean_w), last_w, self._mean_w)
         self._mean_w = np.where(live, mean_w + self._decay * (last_w - mean_w), mean_w)
-        return np.broadcast_to(self._mean_w, (_H, self._n))
+        return self._mean_w
 
 
 class Ridge(_Baseline):

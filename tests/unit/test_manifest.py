@@ -58,6 +58,13 @@ def test_loads_and_describes(made: Path) -> None:
     assert told["canary"] == {"rows": 2, "steps": 3}
 
 
+def test_a_failing_run_is_a_model_error(made: Path) -> None:
+    model = load_model(made)
+    state = np.zeros((1, 2, HIDDEN), np.float32)
+    with pytest.raises(ModelError, match="model small: onnxruntime failed"):
+        model.run(np.zeros((2, 3), np.float32), state, state)
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "manifest.toml"])
 def test_every_bit_flip_and_truncation_is_refused(copy: Path, name: str) -> None:
     file = copy / name
