@@ -186,8 +186,8 @@ class LowerThreshold(_Table):
     """A threshold that the device keeps below ours (a warning below a critical one).
 
     `disable`: its bit in the mask is taken off while its value is above our limit; restoring puts the mask back.
-    `follow`: for families without a mask: it is written with the same value as ours, so that it neither blocks a
-    lower limit nor cries below a raised one.
+    `follow`: for families without a mask: it is written one step below ours, so that it neither blocks a lower limit
+    nor cries far below a raised one.
     """
 
     columns: tuple[ThresholdColumn, ...] = Field(min_length=1, strict=False)

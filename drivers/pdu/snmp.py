@@ -416,7 +416,8 @@ class SnmpPdu:
             group.count = count
             group.varbinds = [Varbind(self._oid(known.threshold.oid, outlet), TAGS[known.threshold.type], count)]
             if limit.lower is not None and limit.lower.rule == "follow" and known.lower is not None:
-                group.varbinds.append(Varbind(self._oid(known.lower.oid, outlet), TAGS[known.lower.type], count))
+                below = max(count - limit.granularity, limit.minimum)
+                group.varbinds.append(Varbind(self._oid(known.lower.oid, outlet), TAGS[known.lower.type], below))
             if limit.enable is not None and mask is not None:
                 wanted = _wanted_mask(limit, known, mask, count)
                 if wanted != mask:  # an unchanged mask is not written: its flash wears as well

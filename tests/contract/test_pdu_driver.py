@@ -222,9 +222,9 @@ def test_an_enabled_warning_above_the_new_limit_is_switched_off_and_restored() -
 def test_the_follower_of_a_family_without_mask_goes_along_both_ways() -> None:
     async def scene() -> None:
         async with on_wire(simulated("apc_rpdu2")) as b:
-            for limit_w in (300.0, 800.0):
+            for limit_w, near_w in ((300.0, 299), (800.0, 799), (0.0, 0)):
                 assert (await b.write((1, limit_w))).outcomes[0].verified
-                assert b.simulator.peek("1.3.6.1.4.1.318.1.1.26.9.4.1.1.6.1") == limit_w
+                assert b.simulator.peek("1.3.6.1.4.1.318.1.1.26.9.4.1.1.6.1") == near_w
 
     run(scene)
 
