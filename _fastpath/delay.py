@@ -9,7 +9,7 @@ HALF_TAPS = (
     24  # 49 taps: error <= 3e-4 up to 450 Hz for half a sample, 1e-4 for 2 degrees of 50 Hz; shorter ones fail there
 )
 BAND = 0.45  # of the sampling rate: readings mean the band below 450 Hz at 1 kHz
-RANK_TOLERANCE = 1e-5  # of the gain; what the shared basis may add to the error of a filter
+RANK_TOLERANCE = 2e-5  # of the gain; what the shared basis may add to the error of a filter
 
 Array = NDArray[np.float64]
 
@@ -45,10 +45,11 @@ def _fit() -> tuple[Array, Array, Array]:
 
 
 def lag_for(delays: Array) -> int:
-    """Group delay in samples that filters for these delays need; 0 when none is needed."""
+    """Group delay in samples that filters for these delays need: 0 when none is needed, else even (scans go in fours)."""
     if len(delays) == 0 or not np.any(delays):
         return 0
-    return HALF_TAPS + int(np.max(np.abs(np.round(delays))))
+    whole = int(np.max(np.abs(np.round(delays))))
+    return HALF_TAPS + whole + whole % 2
 
 
 def shared_basis(taps: Array) -> tuple[Array, Array]:

@@ -101,22 +101,20 @@ typedef struct {
     double rising_weight[RPI_BLOCKS], whole_weight[RPI_BLOCKS];
 } rpi_sums;
 
-static inline void rpi_window_sum_present(const rpi_window *w, const int32_t *counts, double offset, const double *v,
-                                          const uint8_t *v_there, rpi_sums *s) {
-    memset(s, 0, sizeof *s);
-    for (uint32_t k = 0; k < RPI_HANN_SCANS; k++) {
-        if (counts[k] == RPI_NO_COUNT) continue;
-        const double x = (double)counts[k] - offset, weight = w->rise[k], half = w->half[k % RPI_BLOCK];
-        s->square += weight * (x * x);
-        s->square_weight += weight;
-        if (v_there && !v_there[k]) continue;
-        const double p = v ? x * v[k] : x * x;
-        s->product += weight * p;
-        s->product_weight += weight;
-        s->whole[k / RPI_BLOCK] += p;
-        s->whole_weight[k / RPI_BLOCK] += 1.0;
-        s->rising[k / RPI_BLOCK] += half * p;
-        s->rising_weight[k / RPI_BLOCK] += half;
+/* Weights that the sums hold: all of them, less those of the holes in the current, and for products in the voltage. */
+static inline void rpi_window_weigh(const rpi_window *w, const int32_t *counts, const uint8_t *v_there, rpi_sums *s) {
+    s->square_weight = s->product_weight = RPI_WINDOW_HOP;
+    for (uint32_t b = 0; b < RPI_BLOCKS; b++) {
+        s->whole_weight[b] = RPI_BLOCK;
+        s->rising_weight[b] = RPI_BLOCK / 2.0 - 0.5; /* sum of sin^2 over the rising half */
+    }
+    for (uint32_t k = 0; (counts || v_there) && k < RPI_HANN_SCANS; k++) {
+        const int hole = counts && counts[k] == RPI_NO_COUNT;
+        if (hole) s->square_weight -= w->rise[k];
+        if (!hole && (!v_there || v_there[k])) continue;
+        s->product_weight -= w->rise[k];
+        s->whole_weight[k / RPI_BLOCK] -= 1.0;
+        s->rising_weight[k / RPI_BLOCK] -= w->half[k % RPI_BLOCK];
     }
 }
 
@@ -162,36 +160,51 @@ static inline void rpi_window_volts(rpi_window *w, uint32_t c, uint32_t n) {
     for (uint32_t j = from; j < n; j++) v[j] = last;
 }
 
-/* Scans `base` .. `base`+n-1 into one row per channel; what is missing becomes RPI_NO_COUNT. */
+typedef int32_t rpi_quad __attribute__((vector_size(16)));
+#if defined(__clang__)
+#define RPI_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define RPI_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (rpi_quad){__VA_ARGS__})
+#endif
+
+/* Four channels of four scans, turned round: `to` is where channel c of the first scan goes. */
+static inline void rpi_window_turn(const rpi_scan *const *row, uint32_t c, int32_t *to) {
+    rpi_quad r[4], low[2], high[2];
+    for (int j = 0; j < 4; j++) memcpy(&r[j], row[j]->counts + c, sizeof r[j]); /* plain loads: see spsc.h */
+    for (int j = 0; j < 2; j++) {
+        low[j] = RPI_SHUFFLE(r[2 * j], r[2 * j + 1], 0, 4, 1, 5);
+        high[j] = RPI_SHUFFLE(r[2 * j], r[2 * j + 1], 2, 6, 3, 7);
+    }
+    r[0] = RPI_SHUFFLE(low[0], low[1], 0, 1, 4, 5);
+    r[1] = RPI_SHUFFLE(low[0], low[1], 2, 3, 6, 7);
+    r[2] = RPI_SHUFFLE(high[0], high[1], 0, 1, 4, 5);
+    r[3] = RPI_SHUFFLE(high[0], high[1], 2, 3, 6, 7);
+    for (int j = 0; j < 4; j++) memcpy(to + (size_t)j * RPI_ROW, &r[j], sizeof r[j]);
+}
+
+/* Scans `base` .. `base`+n-1 into one row per channel; what is missing becomes RPI_NO_COUNT. n is a multiple of 4. */
 static inline void rpi_window_gather(rpi_window *w, const rpi_ring *ring, uint64_t base, uint32_t n) {
     const uint32_t channels = w->n_channels;
     uint64_t place = base % ring->capacity;
     int64_t t_ns = 0;
     uint32_t t_at = UINT32_MAX;
-    for (uint32_t k = 0; k < n; k += 8) {
-        const rpi_scan *row[8];
-        const uint32_t m = n - k < 8 ? n - k : 8;
-        uint32_t present = 0;
-        for (uint32_t j = 0; j < m; j++) {
-            const rpi_scan *scan = (const rpi_scan *)(ring->slots + place * ring->slot_bytes);
+    for (uint32_t k = 0; k < n; k += 4) {
+        const rpi_scan *row[4];
+        uint32_t present = 0, c = 0;
+        for (uint32_t j = 0; j < 4; j++) {
+            row[j] = (const rpi_scan *)(ring->slots + place * ring->slot_bytes);
             if (++place == ring->capacity) place = 0;
-            row[j] = scan;
-            if (rpi_scan_index(scan) == base + k + j) {
-                present |= 1u << j;
-                t_ns = rpi_scan_time(scan);
-                t_at = k + j;
-            }
+            if (rpi_scan_index(row[j]) != base + k + j) continue;
+            present |= 1u << j;
+            t_ns = rpi_scan_time(row[j]);
+            t_at = k + j;
         }
         int32_t *to = w->counts + k;
-        if (present == 0xffu) {
-            for (uint32_t c = 0; c < channels; c++, to += RPI_ROW) {
-#pragma GCC unroll 8
-                for (uint32_t j = 0; j < 8; j++) to[j] = rpi_scan_count(row[j], c);
-            }
-        } else {
-            for (uint32_t c = 0; c < channels; c++, to += RPI_ROW)
-                for (uint32_t j = 0; j < m; j++) to[j] = present >> j & 1u ? rpi_scan_count(row[j], c) : RPI_NO_COUNT;
-        }
+        if (present == 0xfu)
+            for (; c + 4 <= channels; c += 4) rpi_window_turn(row, c, to + (size_t)c * RPI_ROW);
+        for (; c < channels; c++)
+            for (uint32_t j = 0; j < 4; j++)
+                to[(size_t)c * RPI_ROW + j] = present >> j & 1u ? rpi_scan_count(row[j], c) : RPI_NO_COUNT;
     }
     const int64_t period_ns = ring->header->rate_hz ? 1000000000LL / ring->header->rate_hz : 0;
     w->t_end_ns = t_at == UINT32_MAX ? 0 : t_ns + (int64_t)(n - 1 - t_at) * period_ns;

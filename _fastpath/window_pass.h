@@ -3,6 +3,7 @@
 typedef double PASS(vd) __attribute__((vector_size(RPI_VECTOR_BYTES)));
 typedef float PASS(vf) __attribute__((vector_size(RPI_VECTOR_BYTES)));
 typedef int32_t PASS(vi) __attribute__((vector_size(RPI_VECTOR_BYTES)));
+typedef float PASS(half_vf) __attribute__((vector_size(RPI_VECTOR_BYTES / 2)));
 typedef int32_t PASS(half_vi) __attribute__((vector_size(RPI_VECTOR_BYTES / 2)));
 #define LANES_D (RPI_VECTOR_BYTES / 8)
 #define LANES_F (RPI_VECTOR_BYTES / 4)
@@ -87,7 +88,12 @@ RPI_PASS_INLINE void PASS(mix)(const rpi_window *w, uint32_t first_term, uint32_
     for (uint32_t k = 0; k < RPI_HANN_SCANS; k += LANES_F) {
         PASS(vf) s = {0};
         for (uint32_t j = 0; j < n_terms; j++) s += t[j].factor * PASS(load_f)(w->basis + (size_t)t[j].row * RPI_HANN_SCANS + k);
-        for (int j = 0; j < LANES_F; j++) to[k + j] = s[j];
+        PASS(half_vf) half[2];
+        memcpy(half, &s, sizeof s);
+        for (int j = 0; j < 2; j++) {
+            PASS(vd) wide = __builtin_convertvector(half[j], PASS(vd));
+            memcpy(to + k + j * LANES_D, &wide, sizeof wide);
+        }
     }
 }
 
@@ -111,36 +117,35 @@ RPI_PASS_INLINE void PASS(pair)(rpi_window *w, uint32_t i) {
         clipped |= w->state[s->minus].clipped;
     }
     w->pair_flags[i] = (holes ? RPI_QUALITY_MISSING : 0u) | (clipped ? RPI_QUALITY_SATURATED : 0u);
-    double sum = 0.0, weight = RPI_WINDOW_HOP;
-    if (!holes) {
-        PASS(vd) squares = {0};
-        for (uint32_t k = 0; k < RPI_HANN_SCANS; k += LANES_D) {
-            PASS(vd) x = PASS(load_d)(v + k);
-            squares += PASS(load_d)(w->rise + k) * x * x;
-        }
-        sum = PASS(total)(squares);
-    } else {
+    double weight = RPI_WINDOW_HOP;
+    if (holes) {
         uint8_t *there = w->pair_present + (size_t)i * RPI_HANN_SCANS;
         const int32_t *pa = w->counts + (size_t)s->plus * RPI_ROW + lag;
         const int32_t *pb = w->counts + (size_t)(s->minus >= 0 ? s->minus : s->plus) * RPI_ROW + lag;
-        weight = 0.0;
         for (uint32_t k = 0; k < RPI_HANN_SCANS; k++) {
             there[k] = pa[k] != RPI_NO_COUNT && pb[k] != RPI_NO_COUNT;
-            if (!there[k]) continue;
-            sum += w->rise[k] * v[k] * v[k];
-            weight += w->rise[k];
+            if (there[k]) continue;
+            v[k] = 0.0;
+            weight -= w->rise[k];
         }
     }
+    PASS(vd) squares = {0};
+    for (uint32_t k = 0; k < RPI_HANN_SCANS; k += LANES_D) {
+        PASS(vd) x = PASS(load_d)(v + k);
+        squares += PASS(load_d)(w->rise + k) * x * x;
+    }
+    const double sum = PASS(total)(squares);
     w->pair_rms[i] = weight * 2.0 >= RPI_WINDOW_HOP ? sqrt(sum / weight) : NAN;
 }
 
-RPI_PASS_INLINE void PASS(sum)(const rpi_window *w, const int32_t *counts, double offset, const double *v, rpi_sums *s) {
+/* Sums over the current, given in counts or (if that is not NULL) as `amps` less offset, and the voltage, if any. */
+RPI_PASS_INLINE void PASS(sum)(const rpi_window *w, const int32_t *counts, double offset, const double *amps, const double *v, rpi_sums *s) {
     PASS(vd) square = {0}, product = {0};
     for (uint32_t b = 0; b < RPI_BLOCKS; b++) {
         PASS(vd) rising = {0}, whole = {0};
         for (uint32_t j = 0; j < RPI_BLOCK; j += LANES_D) {
             const uint32_t k = b * RPI_BLOCK + j;
-            PASS(vd) x = PASS(load_counts)(counts + k) - offset;
+            PASS(vd) x = amps ? PASS(load_d)(amps + k) : PASS(load_counts)(counts + k) - offset;
             PASS(vd) weight = PASS(load_d)(w->rise + k);
             PASS(vd) p = v ? x * PASS(load_d)(v + k) : x * x;
             square += weight * (x * x);
@@ -150,12 +155,23 @@ RPI_PASS_INLINE void PASS(sum)(const rpi_window *w, const int32_t *counts, doubl
         }
         s->whole[b] = PASS(total)(whole);
         s->rising[b] = PASS(total)(rising);
-        s->whole_weight[b] = RPI_BLOCK;
-        s->rising_weight[b] = RPI_BLOCK / 2.0 - 0.5; /* sum of sin^2 over the rising half */
     }
     s->square = PASS(total)(square);
     s->product = PASS(total)(product);
-    s->square_weight = s->product_weight = RPI_WINDOW_HOP;
+}
+
+/* What is missing is zero here, and its weight is taken out: a sum over what is there. */
+RPI_PASS_INLINE void PASS(sum_present)(const rpi_window *w, const int32_t *counts, double offset, const double *v,
+                                       const uint8_t *v_there, rpi_sums *s) {
+    double amps[RPI_HANN_SCANS], volts[RPI_HANN_SCANS];
+    for (uint32_t k = 0; k < RPI_HANN_SCANS; k++) amps[k] = counts[k] == RPI_NO_COUNT ? 0.0 : (double)counts[k] - offset;
+    if (v_there) {
+        for (uint32_t k = 0; k < RPI_HANN_SCANS; k++) volts[k] = v_there[k] ? v[k] : 0.0;
+        v = volts;
+    }
+    if (v) PASS(sum)(w, NULL, 0.0, amps, v, s);
+    else PASS(sum)(w, NULL, 0.0, amps, NULL, s);
+    rpi_window_weigh(w, counts, v_there, s);
 }
 
 RPI_PASS_INLINE void PASS(outlet)(rpi_window *w, uint32_t i, uint32_t n) {
@@ -174,9 +190,13 @@ RPI_PASS_INLINE void PASS(outlet)(rpi_window *w, uint32_t i, uint32_t n) {
         }
         if (w->pair_flags[o->voltage] & RPI_QUALITY_MISSING) v_there = w->pair_present + (size_t)o->voltage * RPI_HANN_SCANS;
     }
-    if (w->state[o->current].holes || v_there) rpi_window_sum_present(w, counts, offset, v, v_there, &s);
-    else if (v) PASS(sum)(w, counts, offset, v, &s);
-    else PASS(sum)(w, counts, offset, NULL, &s);
+    if (w->state[o->current].holes || v_there) {
+        PASS(sum_present)(w, counts, offset, v, v_there, &s);
+    } else {
+        if (v) PASS(sum)(w, counts, offset, NULL, v, &s);
+        else PASS(sum)(w, counts, offset, NULL, NULL, &s);
+        rpi_window_weigh(w, NULL, NULL, &s);
+    }
     rpi_window_finish(w, i, n, &s);
 }
 
