@@ -51,19 +51,9 @@ class Snmpd:
     def start(self) -> None:
         """Run it until it answers; raises TimeoutError with its log."""
         self._process = subprocess.Popen(
-            [
-                "snmpd",
-                "-C",
-                "-c",
-                str(self._folder / "snmpd.conf"),
-                "-f",
-                "-Lf",
-                str(self._folder / "log"),
-                "-I",
-                "-smux",
-            ],
+            ["snmpd", "-f", "-Lf", str(self._folder / "log"), "-I", "-smux"],
             env={
-                "SNMPCONFPATH": str(self._folder),
+                "SNMPCONFPATH": f"{self._folder}:{self._folder / 'var'}",  # without var the boots are not read back
                 "SNMP_PERSISTENT_DIR": str(self._folder / "var"),
                 "MIBS": "",
                 "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",

@@ -164,6 +164,7 @@ class _Request:
     message_ids: set[int] = field(default_factory=set)
     complaint: str = ""
     synchronised: bool = False
+    other_engine: bool = False  # a Report came from another engine than the one asked
     rediscovered: bool = False
 
 
@@ -349,7 +350,7 @@ class SnmpSession:
         if request.discovery:
             return SnmpTimeout(f"{text}; check host, port and that SNMPv3 is enabled on it")
         return SnmpTimeout(
-            f"{text} after it had named its engine; the privacy key may be wrong, or the device is busy or gone"
+            f"{text} after it had named its engine; the privacy key or the security level may be wrong, or the device is busy"
         )
 
     # --- receiving
@@ -403,7 +404,7 @@ class SnmpSession:
         scoped = usm.unwrap(data, message, self._now_s()) if level else message.scoped
         pdu = decode_scoped(scoped, request.varbinds)
         if pdu.tag == _REPORT:
-            return self._noted_report(usm, message, pdu)
+            return self._noted_report(usm, message, pdu, request)
         if level != usm.flags or message.engine_id != usm.engine_id or request.discovery:
             raise Rejected("the reply is less protected than the request, or from another engine")
         if pdu.request_id != request.request_id:
@@ -414,20 +415,21 @@ class SnmpSession:
         assert self._loop is not None
         return self._loop.time()
 
-    def _noted_report(self, usm: Usm, message: V3Message, pdu: Pdu) -> Pdu:
+    def _noted_report(self, usm: Usm, message: V3Message, pdu: Pdu, request: _Request) -> Pdu:
         """Learn engine id or clock from a Report; an authentic one has set the clock already."""
         self.counters.reports += 1
         if len(pdu.varbinds) != 1:
             raise Rejected("a Report that names nothing")
         if message.flags & AUTH:
             return pdu
-        oid = pdu.varbinds[0].oid
-        if oid == _UNKNOWN_ENGINE and message.engine_id != usm.engine_id:
+        if message.engine_id != usm.engine_id:
+            # whatever it says: pysnmp's agent, asked for another engine, complains of the user
             if not 5 <= len(message.engine_id) <= 32:
                 raise Rejected(f"an engine id of {len(message.engine_id)} octets; 5 to 32 are allowed")
             usm.adopt(message.engine_id)
             usm.guess_clock(message.boots, message.time_s, self._now_s())
-        elif oid == _NOT_IN_TIME_WINDOW and message.engine_id == usm.engine_id:
+            request.other_engine = True
+        elif pdu.varbinds[0].oid == _NOT_IN_TIME_WINDOW:
             usm.guess_clock(message.boots, message.time_s, self._now_s())
         return pdu
 
@@ -455,7 +457,7 @@ class SnmpSession:
             request.synchronised = True
             self.counters.resyncs += 1
             return
-        if oid == _UNKNOWN_ENGINE and not request.rediscovered:
+        if (oid == _UNKNOWN_ENGINE or request.other_engine) and not request.rediscovered:
             request.rediscovered = True
             self.counters.resyncs += 1
             return

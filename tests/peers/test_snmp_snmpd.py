@@ -1,0 +1,175 @@
+"""The SNMP session against Debian's snmpd: v2c and v3, refusals, a restarted agent, IPv6; and the SNMP bench's short form."""
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from rpi_daemon.drivers.pdu.snmp_session import (
+    INTEGER,
+    NO_SUCH_OBJECT,
+    OCTETS,
+    SnmpAuthError,
+    SnmpEndpoint,
+    SnmpRefused,
+    SnmpSession,
+    SnmpTimeout,
+    Varbind,
+)
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+def load_bench(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+snmpd = load_bench("snmpd")
+pytestmark = [pytest.mark.peers, pytest.mark.skipif(not snmpd.available(), reason="snmpd is not installed")]
+
+N = 48
+OIDS = [f"{snmpd.BASE_OID}.{i}" for i in range(1, N + 1)]
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Any]:
+    with snmpd.Snmpd(tmp_path, N) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def opened(agent: Any, **changes: Any) -> AsyncIterator[SnmpSession]:
+    options: dict[str, Any] = {
+        "community": snmpd.COMMUNITY,
+        "user": snmpd.USER,
+        "auth_key": snmpd.AUTH_KEY,
+        "priv_key": snmpd.PRIV_KEY,
+        "timeout_s": 1.0,
+    }
+    session = SnmpSession(SnmpEndpoint(agent.host, agent.port, **(options | changes)))
+    await session.open()
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+async def set_and_read(session: SnmpSession, first: int) -> None:
+    written = [Varbind(oid, INTEGER, first + i) for i, oid in enumerate(OIDS)]
+    assert await session.set(written) == written
+    assert await session.get(OIDS) == written
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": "2c"},
+        {},
+        {"user": "rpi-sha1", "auth": "SHA-1"},
+        {"user": "rpi-sha512", "auth": "SHA-512"},
+    ],
+    ids=["v2c", "SHA-256", "SHA-1", "SHA-512"],
+)
+def test_set_and_read_back(agent: Any, changes: dict[str, Any]) -> None:
+    async def body() -> None:
+        async with opened(agent, **changes) as session:
+            await set_and_read(session, 100)
+            await set_and_read(session, -2000000000)
+            missing = await session.get([f"{snmpd.BASE_OID}.99999", "1.3.6.1.2.1.1.5.0"])
+            assert missing[0] == Varbind(f"{snmpd.BASE_OID}.99999", NO_SUCH_OBJECT, None)
+            assert missing[1].tag == OCTETS
+            counters = session.counters
+            assert (counters.timeouts, counters.malformed, counters.stale_replies, counters.resyncs) == (0, 0, 0, 0)
+            assert counters.reports == (0 if changes.get("version") == "2c" else 1)
+
+    asyncio.run(body())
+
+
+def test_restart_of_the_agent_costs_one_resynchronisation(agent: Any) -> None:
+    async def body() -> None:
+        async with opened(agent) as session:
+            await set_and_read(session, 1)
+            boots = session.engine_boots
+            agent.stop()
+            agent.start()
+            await set_and_read(session, 200)
+            assert session.engine_boots > boots
+            assert (session.counters.resyncs, session.counters.timeouts) == (1, 0)
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"user": "nobody"}, SnmpAuthError, "user 'nobody' is unknown"),
+        ({"auth_key": "wrongpass12"}, SnmpAuthError, "authentication key"),
+        ({"auth": "SHA-1"}, SnmpAuthError, "authentication key"),
+        ({"user": "rpi-auth-only"}, SnmpAuthError, "security level"),
+        ({"priv_key": "wrongpass12", "timeout_s": 0.1}, (SnmpAuthError, SnmpTimeout), "privacy key"),
+        ({"version": "2c", "community": "wrong", "timeout_s": 0.1}, SnmpTimeout, "community may be wrong"),
+    ],
+)
+def test_wrong_credentials(tmp_path: Path, changes: dict[str, Any], kind: Any, words: str) -> None:
+    extra = [f"createUser rpi-auth-only SHA-256 {snmpd.AUTH_KEY}", "rwuser rpi-auth-only auth"]
+
+    async def body() -> None:
+        with snmpd.Snmpd(tmp_path, 1, extra=extra) as agent:
+            async with opened(agent, **changes) as session:
+                with pytest.raises(kind, match=words):
+                    await session.get(OIDS[:1])
+
+    asyncio.run(body())
+
+
+def test_a_refused_value_is_named(agent: Any) -> None:
+    async def body() -> None:
+        async with opened(agent) as session:
+            with pytest.raises(SnmpRefused) as caught:
+                await session.set([Varbind(OIDS[0], INTEGER, 5), Varbind(OIDS[1], OCTETS, b"text")])
+            assert (caught.value.status, caught.value.index, caught.value.oid) == (7, 2, OIDS[1])  # wrongType
+            assert (await session.get(OIDS[:1]))[0].value == 1  # all or nothing
+            with pytest.raises(SnmpRefused, match=r"1\.3\.6\.1\.2\.1\.1\.3\.0: notWritable"):
+                await session.set([Varbind("1.3.6.1.2.1.1.3.0", 0x43, 5)])
+
+    asyncio.run(body())
+
+
+def test_ipv6(tmp_path: Path) -> None:
+    async def body() -> None:
+        with snmpd.Snmpd(tmp_path, N, ipv6=True) as agent:
+            async with opened(agent) as session:
+                await set_and_read(session, 7)
+            async with opened(agent, version="2c") as session:
+                await set_and_read(session, 8)
+
+    asyncio.run(body())
+
+
+def test_bench_short_form() -> None:
+    """Runs to the end with every ratio; the figures belong to the bench, not to a busy test machine."""
+    done = subprocess.run(
+        [sys.executable, BENCH / "snmp.py", "--quick", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["bench"] == "snmp"
+    assert {"v3_vs_pysnmp", "v2c_vs_pysnmp", "v3_vs_netsnmp"} <= set(result["ratios"])
+    assert result["ratios"]["v3_vs_pysnmp"] > 10.0
+    assert len(result["rows"]) == 6
