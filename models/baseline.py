@@ -203,7 +203,7 @@ class Ridge(_Baseline):
         self._low_w = np.fmin(self._low_w + self._RANGE_DECAY * (mean_w - self._low_w), last_w)
         self._high_w = np.fmax(self._high_w + self._RANGE_DECAY * (mean_w - self._high_w), last_w)
         point_w: FloatArray = last_w + (self._weights * inputs).sum(2)
-        point_w = np.minimum(np.maximum(point_w, self._low_w), self._high_w)
+        np.clip(point_w, self._low_w, self._high_w, out=point_w)
         return point_w
 
     def _learn(self, horizon: int, power_w: FloatArray) -> None:
