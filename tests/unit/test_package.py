@@ -1,0 +1,73 @@
+"""The package as users get it: one top-level name, every sub-package and data file, a console script that runs elsewhere."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DATA = (
+    "rpi_daemon/py.typed",
+    "rpi_daemon/config/default.toml",
+    "rpi_daemon/config/examples/demo.toml",
+    "rpi_daemon/drivers/pdu/profiles/raritan_px.toml",
+    "rpi_daemon/drivers/pdu/profiles/apc_rpdu2.toml",
+    "rpi_daemon/models/shipped/model.onnx",
+    "rpi_daemon/models/shipped/manifest.toml",
+    "rpi_daemon/_fastpath/core.pyi",
+)
+SUB_PACKAGES = (
+    "_fastpath",
+    "config",
+    "config/examples",
+    "drivers",
+    "drivers/pdu",
+    "drivers/sensors",
+    "models",
+    "models/shipped",
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(wheel, sdist) of a copy of what git tracks; the build front end makes the wheel from the sdist."""
+    folder = tmp_path_factory.mktemp("build")
+    source = folder / "source"
+    source.mkdir()
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    for name in filter(None, tracked.split("\0")):
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-P", "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return next((folder / "dist").glob("*.whl")), next((folder / "dist").glob("*.tar.gz"))
+
+
+def test_the_wheel_has_one_top_level_name_and_everything_in_it(built: tuple[Path, Path]) -> None:
+    names = zipfile.ZipFile(built[0]).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"rpi_daemon"}
+    assert not [name for name in DATA if name not in names]
+    assert not [sub for sub in SUB_PACKAGES if f"rpi_daemon/{sub}/__init__.py" not in names]
+    assert [name for name in names if name.startswith("rpi_daemon/_fastpath/core.") and name.endswith(".so")]
+    assert not [name for name in names if name.endswith((".c", "core.pyx.bak"))]
+
+
+def test_the_sdist_has_the_sources(built: tuple[Path, Path]) -> None:
+    with tarfile.open(built[1]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"setup.py", "pyproject.toml", "LICENSE", "_fastpath/core.pyx", "_fastpath/spsc.h", "drivers/base.py"} <= names
+
+
+def test_the_console_script_runs_outside_the_checkout(tmp_path: Path) -> None:
+    assert [entry.value for entry in entry_points(group="console_scripts", name="rpi-daemon")] == [
+        "rpi_daemon.cli:main"
+    ]
+    script = Path(sys.executable).with_name("rpi-daemon")
+    done = subprocess.run([str(script), "--version"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("rpi-daemon, version ")
