@@ -12,6 +12,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -287,7 +288,7 @@ class PduSimulator:
             return None
         return value * float(self._limit_step(outlet)) * (self._voltage_v if limit.unit == "A" else 1.0)
 
-    def _limit_step(self, outlet: int) -> Any:
+    def _limit_step(self, outlet: int) -> Fraction:
         limit = self.profile.limit
         assert limit is not None
         digits = None if limit.digits_oid is None else self._stored(limit.digits_oid, outlet)

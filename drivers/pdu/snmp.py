@@ -485,9 +485,9 @@ class SnmpPdu:
             if group.count is None:
                 verified = all(_same(varbind, answers.get(varbind.oid)) for varbind in group.varbinds)
             else:
-                threshold = answers.get(group.varbinds[0].oid)
-                verified = state.enabled is True and _same(group.varbinds[0], threshold)
-                if state.enabled is False and refused is None:
+                taken = _same(group.varbinds[0], answers.get(group.varbinds[0].oid))
+                verified = taken and state.enabled is True
+                if taken and state.enabled is False and refused is None:
                     refused = "the threshold was written, but the device keeps it disabled"
         return WriteOutcome(
             outlet=outlet,

@@ -278,6 +278,11 @@ def test_values_the_device_cannot_take_are_refused_before_the_wire(profile: str)
 def test_ignored_clamped_and_refused_writes_are_told_apart(profile: str, version: str) -> None:
     async def scene() -> None:
         async with on_wire(simulated(profile), version) as b:
+            b.fault(ignore_set=True)
+            (never,) = (await b.write((1, 250.0))).outcomes  # a threshold that was never switched on
+            found_w = b.pdu.profile.limit.factory if b.pdu.profile.limit else None
+            assert (never.verified, never.read_back_w, never.refused) == (False, found_w, None)
+            b.fault()
             assert (await b.write((1, 200.0))).outcomes[0].verified
             b.fault(ignore_set=True)
             (ignored,) = (await b.write((1, 250.0))).outcomes
