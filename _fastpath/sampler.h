@@ -233,12 +233,13 @@ static inline void rpi_sampler_scans(rpi_sampler *s, const rpi_frame *frame, uin
 static inline void rpi_sampler_frame(void *context, const rpi_frame *frame) {
     rpi_sampler *s = (rpi_sampler *)context;
     uint64_t index, ticks, lost;
-    if (frame->board_id != s->board_id || frame->n_channels != s->ring.n_channels) {
-        rpi_sampler_count(s, RPI_FOREIGN, 1);
+    int ours = frame->board_id == s->board_id;
+    if (ours && frame->type == RPI_FRAME_DESCRIPTION) { /* even of a board of another shape: it tells what is wrong */
+        rpi_sampler_describe(s, frame);
         return;
     }
-    if (frame->type == RPI_FRAME_DESCRIPTION) {
-        rpi_sampler_describe(s, frame);
+    if (!ours || frame->n_channels != s->ring.n_channels) {
+        rpi_sampler_count(s, RPI_FOREIGN, 1);
         return;
     }
     int kind = rpi_timeline_extend(&s->timeline, frame, &index, &ticks, &lost);

@@ -1,5 +1,7 @@
 """The compiled ring against its pure-Python twin, for any sequence of pushes, gaps and reads."""
 
+from typing import Any
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,8 +16,9 @@ GAPS = st.one_of(st.just(0), st.integers(0, 40), st.integers(0, 2**40))
 
 
 def as_scan(row: np.void) -> Scan:
-    counts = tuple(int(count) for count in row["counts"])
-    return Scan(*(int(row[name]) for name in ("index", "t_mono_ns", "ticks", "status", "flags")), counts)
+    fields: tuple[Any, ...] = row.item()
+    index, t_mono_ns, ticks, status, flags, counts = fields
+    return Scan(index, t_mono_ns, ticks, status, flags, tuple(counts.tolist()))
 
 
 @st.composite

@@ -200,7 +200,8 @@ def test_counters_are_exact(kinds: list[str], first: int, random: Random) -> Non
     expected = dict.fromkeys(
         ("received", "lost", "corrupt", "overflow", "repeated", "foreign", "saturated", "faults"), 0
     )
-    wire, index, last, dropped, present = [b"\0"], first, first, 0, []
+    wire, index, last, dropped = [b"\0"], first, first, 0
+    present: list[int] = []
     for kind in ("good", *kinds, "good"):
         data = frame(index, overflow=dropped, tick_offset=2**31)
         if kind == "garbage":
@@ -372,10 +373,14 @@ def test_other_channel_count_is_foreign(pipe: tuple[int, int]) -> None:
     ring = new_ring(n_channels=3)
     sampler = Sampler(ring)
     sampler.start_streamed(host)
-    os.write(board, frame(0))
+    os.write(board, encode_description(DESCRIPTION, width=16, boot_id=5) + frame(0))
+    os.write(board, encode_description(DESCRIPTION, width=16, boot_id=5, board_id=9))
     sampler.stop()
-    assert only(sampler.counters(), "received", "foreign") == {"received": 0, "foreign": 1}
+    assert only(sampler.counters(), "received", "foreign") == {"received": 0, "foreign": 2}
     assert ring.head == 0
+    payload = sampler.description()
+    assert payload is not None  # it says how many channels there are
+    assert len(parse_description(payload).channels) == N_CHANNELS
 
 
 def test_lateness_beyond_a_period_is_counted(event: Event, pipe: tuple[int, int]) -> None:
