@@ -263,17 +263,18 @@ class Actuator:
         budget = permitted.protective | (used < self._budget)
         spare = permitted.protective | (used < self._budget * (1.0 - config.raise_reserve))
         may = self._retry_ns <= now_ns
+        hurry = permitted.exceeded | (permitted.urgent & worth)
         return _Reasons(
             first=may & unknown & budget,
             raises=may & raises & (short | worth) & budget,
-            lowers=may & lowers & ((permitted.urgent & budget) | (worth & held & spare)),
+            lowers=may & lowers & ((hurry & budget) | (worth & held & spare)),
             renews=may & np.isfinite(new_w) & ~unknown & ~differs & stale & budget,
         )
 
     def _still_good(self, permitted: Permitted) -> BoolArray:
         """Pending limits that need not be replaced: near what is wanted, enough, and no raise that was withdrawn."""
         cuts = np.array([kind in (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT) for kind in self._kind])
-        exact = permitted.protective | permitted.urgent | cuts
+        exact = permitted.protective | permitted.exceeded | cuts
         near_w = np.where(exact, self._step_w, self._deadband_w)
         with np.errstate(invalid="ignore"):
             near = np.abs(self._asked_w - permitted.limit_w) <= near_w

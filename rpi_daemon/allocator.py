@@ -124,6 +124,7 @@ def allocate(
     voltage_v: FloatArray,
     config: AllocatorConfig,
     controlled: BoolArray | None = None,
+    drawn_w: FloatArray | None = None,
 ) -> Allocation:
     """Grant every request if all fit, then hand out slack; else by priority.
 
@@ -132,6 +133,10 @@ def allocate(
     full; the loads on it stay there and the others go on (progressive filling). Slack goes the same way between grant
     and the load's demand, from `slack_share` of what is left. A load's request is the sum over its outlets; each outlet
     is granted the whole load, and each constraint counts the load once (see Envelope).
+
+    `controlled` [n]: outlets whose limits we write (all, if not given). `drawn_w` [n]: what is drawn now where a limit
+    does not hold it back (alarm kinds; 0 or NaN elsewhere): within its tier that is the load's floor, for a threshold
+    below the draw is an alarm and saves nothing.
     """
     env = envelope(rack, ceilings, power_factor, voltage_v, config)
     request_w = np.where(np.isfinite(request_w), request_w, rack.static_safe_w)
@@ -141,10 +146,10 @@ def allocate(
         np.array([load.demand_w for load in rack.loads]),
         np.minimum(rack.rating_w[env.first], rack.rating_w[env.second]),
     )
-    dual = env.first != env.second
-    asked_w = request_w[env.first] + np.where(dual, request_w[env.second], 0.0)
+    asked_w = _per_load(env, request_w)
     floor_w = np.minimum(floor_w, top_w)
     want_w = np.clip(asked_w, floor_w, top_w)
+    flowing_w = np.zeros_like(want_w) if drawn_w is None else _per_load(env, np.nan_to_num(drawn_w))
     ours = np.ones(len(rack.loads), dtype=np.bool_)
     if controlled is not None:
         ours = controlled[env.first] & controlled[env.second]
@@ -155,6 +160,7 @@ def allocate(
     for level in tiers:
         fill.towards(floor_w, ours & (tier == level))
     for level in tiers:
+        fill.towards(np.minimum(flowing_w, want_w), ours & (tier == level))
         fill.towards(want_w, ours & (tier == level))
     short_w = np.maximum(0.0, asked_w - fill.grant_w)
     bound = fill.bound.copy()
@@ -209,6 +215,12 @@ class _Fill:
             for row in np.flatnonzero(full):
                 self.bound[stopped & self._on[row] & (self.bound < 0)] = row
             way_w[stopped] = 0.0
+
+
+def _per_load(env: Envelope, watts: FloatArray) -> FloatArray:
+    """Sum over each load's outlets, [loads]."""
+    total: FloatArray = watts[env.first] + np.where(env.first != env.second, watts[env.second], 0.0)
+    return total
 
 
 def _outlets_of_loads(rack: RackModel) -> tuple[IntArray, IntArray]:

@@ -96,7 +96,7 @@ class Corrector:
         step_w = np.full(n, config.device_step_w) if device_step_w is None else device_step_w
         self._floor_w = config.meter_noise_w + step_w
         self._eta_w = config.step_per_escape * rack.rating_w
-        self._excess = np.full(n, config.full_cover_escapes)
+        self._excess = np.zeros(n)
         self._worst_w = np.zeros(n)
         self._censored_until_ns = np.zeros(n, dtype=np.int64)
         self._seen_ns = np.full(n, NEVER_NS, dtype=np.int64)
@@ -121,7 +121,7 @@ class Corrector:
         self._learn(residual, dt_s, now_ns)
         margin_w = self._margin_w()
 
-        raw_w = forecast.running_max_w[:, -1, -1] + margin_w
+        raw_w = np.minimum(forecast.running_max_w[:, -1, -1], self._rating_w) + margin_w
         known = readings.valid & np.isfinite(raw_w)
         grown_w = np.minimum(np.fmax(self._request_w, in_force.limit_w) * config.growth_per_s**dt_s, self._demand_w)
         raw_w = np.where(censored, np.maximum(raw_w, grown_w), raw_w)

@@ -12,6 +12,7 @@ from rpi_daemon.errors import ConfigError
 from rpi_daemon.records import (
     Allocation,
     BoolArray,
+    Envelope,
     FloatArray,
     LimitKind,
     LimitsInForce,
@@ -27,6 +28,7 @@ from rpi_daemon.records import (
 )
 
 KILL_FILE = "kill"  # in the state folder
+ROUNDING = 1e-6  # relative; a sum this little above a rating is rounding
 INVALID_SHARE = 0.2  # of a breaker's readings: beyond it the sum means nothing (Dynamo, reference/faults.md 1.1)
 
 # cause -> the state it asks for, and whether it stays until somebody acknowledges it
@@ -155,8 +157,8 @@ def permit(
 
     Whatever subset of the returned limits reaches the devices, and in whatever order, no row of the envelope is
     exceeded that was not exceeded before: until a lowering is verified, the old limit counts, and a raise only gets
-    room that is free now; that holds for raises to STATIC_SAFE too. Outlets that we do not write count with their
-    grant.
+    room that is free now. So it is with raises to STATIC_SAFE; but the configured values all together are always
+    allowed, whatever today's power factor makes of them in amps. Outlets that we do not write count with their grant.
     """
     writable = rack.opted_in & ~in_force.uncontrolled & ~_silenced(rack, status)
     writable &= in_force.verified_ns > 0
@@ -178,7 +180,9 @@ def permit(
     counted_w = np.where(writable, standing_w, allocation.grant_w)
     frozen = np.zeros_like(writable) if static else held(rack, status)
     raise_w = np.where(writable & ~frozen, np.maximum(0.0, target_w - standing_w), 0.0)
-    free, tight = _room(allocation, counted_w, raise_w)
+    env = allocation.envelope
+    cap = np.maximum(env.cap, env.used(rack.static_safe_w)) if static else env.cap
+    free, tight, over = _room(env, cap, counted_w, raise_w)
     most_w = np.where(frozen, old_w, standing_w)
     limit_w = np.minimum(target_w, most_w + free * raise_w)
 
@@ -205,7 +209,8 @@ def permit(
         t_mono_ns=now_ns,
         limit_w=limit_w,
         need_w=limit_w if static else np.fmin(limit_w, _of_load(rack, request.request_w)),
-        urgent=lower & (tight | static),
+        urgent=lower & tight,
+        exceeded=lower & (over | static),
         protective=(lower & enforced) | static,
         rule=tuple(rule),
     )
@@ -302,15 +307,16 @@ def _of_load(rack: RackModel, watts: FloatArray) -> FloatArray:
     return totals[rack.load_of]
 
 
-def _room(allocation: Allocation, counted_w: FloatArray, raise_w: FloatArray) -> tuple[FloatArray, BoolArray]:
-    """Part of each raise that fits now [n], and the outlets on rows that are full or in the way of a raise."""
-    env = allocation.envelope
+def _room(
+    env: Envelope, cap: FloatArray, counted_w: FloatArray, raise_w: FloatArray
+) -> tuple[FloatArray, BoolArray, BoolArray]:
+    """Part of each raise that fits now [n]; outlets on rows where a raise must wait; outlets on rows that are exceeded."""
     need = env.used(raise_w)
-    room = env.cap - env.used(counted_w)
+    room = cap - env.used(counted_w)
     part = np.ones(len(need))
     np.divide(np.maximum(room, 0.0), need, out=part, where=need > np.maximum(room, 0.0))
     on = env.coefficient > 0.0
     free = np.where(on, part[:, None], 1.0).min(axis=0, initial=1.0)
-    full = (part < 1.0) | (room < 0.0)
-    tight: BoolArray = np.any(on[full], axis=0)
-    return free, tight
+    tight: BoolArray = np.any(on[part < 1.0], axis=0)
+    over: BoolArray = np.any(on[room < -ROUNDING * np.maximum(cap, 1.0)], axis=0)
+    return free, tight, over

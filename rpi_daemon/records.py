@@ -240,7 +240,8 @@ class Permitted:
     t_mono_ns: int
     limit_w: FloatArray
     need_w: FloatArray  # below this the limit is too low for the request: raise at once
-    urgent: BoolArray  # lower now: others wait for the room, or a rating is exceeded
+    urgent: BoolArray  # lower without waiting, where it is worth a write: others need the room
+    exceeded: BoolArray  # lower now and to the watt: a rating is exceeded, or this is STATIC_SAFE
     protective: BoolArray  # STATIC_SAFE, or lowering an enforced limit: exempt from the write budget
     rule: tuple[str, ...]
 

@@ -38,7 +38,8 @@ def test_no_rating_and_no_ceiling_is_exceeded(case: tuple[RackModel, FloatArray]
         for name in (data.draw(st.lists(st.sampled_from(names), max_size=3)) if names else [])
     ]
     controlled = np.array(data.draw(st.lists(st.booleans(), min_size=rack.n, max_size=rack.n)))
-    got = allocate(0, request_w, rack, ceilings, factor, voltage_v, CONFIG, controlled)
+    drawn_w = data.draw(watts(rack.n))
+    got = allocate(0, request_w, rack, ceilings, factor, voltage_v, CONFIG, controlled, drawn_w)
     assert np.all(got.grant_w >= 0.0)
     assert np.all(got.grant_w <= rack.rating_w + EPSILON_W)
     for c in rack.constraints:

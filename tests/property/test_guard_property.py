@@ -146,12 +146,15 @@ def test_whatever_part_of_the_writes_has_happened_no_rating_is_newly_exceeded(ca
     new_w = np.where(ours, got.limit_w, old_w)
     writable = case.rack.opted_in & ~case.limits.uncontrolled
     before = env.used(np.where(writable, np.maximum(old_w, asked_w), case.allocation.grant_w))
+    cap = env.cap
+    if case.status.state >= SafeState.STATIC_SAFE:
+        cap = np.maximum(cap, env.used(case.rack.static_safe_w))
     choose = np.random.default_rng(seed)
     for _ in range(10):
         which = choose.integers(0, 3, case.rack.n)
         standing_w = np.where(which == 0, old_w, np.where(which == 1, asked_w, new_w))
         used = env.used(np.where(writable, standing_w, case.allocation.grant_w))
-        assert np.all(used <= np.maximum(env.cap, before) + EPSILON_W)
+        assert np.all(used <= np.maximum(cap, before) + EPSILON_W)
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,6 +16,7 @@ from rpi_daemon.records import (
     TICK_NS,
     ApplyResult,
     Desired,
+    FloatArray,
     LimitKind,
     LimitState,
     LimitWrite,
@@ -35,6 +36,11 @@ def _poll(
     return PduReading(t_ns, uptime_s, {}, {}, {}, states)
 
 
+def _granted(t_ns: int, limit_w: FloatArray) -> Permitted:
+    no = np.zeros(len(limit_w), dtype=np.bool_)
+    return Permitted(t_ns, limit_w, limit_w, no, no, no, ("granted",) * len(limit_w))
+
+
 class Bench:
     """An actuator whose outlets all stand at 500 W, and its wire."""
 
@@ -46,12 +52,24 @@ class Bench:
             self.actuator.observe(pdu, _poll(0, dict.fromkeys(numbers, 500.0)))
 
     def want(
-        self, t_s: float, *limit_w: float, need_w: float = 0.0, urgent: bool = False, protective: bool = False
+        self,
+        t_s: float,
+        *limit_w: float,
+        need_w: float = 0.0,
+        urgent: bool = False,
+        exceeded: bool = False,
+        protective: bool = False,
     ) -> tuple[Desired, ...]:
         now_ns, n = round(t_s * S), self.rack.n
         wanted = np.array(limit_w)
         permitted = Permitted(
-            now_ns, wanted, np.full(n, need_w), np.full(n, urgent), np.full(n, protective), ("granted",) * n
+            now_ns,
+            wanted,
+            need_w=np.full(n, need_w),
+            urgent=np.full(n, urgent),
+            exceeded=np.full(n, exceeded),
+            protective=np.full(n, protective),
+            rule=("granted",) * n,
         )
         self.poll_if_due(now_ns)
         return self.actuator.step(now_ns, permitted, make_request(now_ns, wanted), make_forecast(now_ns, wanted - 10.0))
@@ -107,9 +125,18 @@ def test_lowering_waits_for_its_hold_and_starts_again_after_an_interruption() ->
     assert desired.decisions[0].reason == "lower"
 
 
-def test_lowering_for_room_is_immediate() -> None:
-    (desired,) = Bench(lower_hold_s=60.0).want(1.0, 450.0, urgent=True)
-    assert desired.limits == (LimitWrite(1, 450.0),)
+def test_lowering_for_room_is_immediate_where_it_is_worth_a_write() -> None:
+    bench = Bench(lower_hold_s=60.0, deadband=0.03)
+    assert bench.want(1.0, 450.0, urgent=True) == ()
+    (desired,) = bench.want(1.1, 430.0, urgent=True)
+    assert desired.limits == (LimitWrite(1, 430.0),)
+
+
+def test_a_rating_that_is_exceeded_is_left_at_once_by_any_amount() -> None:
+    bench = Bench(lower_hold_s=60.0, deadband=0.03)
+    assert bench.want(1.0, 499.5, exceeded=True) == ()
+    (desired,) = bench.want(1.1, 498.0, exceeded=True)
+    assert desired.limits == (LimitWrite(1, 498.0),)
 
 
 def test_the_same_wish_is_asked_once_and_a_new_one_replaces_it() -> None:
@@ -199,7 +226,7 @@ def test_an_unanswered_write_is_forgotten_after_the_lease() -> None:
 def test_a_limit_that_nothing_verifies_is_written_again_within_its_lease() -> None:
     bench = Bench(lease_s=10.0)
     wanted = np.array([500.0])
-    permitted = Permitted(0, wanted, wanted, np.array([False]), np.array([False]), ("granted",))
+    permitted = _granted(0, wanted)
     request = make_request(0, wanted)
     assert bench.actuator.step(round(7.4 * S), permitted, request, None) == ()
     (desired,) = bench.actuator.step(round(7.6 * S), permitted, request, None)
@@ -211,7 +238,7 @@ def test_an_unknown_limit_is_written() -> None:
     bench = Bench()
     bench.actuator.observe("pdu-0", PduReading(0, None, {}, {}, {}, {1: LimitState(500.0, False, LimitKind.ALARM)}))
     wanted = np.array([500.0])
-    permitted = Permitted(0, wanted, wanted, np.array([False]), np.array([False]), ("granted",))
+    permitted = _granted(0, wanted)
     (desired,) = bench.actuator.step(S, permitted, make_request(0, wanted), None)
     assert (desired.decisions[0].reason, desired.decisions[0].from_w) == ("first", None)
 
@@ -246,7 +273,7 @@ def test_the_budget_may_differ_by_outlet() -> None:
     counts = []
     for k in range(1, 8):
         wanted = np.full(2, 500.0 + 100.0 * k)
-        permitted = Permitted(k * S, wanted, wanted, np.zeros(2, bool), np.zeros(2, bool), ("granted",) * 2)
+        permitted = _granted(k * S, wanted)
         for desired in actuator.step(k * S, permitted, make_request(k * S, wanted), None):
             outcomes = [WriteOutcome(w.outlet, w.limit_w, w.limit_w, True, None, k * S, k * S) for w in desired.limits]
             actuator.confirm("pdu-0", k * S, ApplyResult(tuple(outcomes), 2))

@@ -122,6 +122,20 @@ def test_what_we_do_not_control_is_reserved_first() -> None:
     assert got.grant_w.tolist() == pytest.approx([300.0, 500.0])
 
 
+def test_a_threshold_is_not_set_below_the_draw_while_others_have_head_room() -> None:
+    rack = make_rack(2, [constraint("b", [0, 1], 2, w=1000.0)])
+    drawn_w = np.array([300.0, 100.0])
+    got = allocate(0, np.array([310.0, 890.0]), rack, (), np.ones(2), np.full(2, 230.0), NO_SLACK, drawn_w=drawn_w)
+    assert got.grant_w.tolist() == pytest.approx([305.0, 495.0])
+
+
+def test_draws_that_do_not_fit_together_are_cut_alike() -> None:
+    rack = make_rack(2, [constraint("b", [0, 1], 2, w=1000.0)], loads=[load(0), load(1)])
+    drawn_w = np.array([900.0, 700.0])
+    got = allocate(0, drawn_w, rack, (), np.ones(2), np.full(2, 230.0), NO_SLACK, drawn_w=drawn_w)
+    assert got.grant_w.tolist() == pytest.approx([450.0, 350.0])
+
+
 def test_a_ceiling_is_one_more_row_with_its_source() -> None:
     rack = make_rack(1, [constraint("rack", [0], 1, kind="rack", w=1000.0)])
     event = Ceiling("rack", 250.0, "grid event", "demand response until 18:00")

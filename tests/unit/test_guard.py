@@ -129,6 +129,9 @@ def test_a_raise_waits_until_the_lowering_that_frees_its_room_is_verified() -> N
     assert before.limit_w.tolist() == pytest.approx([400.0, 110.0])
     assert before.rule[0] == "room"
     assert before.urgent.tolist() == [False, True]
+    assert before.exceeded.tolist() == [False, False]
+    over = _permit(rack, request_w, make_limits(np.array([600.0, 400.0])), HealthFlags(), draw_w)
+    assert over.exceeded.tolist() == [False, True]
     after = _permit(rack, request_w, make_limits(np.array([300.0, 110.0])), HealthFlags(), draw_w)
     assert after.limit_w[0] == pytest.approx(allocate_grant(rack, request_w))
 
@@ -153,6 +156,12 @@ def test_a_pending_raise_is_not_permitted_any_more_in_hold() -> None:
     got = _permit(make_rack(1), np.array([600.0]), limits, HealthFlags(audit_not_durable=True), np.array([100.0]))
     assert got.limit_w[0] == 300.0
     assert got.rule == ("hold",)
+
+
+def test_static_safe_is_reached_even_if_a_poor_power_factor_makes_it_more_amps_than_rated() -> None:
+    rack = make_rack(2, [constraint("b", [0, 1], 2, a=2.2)], static_safe_w=200.0)
+    got = _permit(rack, np.full(2, 50.0), make_limits(np.full(2, 60.0)), HealthFlags(stopping=True), np.full(2, 50.0))
+    assert got.limit_w.tolist() == pytest.approx([200.0, 200.0])
 
 
 def _poll(limits: dict[int, LimitState], power_w: dict[int, float | None] | None = None) -> PduReading:
