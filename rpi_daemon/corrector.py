@@ -30,7 +30,7 @@ class CorrectorConfig:
 
     target: float = 0.01  # long-run share of ticks whose running maximum may pass the request
     step_per_escape: float = 0.0005  # eta, part of the outlet's rating
-    full_cover_escapes: float = 20.0  # excess escapes after which the margin covers the worst recent under-forecast
+    full_cover_escapes: float = 50.0  # excess escapes (one rise makes 50) until the worst recent miss is covered
     cover: float = 1.1  # of the worst recent under-forecast
     worst_half_life_s: float = 60.0
     meter_noise_w: float = 2.0

@@ -60,12 +60,17 @@ def test_device_step_may_differ_by_outlet() -> None:
 
 def test_margin_covers_a_burst_within_seconds_and_is_small_two_minutes_later() -> None:
     run = Run()
-    for _ in range(30):
+    for _ in range(52):
         request = run.tick(100.0, 100.0, score_w=80.0)
     assert request.margin_w[0] >= 80.0
     for _ in range(1800):
         request = run.tick(100.0, 100.0, score_w=-10.0)
     assert request.margin_w[0] <= 0.02 * RATING_W
+
+
+def test_an_absurd_forecast_is_bounded_by_the_rating() -> None:
+    request = Run().tick(1e9, 100.0)
+    assert request.request_w[0] == pytest.approx(RATING_W + request.margin_w[0])
 
 
 def test_an_invalid_residual_teaches_nothing() -> None:
