@@ -169,6 +169,7 @@ class Pipeline:
             self._low_voltage.push(readings.t_mono_ns, readings.voltage_v),
             self._allocator,
             controlled=self.rack.opted_in & ~in_force.uncontrolled,
+            drawn_w=np.where([kind.enforced for kind in in_force.kind], 0.0, readings.power_w),
         )
 
     def _flags(self, readings: Readings, inputs: TickInputs) -> HealthFlags:
