@@ -217,10 +217,10 @@ class Corrector(Section):
         0.0005, gt=0, le=1, description="growth of the margin per escape, part of the outlet's rating"
     )
     full_cover_escapes: float = Field(
-        20.0,
+        50.0,
         gt=0,
         le=10_000,
-        description="excess escapes after which the margin covers the worst recent under-forecast",
+        description="excess escapes (one rise makes 50) until the worst recent under-forecast is covered",
     )
     cover: float = Field(1.1, ge=0, le=10, description="cover at most, part of the worst recent under-forecast")
     worst_half_life_s: float = Field(

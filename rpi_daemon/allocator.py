@@ -19,6 +19,8 @@ from rpi_daemon.records import (
     Readings,
 )
 
+LOWEST_OVER_S = 600.0  # V and power factor are the lowest of this span
+LEAST_LOAD = 0.05  # of the rating; below it the power factor says nothing about the load
 ROUNDING = 1e-9  # relative; a row this close to its rating is full
 
 
@@ -30,30 +32,26 @@ class AllocatorConfig:
     assumed_power_factor: float = 0.9
     lowest_power_factor: float = 0.5  # a lower reading is that of an idle supply, not of the load that the limit is for
     lowest_voltage: float = 0.8  # part of nominal; below it a phase is lost, not low
-    lowest_over_s: float = 600.0  # V and power factor are the lowest of this span
-    least_load: float = 0.05  # of the rating; below it the power factor says nothing about the load
 
     def __post_init__(self) -> None:
         for name in ("slack_share", "assumed_power_factor", "lowest_power_factor", "lowest_voltage"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0 or (value == 0.0 and name != "slack_share"):
                 raise ConfigError(f"allocator {name} is {value}; it is a part of the whole: choose 0 to 1")
-        if not self.lowest_over_s > 0.0:
-            raise ConfigError(f"allocator lowest_over_s is {self.lowest_over_s}; choose more than 0")
 
 
 class LowestRecent:
-    """The lowest power factor and voltage of each outlet over one to two spans of `lowest_over_s`."""
+    """The lowest power factor and voltage of each outlet over one to two spans."""
 
-    def __init__(self, config: AllocatorConfig, rack: RackModel) -> None:
-        self._config = config
-        self._least_va = config.least_load * rack.rating_w
+    def __init__(self, rack: RackModel, span_s: float = LOWEST_OVER_S) -> None:
+        self._span_ns = round(span_s * NS_PER_S)
+        self._least_va = LEAST_LOAD * rack.rating_w
         self._lowest = np.full((2, 2, rack.n), np.nan)  # newest and last span; power factor and voltage
         self._span: int | None = None
 
     def step(self, readings: Readings) -> tuple[FloatArray, FloatArray]:
         """Power factor and V, [n] each; NaN is not known. Where power is apparent already, the factor is 1."""
-        span = readings.t_mono_ns // round(self._config.lowest_over_s * NS_PER_S)
+        span = readings.t_mono_ns // self._span_ns
         if self._span is not None and span != self._span:
             self._lowest[1] = self._lowest[0] if span == self._span + 1 else np.nan
             self._lowest[0] = np.nan

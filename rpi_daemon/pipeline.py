@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rpi_daemon.actuator import Actuator
-from rpi_daemon.allocator import AllocatorConfig, allocate
+from rpi_daemon.allocator import AllocatorConfig, LowestRecent, allocate
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.corrector import Corrector
 from rpi_daemon.features import Features
@@ -18,7 +18,6 @@ from rpi_daemon.records import (
     Allocation,
     Ceiling,
     Desired,
-    FloatArray,
     Forecast,
     ForecastInput,
     Hint,
@@ -37,7 +36,6 @@ from rpi_daemon.residual import ResidualMatcher
 if TYPE_CHECKING:
     from rpi_daemon.models.forecaster import ForecasterStack  # imports onnxruntime: not before STATIC_SAFE is verified
 
-LOW_MEMORY_S = 60.0  # the lowest recent power factor and voltage are forgotten with this time constant
 BLIND_S = 5.0  # without any reading for this long the limits go to STATIC_SAFE; until then they only hold
 TELEMETRY_COLUMNS = 4
 
@@ -101,8 +99,7 @@ class Pipeline:
         self._matcher = ResidualMatcher(rack.n)
         self._allocator = allocator
         self._guard = guard
-        self._low_factor = _LowestRecent(rack.n)
-        self._low_voltage = _LowestRecent(rack.n)
+        self._lowest = LowestRecent(rack)
         self._seen_ns: int | None = None
         self._nothing = np.zeros((rack.n, TELEMETRY_COLUMNS))
 
@@ -160,13 +157,14 @@ class Pipeline:
     def _allocate(
         self, readings: Readings, request: Request, in_force: LimitsInForce, ceilings: Sequence[Ceiling]
     ) -> Allocation:
+        power_factor, voltage_v = self._lowest.step(readings)
         return allocate(
             readings.t_mono_ns,
             request.request_w,
             self.rack,
             ceilings,
-            self._low_factor.push(readings.t_mono_ns, readings.power_factor),
-            self._low_voltage.push(readings.t_mono_ns, readings.voltage_v),
+            power_factor,
+            voltage_v,
             self._allocator,
             controlled=self.rack.opted_in & ~in_force.uncontrolled,
             drawn_w=np.where([kind.enforced for kind in in_force.kind], 0.0, readings.power_w),
@@ -211,19 +209,3 @@ class DecisionDigest:
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
-
-
-class _LowestRecent:
-    """The lowest value of each outlet, forgotten with a time constant; NaN until something was read."""
-
-    def __init__(self, n: int) -> None:
-        self._low: FloatArray = np.full(n, np.nan)
-        self._t_ns: int | None = None
-
-    def push(self, t_ns: int, value: FloatArray) -> FloatArray:
-        """Take the values [n] at `t_ns`; returns the lowest recent ones [n]."""
-        dt_s = 0.0 if self._t_ns is None else (t_ns - self._t_ns) / NS_PER_S
-        self._t_ns = t_ns
-        risen = self._low + (value - self._low) * min(1.0, dt_s / LOW_MEMORY_S)
-        self._low = np.where(np.isfinite(value), np.fmin(value, risen), self._low)
-        return self._low

@@ -105,7 +105,7 @@ class Loop:
         rng = np.random.default_rng(seed)
         self.actuator = Actuator(actuator, rack)
         self.corrector = Corrector(CorrectorConfig(hold_s=0.5, fall_per_s=1.0, alarm_hold_s=1.0), rack)
-        self.lowest = LowestRecent(AllocatorConfig(), rack)
+        self.lowest = LowestRecent(rack)
         self.status: SafeStatus = at_start(0)
         self.pdus = {
             pdu: ModelPdu(

@@ -155,7 +155,7 @@ def test_a_load_with_three_outlets_is_a_mistake() -> None:
 
 
 def test_lowest_recent_forgets_after_two_spans_and_ignores_idle_supplies() -> None:
-    lowest = LowestRecent(AllocatorConfig(lowest_over_s=10.0), make_rack(2))
+    lowest = LowestRecent(make_rack(2), span_s=10.0)
     second = 1_000_000_000
     low = replace(make_readings(0, np.array([500.0, 50.0])), power_factor=np.array([0.7, 0.2]))
     factor, voltage_v = lowest.step(low)
@@ -166,13 +166,13 @@ def test_lowest_recent_forgets_after_two_spans_and_ignores_idle_supplies() -> No
 
 
 def test_apparent_readings_have_no_power_factor_to_divide_by() -> None:
-    lowest = LowestRecent(AllocatorConfig(), make_rack(1))
+    lowest = LowestRecent(make_rack(1))
     factor, voltage_v = lowest.step(make_readings(0, np.array([10.0]), quality=int(Quality.NO_VOLTAGE)))
     assert factor[0] == 1.0
     assert np.isnan(voltage_v[0])
 
 
-@pytest.mark.parametrize("wrong", [{"slack_share": 1.5}, {"lowest_power_factor": 0.0}, {"lowest_over_s": 0.0}])
+@pytest.mark.parametrize("wrong", [{"slack_share": 1.5}, {"lowest_power_factor": 0.0}])
 def test_a_wrong_option_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         AllocatorConfig(**wrong)
