@@ -136,7 +136,7 @@ cdef class WindowKernel:
         pair_needs = [[(minus, delay[plus] - delay[minus], 1.0)] if minus >= 0 else [] for plus, minus in pairs]
         needs = [need if any(d != 0.0 for _, d, _ in need) else [] for need in outlet_needs + pair_needs]
         cdef uint32_t lag = _lag_for(_np.array([d for need in needs for _, d, _ in need]))
-        _check(lag <= RPI_MAX_LAG, f"delays differ by more than {RPI_MAX_LAG - 24} samples: check delay_ns")
+        _check(lag <= RPI_MAX_LAG, f"delays differ by more than {RPI_MAX_LAG - 28} samples: check delay_ns")
         rows, row_channel, mixes = [], [], {}
         for c in used:
             delays = _np.unique([d for need in needs for channel, d, _ in need if channel == c])
