@@ -146,6 +146,22 @@ static void run_exact(void *memory) {
     CHECK(lost == 70);
 }
 
+/* Overwritten while it is used: the reader is told, by exactly the scan that was hit. */
+static void run_lapped_while_reading(void *memory) {
+    rpi_reader reader = {.ring = &ring};
+    rpi_ring_create(&ring, memory, CHANNELS, CAPACITY, 1000);
+    for (uint64_t index = 0; index < CAPACITY; index++) push(&ring, index);
+    CHECK(rpi_scan_index(rpi_reader_front(&reader)) == 0);
+    CHECK(rpi_ring_intact(&ring, 0));
+    push(&ring, CAPACITY);
+    CHECK(!rpi_reader_pop(&reader) && reader.lost == 1);
+    CHECK(is_whole(rpi_reader_front(&reader), 1));
+    CHECK(rpi_reader_pop(&reader) && reader.lost == 1);
+    CHECK(rpi_scan_index(rpi_reader_front(&reader)) == 2);
+    atomic_store(&ring.header->claim, CAPACITY + 3); /* the producer is within a push that is not published */
+    CHECK(!rpi_reader_pop(&reader) && reader.lost == 2);
+}
+
 static void run_headers(void *memory, uint64_t bytes) {
     rpi_ring other;
     rpi_ring_create(&other, memory, CHANNELS, CAPACITY, 1000);
@@ -183,6 +199,7 @@ int main(int argc, char **argv) {
     run_headers(memory, bytes);
     run_take_over(memory);
     run_exact(memory);
+    run_lapped_while_reading(memory);
     run_threads(memory);
     free(memory);
     return 0;
