@@ -11,6 +11,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 cdef enum:
     _SNMP_MESSAGE_MAX = 65536
+    _SNMP_SEND_MAX = 65507
     _SNMP_ARCS_MAX = 128
     _SNMP_OID_OCTETS_MAX = _SNMP_ARCS_MAX * 5
     _SNMP_OID_TEXT_MAX = _SNMP_ARCS_MAX * 11 + 1
@@ -104,7 +105,7 @@ ctypedef struct _SnmpOut:
 
 cdef inline int _snmp_room(_SnmpOut *out, Py_ssize_t n) except -1:
     if out.at - out.start < n:
-        raise BerError("the message would be larger than 64 KiB; send fewer varbinds")
+        raise BerError("the message would be larger than 65507 octets, the most that UDP carries; send fewer varbinds")
     return 0
 
 
@@ -277,8 +278,8 @@ def encode_oid(str oid not None):
 
 def encode_v2c(bytes community not None, int pdu_tag, int64_t request_id, varbinds not None, int64_t status=0, int64_t index=0):
     """A whole v2c message. `varbinds`: Varbind, or a bare dotted name for one without a value. Raises BerError."""
-    cdef uint8_t buffer[_SNMP_MESSAGE_MAX]
-    cdef uint8_t *end = buffer + _SNMP_MESSAGE_MAX
+    cdef uint8_t buffer[_SNMP_SEND_MAX]
+    cdef uint8_t *end = buffer + _SNMP_SEND_MAX
     cdef _SnmpOut out
     out.start = buffer
     out.at = end
@@ -293,8 +294,8 @@ def encode_scoped(
     bytes engine_id not None, bytes context not None, int pdu_tag, int64_t request_id, varbinds not None, int64_t status=0, int64_t index=0
 ):
     """A scoped PDU (RFC 3412 section 6.8), plain; `engine_id` and `context` name the context. Raises BerError."""
-    cdef uint8_t buffer[_SNMP_MESSAGE_MAX]
-    cdef uint8_t *end = buffer + _SNMP_MESSAGE_MAX
+    cdef uint8_t buffer[_SNMP_SEND_MAX]
+    cdef uint8_t *end = buffer + _SNMP_SEND_MAX
     cdef _SnmpOut out
     out.start = buffer
     out.at = end
@@ -311,8 +312,8 @@ def encode_v3(
 ):
     """A v3 USM message around `scoped` (ciphertext where flags & 2). Returns (bytearray, offset of the digest): the digest is
     `auth_octets` zeros, as it must be while it is computed (RFC 3414 section 6.3.1). Raises BerError."""
-    cdef uint8_t buffer[_SNMP_MESSAGE_MAX]
-    cdef uint8_t *end = buffer + _SNMP_MESSAGE_MAX
+    cdef uint8_t buffer[_SNMP_SEND_MAX]
+    cdef uint8_t *end = buffer + _SNMP_SEND_MAX
     cdef _SnmpOut out
     cdef const uint8_t *mark
     cdef const uint8_t *digest

@@ -105,10 +105,10 @@ class Usm:
     def adopt(self, engine_id: bytes) -> None:
         """Speak with this engine from now on; its clock is unknown."""
         self.engine_id = engine_id
-        self.boots = 0
+        self.boots = 0  # what a question carries, with _engine_minus_caller_s: the proven clock, or a guess
         self._engine_minus_caller_s = 0.0
+        self._proven: tuple[int, float] | None = None  # both as an authentic message had them
         self._newest_time_s = 0
-        self._proven = False  # boots and time come from an authentic message
         if self.flags and engine_id and engine_id != self._localised_for:
             auth_key = localised_key(self._digest, self._auth_master, engine_id)
             self._hmac = Hmac(self._digest, auth_key, self._digest_octets)
@@ -117,10 +117,7 @@ class Usm:
             self._localised_for = engine_id
 
     def guess_clock(self, boots: int, time_s: int, now_s: float) -> None:
-        """Take the engine's word for its clock, unauthenticated: good for asking, its answer must still prove it."""
-        self._set_clock(max(boots, self.boots) if self._proven else boots, time_s, now_s)
-
-    def _set_clock(self, boots: int, time_s: int, now_s: float) -> None:
+        """Take the engine's unauthenticated word for its clock: good for asking, while answers are held to the proven one."""
         self.boots = boots
         self._engine_minus_caller_s = time_s - now_s
 
@@ -171,12 +168,16 @@ class Usm:
         return self._cipher.decrypt(_iv(message.boots, message.time_s, message.priv_params), message.scoped)
 
     def _in_window(self, boots: int, time_s: int, now_s: float) -> bool:
-        """RFC 3414 section 3.2 step 7b, for an authentic message."""
-        if not self._proven or boots > self.boots or (boots == self.boots and time_s > self._newest_time_s):
-            self._set_clock(boots, time_s, now_s)
+        """RFC 3414 section 3.2 step 7b, for an authentic message; a timely one ends what was guessed."""
+        known = self._proven
+        if known is None or boots > known[0] or (boots == known[0] and time_s > self._newest_time_s):
+            self._proven = known = (boots, time_s - now_s)
             self._newest_time_s = time_s
-            self._proven = True
-        return boots != _BOOTS_LATCHED and boots == self.boots and time_s >= self.engine_time_s(now_s) - _TIME_WINDOW_S
+        proven_boots, engine_minus_caller_s = known
+        if boots == _BOOTS_LATCHED or boots != proven_boots or time_s < now_s + engine_minus_caller_s - _TIME_WINDOW_S:
+            return False
+        self.boots, self._engine_minus_caller_s = known
+        return True
 
 
 def _iv(boots: int, time_s: int, salt: bytes) -> bytes:

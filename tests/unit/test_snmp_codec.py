@@ -166,8 +166,8 @@ def test_nesting_cannot_exhaust_the_parser() -> None:
         decode_v3(bytes(65537))
 
 
-def test_a_message_of_more_than_64_kib_is_refused() -> None:
-    with pytest.raises(BerError, match="64 KiB"):
+def test_a_message_that_udp_cannot_carry_is_refused() -> None:
+    with pytest.raises(BerError, match="65507"):
         encode_v2c(b"public", SET, 1, [Varbind(SYS_NAME, OCTETS, bytes(40000))] * 2)
 
 
