@@ -66,7 +66,8 @@ class LstmForecaster:
     """One LSTM for all outlets (batch = outlets), run as a stream: one 100 ms step per tick.
 
     An outlet begins afresh after a gap of more than 0.5 s and answers NaN until it was primed with 5 readings. The 0.99
-    quantile of the running maximum never lies below the present draw plus the announced work.
+    quantile of the running maximum never lies below the present draw plus the announced work, and the upper quantiles
+    not above the rating unless the draw, its announced change or the median do.
     """
 
     name = "lstm"
@@ -107,6 +108,10 @@ class LstmForecaster:
         quantile_w = y.T.reshape(*_SHAPE, self._n) * seen.scale_w + np.where(seen.ready, seen.base_w, np.nan)
         announced_w = seen.base_w + running_max(known_plan(x.planned_w))
         np.maximum(quantile_w[1, :, -1], announced_w, out=quantile_w[1, :, -1])
+        # A quiet outlet's rare jumps count many scales; when an announcement widens the scale, they would count as watts
+        # that the outlet cannot draw. The median is left alone: the stack judges it.
+        highest_w = np.maximum(x.rating_w, announced_w[-1])
+        np.minimum(quantile_w[:, :, 1:], np.maximum(highest_w, quantile_w[:, :, :1]), out=quantile_w[:, :, 1:])
         # A server that is off is forecast within a little of 0 W; a draw is never negative. Worse stays, and is refused.
         np.maximum(quantile_w, 0.0, out=quantile_w, where=quantile_w > -SLIGHTLY_NEGATIVE * x.rating_w)
         return ordered(x.t_mono_ns, quantile_w[0], quantile_w[1], self.name)

@@ -111,14 +111,25 @@ def test_ridge_learns_a_ramp_that_persistence_cannot() -> None:
 def test_announced_work_raises_every_forecast(model: LoadedModel) -> None:
     rng = np.random.default_rng(4)
     members = _members(model, 1)
-    planned_w = np.array([[0.0, 0.0, 250.0, 250.0, 250.0]])
-    for k in range(100):
-        x = tick(k, 150.0 + rng.normal(0.0, 1.0, 1), planned_w if k == 99 else None)
+    begins = 220
+    for k in range(begins - 25):
+        planned_w = 250.0 * (begins <= k + np.arange(10, 60, 10))[None]
+        x = tick(k, 150.0 + rng.normal(0.0, 1.0, 1), planned_w)
         made = {m.name: m.step(x) for m in members}
     for name, answer in made.items():
         assert answer.running_max_w[0, 2, 2] >= 390.0, name
         assert answer.running_max_w[0, 0, 0] < 200.0, name
-        assert answer.value_w[0, 4, 0] > 250.0, name
+        assert answer.value_w[0, 4, 0] > 300.0, name
+        assert answer.running_max_w.max() <= RATING_W, name
+
+
+def test_work_announced_late_raises_the_limit_at_once(model: LoadedModel) -> None:
+    rng = np.random.default_rng(9)
+    stack = default_stack(1, model)
+    planned_w = np.array([[0.0, 250.0, 250.0, 250.0, 250.0]])
+    for k in range(100):
+        made = stack.step(tick(k, 150.0 + rng.normal(0.0, 1.0, 1), planned_w if k == 99 else None))
+    assert 390.0 <= made.running_max_w[0, 1, 2] <= RATING_W
 
 
 def test_lstm_sees_a_burst_coming_after_two_periods(model: LoadedModel) -> None:
