@@ -94,6 +94,7 @@ class Actuator:
         self._foreign: dict[str, deque[int]] = {pdu: deque() for pdu in self._outlets}
 
         self._limit_w = np.full(n, np.nan)
+        self._taken_w = np.full((2, n), np.nan)  # newest verified write: what was asked, and how the device rounded it
         self._verified_ns = np.zeros(n, dtype=np.int64)
         self._kind = [LimitKind.ALARM] * n
         self._asked_w = np.full(n, np.nan)  # newest
@@ -151,6 +152,7 @@ class Actuator:
                 if not self._pending[i]:
                     self._open_w[i] = math.nan
             if outcome.verified:
+                self._taken_w[:, i] = outcome.asked_w, self._limit_w[i]
                 self._verified_ns[i] = now_ns if outcome.t_verified_ns is None else outcome.t_verified_ns
                 took_s = float(self._verified_ns[i] - self._asked_ns[i]) / NS_PER_S
                 self._settle_s[pdu] = max(took_s, SETTLE_FADE * self._settle_s.get(pdu, 0.0))
@@ -246,7 +248,7 @@ class Actuator:
 
     def _reasons(self, now_ns: int, permitted: Permitted) -> "_Reasons":
         config = self._config
-        old_w, new_w = self._limit_w, permitted.limit_w
+        old_w, new_w = self._standing_w(), permitted.limit_w
         unknown = np.isfinite(new_w) & ~np.isfinite(old_w)
         with np.errstate(invalid="ignore"):
             differs = np.abs(new_w - old_w) > self._step_w
@@ -270,6 +272,11 @@ class Actuator:
             lowers=may & lowers & ((hurry & budget) | (worth & held & spare)),
             renews=may & np.isfinite(new_w) & ~unknown & ~differs & stale & budget,
         )
+
+    def _standing_w(self) -> FloatArray:
+        """The limits in force, as they were asked for where the device only rounded them: its step is no reason to write."""
+        asked_w, rounded_w = self._taken_w
+        return np.where(self._limit_w == rounded_w, asked_w, self._limit_w)
 
     def _still_good(self, permitted: Permitted) -> BoolArray:
         """Pending limits that need not be replaced: near what is wanted, enough, and no raise that was withdrawn."""

@@ -186,6 +186,20 @@ def test_the_read_back_decides() -> None:
     assert (limits.limit_w[0], limits.pending[0], math.isnan(limits.asked_w[0])) == (650.0, False, True)
 
 
+def test_a_limit_that_the_device_rounded_is_not_written_again() -> None:
+    bench = Bench(lower_hold_s=0.0)
+    assert len(bench.want(1.0, 700.0, need_w=700.0)) == 1
+    outcome = WriteOutcome(1, 700.0, 690.0, True, None, S, S)
+    bench.actuator.confirm("pdu-0", S, ApplyResult((outcome,), 2))
+    assert bench.actuator.limits(0).limit_w[0] == 690.0
+    assert bench.want(2.0, 700.0, need_w=700.0, protective=True) == ()
+    assert len(bench.want(3.0, 710.0, need_w=710.0)) == 1
+    bench.actuator.observe("pdu-0", _poll(4 * S, {1: 600.0}))
+    bench.actuator.lost("pdu-0", 4 * S)
+    (again,) = bench.want(5.0, 700.0, need_w=700.0)
+    assert again.decisions[0].from_w == 600.0
+
+
 def test_writes_that_fail_three_times_leave_the_outlet_uncontrolled_for_a_while() -> None:
     bench = Bench(retry_s=0.4, attempts=3, uncontrolled_s=600.0)
     t_s, writes = 1.0, 0
