@@ -25,7 +25,6 @@ typedef struct {
     double ns_per_tick; /* nominal; 0 = not started */
     double x_s, y_ns, var_s2, cov; /* decaying means around ref; y = time beyond the nominal line */
     double slope;                  /* ns/s, that is 1e-9: what the board's clock is off */
-    double noise_ns;               /* decaying mean deviation of the points */
     uint32_t points, passed_over;
     double block_start_s, best_x_s, best_y_ns;
     int block_open;
@@ -52,13 +51,10 @@ static inline int64_t rpi_board_clock_predict(const rpi_board_clock *clock, uint
 
 static inline void rpi_board_clock_point(rpi_board_clock *clock, double x_s, double y_ns) {
     double error = y_ns - rpi_board_clock_y(clock, x_s);
-    double tolerance = fmax(4 * clock->noise_ns, RPI_CLOCK_TOLERANCE_NS);
-    if (clock->points >= RPI_CLOCK_TRUST_BLOCKS && error > tolerance && ++clock->passed_over < RPI_CLOCK_PATIENCE_BLOCKS)
-        return;
-    if (clock->points > 0 && (error < -tolerance || clock->passed_over == RPI_CLOCK_PATIENCE_BLOCKS)) {
+    int late = clock->points >= RPI_CLOCK_TRUST_BLOCKS && error > RPI_CLOCK_TOLERANCE_NS;
+    if (late && ++clock->passed_over < RPI_CLOCK_PATIENCE_BLOCKS) return;
+    if (late || (clock->points > 0 && error < -RPI_CLOCK_TOLERANCE_NS))
         clock->y_ns += error; /* the level was wrong, the slope need not be */
-        error = 0;
-    }
     clock->passed_over = 0;
     clock->points++;
     double decay = fmax(RPI_CLOCK_DECAY, 1.0 / clock->points);
@@ -68,7 +64,6 @@ static inline void rpi_board_clock_point(rpi_board_clock *clock, double x_s, dou
     clock->var_s2 = (1 - decay) * (clock->var_s2 + decay * dx * dx);
     clock->cov = (1 - decay) * (clock->cov + decay * dx * dy);
     clock->slope = clock->cov / (clock->var_s2 + RPI_CLOCK_SPAN_S2);
-    if (clock->points > 1) clock->noise_ns += decay * (fabs(error) - clock->noise_ns);
 }
 
 static inline void rpi_board_clock_rebase(rpi_board_clock *clock, uint64_t ticks) {
