@@ -12,7 +12,7 @@ from rpi_daemon.errors import ModelError
 from rpi_daemon.models.baseline import Ewma, Persistence, Ridge, known_plan, ordered, running_max
 from rpi_daemon.models.inputs import Inputs, InputStream
 from rpi_daemon.models.manifest import LoadedModel, load_model
-from rpi_daemon.records import HORIZONS_S, QUANTILES, BoolArray, Forecast, ForecastInput
+from rpi_daemon.records import HORIZONS_S, QUANTILES, BoolArray, FloatArray, Forecast, ForecastInput
 
 Float32 = NDArray[np.float32]
 
@@ -114,6 +114,8 @@ class LstmForecaster:
         np.minimum(quantile_w[:, :, 1:], np.maximum(highest_w, quantile_w[:, :, :1]), out=quantile_w[:, :, 1:])
         # A server that is off is forecast within a little of 0 W; a draw is never negative. Worse stays, and is refused.
         np.maximum(quantile_w, 0.0, out=quantile_w, where=quantile_w > -SLIGHTLY_NEGATIVE * x.rating_w)
+        # An upper quantile may say "anything is possible"; physics ends before that. The medians are left to be judged.
+        np.minimum(quantile_w[:, :, 1:], highest_w(x), out=quantile_w[:, :, 1:])
         return ordered(x.t_mono_ns, quantile_w[0], quantile_w[1], self.name)
 
     def _remember(self, seen: Inputs) -> None:
@@ -225,12 +227,15 @@ class ForecasterStack:
         return None
 
 
+def highest_w(x: ForecastInput) -> FloatArray:
+    """What physics allows an outlet to draw within the horizon, W; [n]."""
+    high_w = UPPER_BOUND * np.maximum(x.rating_w, np.nan_to_num(x.power_w))
+    return high_w + np.maximum(known_plan(x.planned_w).max(0), 0.0)
+
+
 def usable(answer: Forecast, x: ForecastInput) -> BoolArray:
     """Which rows are finite and within physical bounds; [n]."""
-    n = len(x.power_w)
-    present_w = np.where(x.valid & np.isfinite(x.power_w), x.power_w, 0.0)
-    high_w = UPPER_BOUND * np.maximum(x.rating_w, present_w)
-    high_w = high_w + np.maximum(known_plan(x.planned_w).max(0), 0.0)
+    n, high_w = len(x.power_w), highest_w(x)
     inside = np.ones(n, np.bool_)
     for quantile_w in (answer.value_w, answer.running_max_w):
         by_outlet = quantile_w.transpose(1, 2, 0).reshape(-1, n)

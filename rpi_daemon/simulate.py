@@ -27,6 +27,7 @@ from rpi_daemon.sensing import RATE_HZ, wiring
 
 PLAN_AHEAD_S = 10.0  # a scheduler says this long before what it will start
 PLAN_PERIOD_S = 0.5
+SWITCH_INTERVAL_S = 0.0005  # the agents' Python must not keep a board's thread from its 20 ms FIFO
 
 
 @dataclass(slots=True)
@@ -203,6 +204,7 @@ def run_simulation(config_path: Path, *, trace: Path | None = None, seed: int = 
 
 
 async def _serve(rack: SimulatedRack) -> int:
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     await rack.start()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
