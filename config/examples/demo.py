@@ -20,11 +20,14 @@ log_level = "warning"
 raw_ring_s = 120.0
 
 [corrector]
-alarm_hold_s = 6.0
+worst_half_life_s = 10.0
+hold_s = 2.0
+fall_per_s = 0.3
+alarm_hold_s = 4.0
 alarm_headroom = 0.05
 
 [actuator]
-lower_hold_s = 3.0
+lower_hold_s = 2.0
 
 [[board]]
 id = "board-1"
