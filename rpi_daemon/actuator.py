@@ -14,6 +14,7 @@ import numpy as np
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.errors import ConfigError
 from rpi_daemon.records import (
+    REQUEST_QUANTILE,
     ApplyResult,
     BoolArray,
     Decision,
@@ -307,7 +308,7 @@ class Actuator:
             rule=permitted.rule[i],
             request_w=float(request.request_w[i]),
             margin_w=float(request.margin_w[i]),
-            forecast_w=math.nan if forecast is None else float(forecast.running_max_w[i, -1, -1]),
+            forecast_w=math.nan if forecast is None else float(forecast.running_max_w[i, -1, REQUEST_QUANTILE]),
             protective=bool(permitted.protective[i]),
         )
 

@@ -7,6 +7,7 @@ import numpy as np
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.errors import ConfigError
 from rpi_daemon.records import (
+    REQUEST_QUANTILE,
     BoolArray,
     FloatArray,
     Forecast,
@@ -121,7 +122,7 @@ class Corrector:
         self._learn(residual, dt_s, now_ns)
         margin_w = self._margin_w()
 
-        raw_w = np.minimum(forecast.running_max_w[:, -1, -1], self._rating_w) + margin_w
+        raw_w = np.minimum(forecast.running_max_w[:, -1, REQUEST_QUANTILE], self._rating_w) + margin_w
         known = readings.valid & np.isfinite(raw_w)
         grown_w = np.minimum(np.fmax(self._request_w, in_force.limit_w) * config.growth_per_s**dt_s, self._demand_w)
         raw_w = np.where(censored, np.maximum(raw_w, grown_w), raw_w)

@@ -182,7 +182,6 @@ class Pipeline:
             no_readings=self._blind_s(inputs.now_ns, readings) > BLIND_S,
         )
 
-
     def _blind_s(self, now_ns: int, readings: Readings) -> float:
         if self._seen_ns is None or readings.valid.any():
             self._seen_ns = now_ns

@@ -6,7 +6,16 @@ from itertools import pairwise
 
 import numpy as np
 
-from rpi_daemon.records import HORIZONS_S, QUANTILES, TICK_NS, FloatArray, Forecast, Readings, Residual
+from rpi_daemon.records import (
+    HORIZONS_S,
+    QUANTILES,
+    REQUEST_QUANTILE,
+    TICK_NS,
+    FloatArray,
+    Forecast,
+    Readings,
+    Residual,
+)
 
 HORIZON_S = 5.0
 HORIZON_NS = int(HORIZON_S * 1e9)
@@ -14,7 +23,6 @@ TOLERANCE_NS = TICK_NS // 2
 GAP_NS = TICK_NS + TOLERANCE_NS  # windows further apart than this have one missing between them
 _HORIZON = HORIZONS_S.index(HORIZON_S)
 _MEDIAN = QUANTILES.index(0.5)
-_UPPER = QUANTILES.index(0.99)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +44,7 @@ class _Window:
 class ResidualMatcher:
     """Pairs the forecast made at t - 5 s with the windows of (t - 5 s, t]. Keeps 5 s of history, never more.
 
-    Compared are the median of the value and the 0.99 quantile of the running maximum, both at the 5 s horizon. Times
+    Compared are the median of the value and the quantile of the running maximum that requests build on, both at the 5 s horizon. Times
     may jitter by half a tick. Per outlet a residual is valid only if every window of the span was; a span in which a
     window is absent for all outlets (the tick stood still, the boards were stale) is valid for none.
     """
@@ -54,7 +62,7 @@ class ResidualMatcher:
             _Made(
                 forecast.t_mono_ns,
                 forecast.value_w[:, _HORIZON, _MEDIAN].copy(),
-                forecast.running_max_w[:, _HORIZON, _UPPER].copy(),
+                forecast.running_max_w[:, _HORIZON, REQUEST_QUANTILE].copy(),
                 np.array(request_w, np.float64),
             )
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.control import SCHEMA
-from rpi_daemon.records import Quality
+from rpi_daemon.records import REQUEST_QUANTILE, Quality
 
 if TYPE_CHECKING:
     from rpi_daemon.pipeline import Snapshot
@@ -84,7 +84,7 @@ def _outlets(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any]]:
             "load": rack.loads[rack.load_of[i]].name,
             "power_w": _number(snapshot.readings.power_w[i]),
             "forecast_w": _number(snapshot.forecast.value_w[i, -1, 0]),
-            "forecast_max_w": _number(snapshot.forecast.running_max_w[i, -1, -1]),
+            "forecast_max_w": _number(snapshot.forecast.running_max_w[i, -1, REQUEST_QUANTILE]),
             "request_w": _number(snapshot.request.request_w[i]),
             "margin_w": _number(snapshot.request.margin_w[i]),
             "grant_w": _number(snapshot.allocation.grant_w[i]),

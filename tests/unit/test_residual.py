@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rpi_daemon.records import TICK_NS, Forecast, Readings
+from rpi_daemon.records import REQUEST_QUANTILE, TICK_NS, Forecast, Readings
 from rpi_daemon.residual import ResidualMatcher
 
 START_NS = 1_000_000_000_000
@@ -34,7 +34,7 @@ def forecast(t_ns: int, median_5s: list[float], upper_5s: list[float]) -> Foreca
     value = np.full((len(median_5s), 5, 3), 1e9)
     running = np.full((len(median_5s), 5, 3), -1e9)
     value[:, 4, 0] = median_5s
-    running[:, 4, 2] = upper_5s
+    running[:, 4, REQUEST_QUANTILE] = upper_5s
     return Forecast(t_ns, value, running, ("test",) * len(median_5s))
 
 
