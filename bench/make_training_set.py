@@ -1,6 +1,7 @@
 """Make the training set of the shipped model: simulated workloads and the public traces marked `use=train`."""
 
 import csv
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,6 +126,14 @@ def correlated(n: int, rng: np.random.Generator) -> FloatArray:
     )
 
 
+def held_back(names: list[str]) -> NDArray[np.bool_]:
+    """Which recordings are kept for scores: chosen by name, so that every set, also of another seed, keeps the same."""
+    by_hash = np.argsort([zlib.crc32(name.encode()) for name in names])
+    kept = np.zeros(len(names), np.bool_)
+    kept[by_hash[: max(1, round(HELD_BACK * len(names)))]] = True
+    return kept
+
+
 def traces_of(directory: Path) -> dict[str, list[tuple[Trace, str]]]:
     """Recordings that may be trained on, by group, with their licence."""
     groups: dict[str, list[tuple[Trace, str]]] = {}
@@ -156,8 +165,7 @@ def main(out: Path, traces: Path | None, n_simulated: int, n_recorded: int, seed
     sources = [{"name": "simulated workloads", "licence": "MIT", "origin": "rpi_daemon.drivers.sensors.plant",
                 "series": len(rows), "hours": round(len(rows) * TICKS * TICK_S / 3600, 1)}]  # fmt: skip
     for group, members in (traces_of(traces) if traces else {}).items():
-        for_scores: NDArray[np.bool_] = rng.random(len(members)) < HELD_BACK
-        for_scores[0], for_scores[-1] = True, False
+        for_scores = held_back([trace.name for trace, _ in members])
         count = round(GROUP_SHARE.get(group, 0.1) * n_recorded)
         for _ in range(count):
             hold = bool(rng.random() < HELD_BACK)
