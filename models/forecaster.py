@@ -110,12 +110,10 @@ class LstmForecaster:
         np.maximum(quantile_w[1, :, -1], announced_w, out=quantile_w[1, :, -1])
         # A quiet outlet's rare jumps count many scales; when an announcement widens the scale, they would count as watts
         # that the outlet cannot draw. The median is left alone: the stack judges it.
-        highest_w = np.maximum(x.rating_w, announced_w[-1])
-        np.minimum(quantile_w[:, :, 1:], np.maximum(highest_w, quantile_w[:, :, :1]), out=quantile_w[:, :, 1:])
+        ceiling_w = np.maximum(np.maximum(x.rating_w, announced_w[-1]), quantile_w[:, :, :1])
+        np.minimum(quantile_w[:, :, 1:], ceiling_w, out=quantile_w[:, :, 1:])
         # A server that is off is forecast within a little of 0 W; a draw is never negative. Worse stays, and is refused.
         np.maximum(quantile_w, 0.0, out=quantile_w, where=quantile_w > -SLIGHTLY_NEGATIVE * x.rating_w)
-        # An upper quantile may say "anything is possible"; physics ends before that. The medians are left to be judged.
-        np.minimum(quantile_w[:, :, 1:], highest_w(x), out=quantile_w[:, :, 1:])
         return ordered(x.t_mono_ns, quantile_w[0], quantile_w[1], self.name)
 
     def _remember(self, seen: Inputs) -> None:
