@@ -21,7 +21,6 @@ def ordered(t_mono_ns: int, value_w: FloatArray, running_max_w: FloatArray, sour
 
     Takes [5, 3, n] W and changes it in place: with the outlets last each step is one pass over contiguous memory.
     """
-    np.maximum(value_w, 0.0, out=value_w)
     for quantile_w in (value_w, running_max_w):
         for q in range(1, len(QUANTILES)):
             np.maximum(quantile_w[:, q], quantile_w[:, q - 1], out=quantile_w[:, q])
@@ -99,7 +98,8 @@ class _Baseline:
         self._points[self._tick % _SPAN] = point_w
         self._points_max[self._tick % _SPAN] = highest_w
         self._tick += 1
-        return ordered(x.t_mono_ns, point_w[:, None] + self._bands[0], highest_w[:, None] + self._bands[1], self.name)
+        value_w = np.maximum(point_w[:, None] + self._bands[0], 0.0)
+        return ordered(x.t_mono_ns, value_w, highest_w[:, None] + self._bands[1], self.name)
 
     def _begin(self, rows: BoolArray | slice) -> None:
         """Forget what the point forecast carries for these rows."""

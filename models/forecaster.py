@@ -12,7 +12,7 @@ from rpi_daemon.errors import ModelError
 from rpi_daemon.models.baseline import Ewma, Persistence, Ridge, known_plan, ordered, running_max
 from rpi_daemon.models.inputs import Inputs, InputStream
 from rpi_daemon.models.manifest import LoadedModel, load_model
-from rpi_daemon.records import HORIZONS_S, QUANTILES, BoolArray, FloatArray, Forecast, ForecastInput
+from rpi_daemon.records import HORIZONS_S, QUANTILES, BoolArray, Forecast, ForecastInput
 
 Float32 = NDArray[np.float32]
 
@@ -225,15 +225,11 @@ class ForecasterStack:
         return None
 
 
-def highest_w(x: ForecastInput) -> FloatArray:
-    """What physics allows an outlet to draw within the horizon, W; [n]."""
-    high_w = UPPER_BOUND * np.maximum(x.rating_w, np.nan_to_num(x.power_w))
-    return high_w + np.maximum(known_plan(x.planned_w).max(0), 0.0)
-
-
 def usable(answer: Forecast, x: ForecastInput) -> BoolArray:
     """Which rows are finite and within physical bounds; [n]."""
-    n, high_w = len(x.power_w), highest_w(x)
+    n = len(x.power_w)
+    present_w = np.where(x.valid & np.isfinite(x.power_w), x.power_w, 0.0)
+    high_w = UPPER_BOUND * np.maximum(x.rating_w, present_w) + np.maximum(known_plan(x.planned_w).max(0), 0.0)
     inside = np.ones(n, np.bool_)
     for quantile_w in (answer.value_w, answer.running_max_w):
         by_outlet = quantile_w.transpose(1, 2, 0).reshape(-1, n)
