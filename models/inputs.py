@@ -127,7 +127,7 @@ class InputStream:
         )
         out = np.empty((N_COLUMNS, self._n))
         out[0:3] = below
-        before = history[[-2, -11]]
+        before = history[-2:-12:-9]  # 0.1 s and 1 s ago
         out[3:5] = np.where(before > UNKNOWN_W / 2, power_w - before, 0.0)
         out[5:8] = high_5s, high_20s, low_20s
         out[5:8] -= power_w
@@ -139,7 +139,9 @@ class InputStream:
         out[8] = np.log10(scale_w / rating_w)
         out[9] = power_w / rating_w
         out[10] = np.minimum(self._age, 300) / 300.0
-        out[_TIME:_TELEMETRY] = _time_of(x.t_utc_s)
+        day, week = (2 * math.pi * x.t_utc_s / span_s for span_s in (_DAY_S, 7 * _DAY_S))
+        out[_TIME], out[_TIME + 1] = math.sin(day), math.cos(day)
+        out[_TIME + 2], out[_TIME + 3] = math.sin(week), math.cos(week)
         out[_TELEMETRY : _TELEMETRY + 4] = (x.telemetry * x.telemetry_mask).T
         out[_TELEMETRY + 4 :] = x.telemetry_mask.T
         np.clip(out, -LIMIT, LIMIT, out=out)
@@ -213,8 +215,3 @@ class InputStream:
             best = self._mismatch.argmin(0)
             self._lag = self._lags[best]
             self._quality = self._mismatch[best, self._columns_index] / np.maximum(self._mismatch.mean(0), 1e-3)
-
-
-def _time_of(t_utc_s: float) -> FloatArray:
-    day, week = 2 * math.pi * t_utc_s / _DAY_S, 2 * math.pi * t_utc_s / (7 * _DAY_S)
-    return np.array([[math.sin(day)], [math.cos(day)], [math.sin(week)], [math.cos(week)]])
