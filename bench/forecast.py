@@ -94,15 +94,15 @@ def measure(n: int, model: LoadedModel) -> tuple[dict[str, object], float]:
         model.run(columns[k], h, c)
     took: dict[str, list[float]] = {name: [] for name in ("tick", "network", "stack", "window", *singles)}
     network_rounds = []
-    for k, x in enumerate(ticks[WINDOW:]):
-        took["tick"].append(milliseconds(lambda x=x: forecaster.step(x)))
-        took["network"].append(milliseconds(lambda: model.run(columns[0], h, c)))
-        took["stack"].append(milliseconds(lambda x=x: stack.step(x)))
-        for name, single in singles.items():
-            took[name].append(milliseconds(lambda x=x, single=single: single.step(x)))
-        if k % TICKS_PER_ROUND == TICKS_PER_ROUND - 1:
-            took["window"].append(milliseconds(lambda: window.run(None, {"x": columns})))
-            network_rounds.append(float(np.median(took["network"][-TICKS_PER_ROUND:])))
+    steps = {"tick": forecaster, "stack": stack, **singles}
+    for begin in range(WINDOW, len(ticks), TICKS_PER_ROUND):
+        block = ticks[begin : begin + TICKS_PER_ROUND]
+        for name, step in steps.items():
+            took[name].extend(milliseconds(lambda x=x, step=step: step.step(x)) for x in block)
+        alone = [milliseconds(lambda: model.run(columns[0], h, c)) for _ in block]
+        took["network"].extend(alone)
+        took["window"].append(milliseconds(lambda: window.run(None, {"x": columns})))
+        network_rounds.append(float(np.median(alone)))
     ratio = median_ratio(took["window"], network_rounds)
     row: dict[str, object] = {"outlets": n}
     for name, values in took.items():
