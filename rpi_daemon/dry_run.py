@@ -49,34 +49,33 @@ RATING_HEADROOM = 1.25  # rating of an outlet without a configuration: this time
 
 @dataclass(slots=True)
 class VirtualPdu:
-    """A PDU in virtual time: takes every limit after a settle time, so that the pipeline's loop is closed."""
+    """A PDU in virtual time: takes every batch after a settle time, one at a time, so that the pipeline's loop is closed."""
 
     name: str
     limits_w: dict[int, float]
     waiting: tuple[LimitWrite, ...] = ()
+    on_wire: tuple[LimitWrite, ...] = ()
     sent_ns: int = 0
-    writes: int = 0
 
-    def submit(self, desired: Desired, now_ns: int) -> None:
-        """As a PDU task: the newest desired state replaces what waits."""
-        self.waiting, self.sent_ns = desired.limits, now_ns
+    def submit(self, desired: Desired) -> None:
+        """As a PDU task: the newest desired state replaces what waits; what is on the wire goes on."""
+        self.waiting = desired.limits
 
     def reports(self, now_ns: int) -> list[PduReport]:
         """What a tick at `now_ns` hears from it."""
-        reports = []
-        if self.waiting and now_ns - self.sent_ns >= SETTLE_NS:
-            outcomes = []
-            for write in self.waiting:
-                self.limits_w[write.outlet] = write.limit_w
-                outcomes.append(
-                    WriteOutcome(
-                        write.outlet, write.limit_w, write.limit_w, True, None, self.sent_ns, self.sent_ns + SETTLE_NS
-                    )
-                )
-            self.writes += len(outcomes)
-            self.waiting = ()
-            reports.append(PduReport(self.name, result=ApplyResult(tuple(outcomes), 1)))
-        return [PduReport(self.name, reading=self.reading(now_ns)), *reports]
+        reports = [PduReport(self.name, reading=self.reading(now_ns))]
+        if self.on_wire and now_ns - self.sent_ns >= SETTLE_NS:
+            verified_ns = self.sent_ns + SETTLE_NS
+            self.limits_w.update({write.outlet: write.limit_w for write in self.on_wire})
+            outcomes = tuple(
+                WriteOutcome(write.outlet, write.limit_w, write.limit_w, True, None, self.sent_ns, verified_ns)
+                for write in self.on_wire
+            )
+            reports.append(PduReport(self.name, result=ApplyResult(outcomes, 1)))
+            self.on_wire = ()
+        if self.waiting and not self.on_wire:
+            self.on_wire, self.waiting, self.sent_ns = self.waiting, (), now_ns
+        return reports
 
     def reading(self, now_ns: int) -> PduReading:
         """Its limits as a poll would show them; it meters nothing."""
@@ -147,7 +146,7 @@ def _ticks(
         reports = tuple(report for pdu in pdus.values() for report in pdu.reports(now_ns))
         snapshot = pipeline.step(TickInputs(now_ns, clock.utc_ns(), Mode.CLOSED_LOOP, HealthFlags(), reports))
         for desired in snapshot.desired:
-            pdus[desired.pdu].submit(desired, now_ns)
+            pdus[desired.pdu].submit(desired)
         yield snapshot, reports
 
 

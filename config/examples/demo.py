@@ -55,7 +55,7 @@ numbers = "{numbers}"
 load = "server-{{n}}"
 phases = ["{phase}"]
 rating_w = 700.0
-static_safe_w = 550.0
+static_safe_w = 600.0
 closed_loop = true
 """
 CONSTRAINT = """
@@ -72,7 +72,7 @@ kind = "rack"
 rating_w = {rating_w}
 outlets = ["*"]
 """
-STATIC_SAFE_W, NOMINAL_V, POWER_FACTOR, DERATE = 550.0, 230.0, 0.9, 0.8
+STATIC_SAFE_W, NOMINAL_V, POWER_FACTOR, DERATE = 600.0, 230.0, 0.9, 0.8
 STANDARD_A = 5.0  # breakers come in steps
 DEMO_OUTLETS, DEMO_PORT = 24, 10161
 BAUD = 3_000_000
