@@ -53,6 +53,7 @@ from rpi_daemon.status import status_document
 FOUND_FILE = "found-limits.json"
 START_ATTEMPTS = 3  # to verify STATIC_SAFE on a PDU
 WINDOW_GRACE_NS = 30_000_000  # how long a tick waits for a window that is late
+COLLECT_TICKS = 100
 LATE_TICK_NS = 50_000_000
 OVERRUN_TICKS = 3  # late ticks in a row that hold the limits
 STOP_TIMEOUT_S = 5.0
@@ -285,6 +286,7 @@ class Service:
             self.tasks[pdu].inbox(PduReport(pdu, reading=await driver.read()))
         gc.collect()
         gc.freeze()
+        gc.disable()  # a full collection takes longer than a tick may; it comes after a tick instead, see `_after_tick`
         self._static_safe_only = False
         self.loop_started_ns = self.clock.mono_ns()
         self.loop_started_cpu_s = time.process_time()
@@ -365,6 +367,8 @@ class Service:
         )
         for link in self.boards:
             link.maintain()
+        if self.score.ticks % COLLECT_TICKS == 0:
+            gc.collect()
 
     def _flags(self) -> HealthFlags:
         away = frozenset(pdu for pdu, task in self.tasks.items() if not task.reachable)
