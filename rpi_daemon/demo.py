@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from rpi_daemon.config.examples.demo import demo_toml
+from rpi_daemon.config.examples.demo import UNIT_OUTLETS, demo_toml
 from rpi_daemon.control import SOCKET_NAME, ControlClient
 from rpi_daemon.errors import NotRunningError, RpiError
 from rpi_daemon.top import View, plain_line
@@ -70,29 +70,21 @@ class Rack:
             news, self.announcements = self.announcements, []
         return news
 
-    def state(self) -> dict[str, Any]:
-        """What its PDUs hold and its boards have sent."""
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """One command of its control line: `{"state": True}`, or a fault of a board."""
         assert self.process.stdin is not None
-        self.process.stdin.write('{"state": true}\n')
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return self.answer(STOP_S)
 
 
 def run_demo(*, seconds: float, outlets: int, trace: Path | None, keep: Path | None, as_json: bool) -> int:
     """The whole demo; returns the exit code."""
-    with _folder(keep) as folder:
-        config = folder / "demo.toml"
-        config.write_text(demo_toml(outlets, _free_udp_port()), encoding="utf-8")
-        rack_arguments = ["sim", "--config", str(config)] + (["--trace", str(trace.resolve())] if trace else [])
-        with _process(rack_arguments, folder / "rack.log") as rack_process:
-            rack = Rack(rack_process)
-            listener = threading.Thread(target=rack.listen, daemon=True)
-            listener.start()
-            rack.answer(START_S)
-            with _process(["run", "--config", str(config)], folder / "daemon.log") as daemon:
-                client = _connect(folder / "run" / SOCKET_NAME, daemon, folder / "daemon.log")
-                with client:
-                    status = _watch(client, rack, seconds, as_json)
+    with demo_folder(keep) as folder:
+        config = demo_config(folder, outlets)
+        with simulated_rack(config, trace) as rack:
+            with running_daemon(config) as (daemon, client):
+                status = _watch(client, rack, seconds, as_json)
                 daemon.terminate()
                 daemon_exit = daemon.wait(STOP_S)
             summary = {**status["summary"], **_left_behind(rack, status), "daemon_exit": daemon_exit}
@@ -101,6 +93,35 @@ def run_demo(*, seconds: float, outlets: int, trace: Path | None, keep: Path | N
     else:
         _print_summary(summary, keep)
     return 0 if daemon_exit == 0 and summary["static_safe_left"] else 1
+
+
+def demo_config(folder: Path, outlets: int) -> Path:
+    """The demo's configuration in `folder`, on free ports."""
+    config = folder / "demo.toml"
+    config.write_text(demo_toml(outlets, _free_udp_port(-(-outlets // UNIT_OUTLETS))), encoding="utf-8")
+    return config
+
+
+@contextlib.contextmanager
+def simulated_rack(config: Path, trace: Path | None = None) -> Iterator[Rack]:
+    """`rpi-daemon sim` in a process of its own, ready; logs to rack.log beside `config`. Raises RpiError."""
+    arguments = ["sim", "--config", str(config)] + (["--trace", str(trace.resolve())] if trace else [])
+    with _process(arguments, config.with_name("rack.log")) as process:
+        rack = Rack(process)
+        threading.Thread(target=rack.listen, daemon=True).start()
+        rack.answer(START_S)
+        yield rack
+
+
+@contextlib.contextmanager
+def running_daemon(config: Path) -> Iterator[tuple[subprocess.Popen[str], ControlClient]]:
+    """`rpi-daemon run` in a process of its own, ticking, and a connection to it. Raises RpiError with its last words."""
+    log = config.with_name("daemon.log")
+    with (
+        _process(["run", "--config", str(config)], log) as daemon,
+        _connect(config.parent / "run" / SOCKET_NAME, daemon, log) as client,
+    ):
+        yield daemon, client
 
 
 def _watch(client: ControlClient, rack: Rack, seconds: float, as_json: bool) -> Mapping[str, Any]:
@@ -130,7 +151,7 @@ def _watch(client: ControlClient, rack: Rack, seconds: float, as_json: bool) -> 
 
 def _left_behind(rack: Rack, status: Mapping[str, Any]) -> dict[str, Any]:
     """After the daemon has gone: do the PDUs hold STATIC_SAFE, and what did the boards really send?"""
-    state = rack.state()
+    state = rack.ask({"state": True})
     left = True
     for outlet in status["outlets"]:
         pdu, _, number = outlet["id"].partition("/")
@@ -165,7 +186,7 @@ def _print_summary(summary: Mapping[str, Any], keep: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def _folder(keep: Path | None) -> Iterator[Path]:
+def demo_folder(keep: Path | None) -> Iterator[Path]:
     """Where the demo lives: the named folder, or one in memory that goes away."""
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
@@ -220,7 +241,16 @@ def _connect(path: Path, daemon: subprocess.Popen[str], log: Path) -> ControlCli
     raise RpiError("the daemon did not start: " + (words[-1] if words else f"no word from it in {START_S:g} s"))
 
 
-def _free_udp_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_udp_port(count: int) -> int:
+    """The first of `count` neighbouring free ports."""
+    while True:
+        with contextlib.ExitStack() as probes:
+            probe = probes.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            probe.bind(("127.0.0.1", 0))
+            first = int(probe.getsockname()[1])
+            try:
+                for port in range(first + 1, first + count):
+                    probes.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)).bind(("127.0.0.1", port))
+            except (OSError, OverflowError):
+                continue  # taken, or beyond the last port
+            return first

@@ -40,15 +40,17 @@ class PduTask:
         self._poll_s = poll_s
         self._write_allowed = write_allowed
         self._pending: tuple[LimitWrite, ...] = ()
+        self._measured_ns = 0
         self._inbox: list[PduReport] = []
         self._wake = asyncio.Event()
         self._wire = asyncio.Lock()
         self._stop = False
         self._uptime_s: float | None = None
 
-    def submit(self, desired: Desired) -> None:
-        """Replace what is still waiting, whole; never blocks."""
+    def submit(self, desired: Desired, measured_ns: int) -> None:
+        """Replace what is still waiting, whole; never blocks. `measured_ns`: the newest scan that the decision has seen."""
         self._pending = desired.limits
+        self._measured_ns = measured_ns
         self._wake.set()
 
     def withdraw(self) -> None:
@@ -77,7 +79,7 @@ class PduTask:
             try:
                 if self._pending and self.reachable:
                     writes, self._pending = self._pending, ()
-                    await self.write_now(writes)
+                    await self.write_now(writes, self._measured_ns)
                 elif now_ns >= next_poll_ns:
                     next_poll_ns = now_ns + round(self._pause_s() * NS_PER_S)
                     await self._poll()
@@ -93,7 +95,7 @@ class PduTask:
         self._stop = True
         self._wake.set()
 
-    async def write_now(self, writes: Sequence[LimitWrite]) -> ApplyResult | None:
+    async def write_now(self, writes: Sequence[LimitWrite], measured_ns: int | None = None) -> ApplyResult | None:
         """Write one batch and read it back; also used at start and stop, when `run` is not running."""
         allowed = [write for write in writes if self._write_allowed(write)]  # the kill switch, at the driver's door
         if not allowed:
@@ -105,7 +107,7 @@ class PduTask:
         wrong = [outcome.outlet for outcome in result.outcomes if not outcome.verified]
         if wrong:
             log.warning("pdu.not_verified", pdu=self.pdu, outlets=wrong)
-        self._inbox.append(PduReport(self.pdu, result=result))
+        self._inbox.append(PduReport(self.pdu, result=result, measured_ns=measured_ns))
         return result
 
     async def _poll(self) -> None:

@@ -320,6 +320,7 @@ class PduReport:
     rebooted: bool = False
     lost: bool = False  # what was submitted has ended without an answer
     error: str | None = None
+    measured_ns: int | None = None  # of a result: the newest scan behind the tick that asked; None where no tick did
 
 
 @dataclass(frozen=True, slots=True)

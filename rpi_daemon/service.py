@@ -92,6 +92,7 @@ class Service:
         self.loop_started_cpu_s = 0.0
         self.static_safe_s: float | None = None
         self.tick_ms: deque[float] = deque(maxlen=TICK_HISTORY)
+        self.write_ms: deque[float] = deque(maxlen=TICK_HISTORY)
         self.lstm_ticks = 0
         self.writes = self.writes_verified = self.writes_refused = 0
         self._guard = settings(GuardConfig, config.guard)
@@ -348,7 +349,7 @@ class Service:
         self._acknowledged.clear()
         snapshot = pipeline.step(inputs)
         for desired in snapshot.desired:
-            self.tasks[desired.pdu].submit(desired)
+            self.tasks[desired.pdu].submit(desired, snapshot.readings.t_mono_ns)
         self._lease.renew(now_ns)
         self.digest.add(snapshot)
         if self._recorder is not None:
@@ -381,6 +382,7 @@ class Service:
     def _count(self, report: PduReport) -> None:
         if report.reading is not None:
             self._note_limits(report.pdu, report.reading)
+        self.write_ms.extend(_write_ms(report))
         for outcome in report.result.outcomes if report.result is not None else ():
             self.writes += 1
             self.writes_verified += outcome.verified
@@ -533,6 +535,14 @@ class Service:
 def _resolve(future: "asyncio.Future[None]") -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _write_ms(report: PduReport) -> set[float]:
+    """From the newest scan behind a decision to its verified write: one duration per batch that a tick asked for."""
+    if report.result is None or report.measured_ns is None:
+        return set()
+    verified = {outcome.t_verified_ns for outcome in report.result.outcomes} - {None}
+    return {(t_ns - report.measured_ns) / 1e6 for t_ns in verified if t_ns is not None}
 
 
 def _round(value: float | None) -> float | None:

@@ -19,7 +19,7 @@ from rpi_daemon.config.load import read_config
 from rpi_daemon.config.schema import Board, Config, OutletRow, Pdu
 from rpi_daemon.drivers.pdu.profile import load_profile
 from rpi_daemon.drivers.pdu.sim import PduSimulator, SimUser
-from rpi_daemon.drivers.sensors.board_sim import PtyPort, SimulatedBoard, run_board
+from rpi_daemon.drivers.sensors.board_sim import PtyPort, SimulatedBoard, obey, run_board
 from rpi_daemon.drivers.sensors.plant import Plant, PlantOptions, Workload, demo_rack
 from rpi_daemon.drivers.sensors.traces import read_traces
 from rpi_daemon.errors import ConfigError
@@ -232,7 +232,7 @@ async def _serve(rack: SimulatedRack) -> int:
 
 
 async def _commands(rack: SimulatedRack, stop: asyncio.Event) -> None:
-    """`{"state": true}` asks what every PDU holds and every board has sent; end of input ends the simulation."""
+    """One JSON object a line, see `_answer`; end of input ends the simulation."""
     stream = asyncio.StreamReader()
     pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(stream), sys.stdin
@@ -243,12 +243,21 @@ async def _commands(rack: SimulatedRack, stop: asyncio.Event) -> None:
                 request = json.loads(line)
             except ValueError:
                 request = None
-            _say(
-                _state(rack) if isinstance(request, dict) and request.get("state") else {"error": 'use {"state": true}'}
-            )
+            _say(_answer(rack, request))
     finally:
         pipe.close()
     stop.set()
+
+
+def _answer(rack: SimulatedRack, request: object) -> dict[str, object]:
+    """`{"state": true}`: what every PDU holds and every board has sent; `{"board": ID, "fault": NAME, ...}`: see `obey`."""
+    boards = {board.board.id: board for board in rack.boards}
+    if isinstance(request, dict) and request.get("state"):
+        return _state(rack)
+    if isinstance(request, dict) and request.get("board") in boards:
+        board = boards[request.pop("board")]
+        return dict(obey(json.dumps(request), board.device, board.port))
+    return {"error": f'use {{"state": true}} or {{"board": ID, "fault": NAME}}; boards: {", ".join(boards)}'}
 
 
 def _state(rack: SimulatedRack) -> dict[str, object]:

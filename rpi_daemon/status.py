@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,6 @@ def summary(service: "Service") -> dict[str, Any]:
     for link in service.boards:
         for name, value in link.sampler.counters().items():
             counters[name] = counters.get(name, 0) + value
-    ticks = np.array(service.tick_ms) if service.tick_ms else np.array([math.nan])
     wall_s = (service.clock.mono_ns() - service.loop_started_ns) / NS_PER_S if service.loop_started_ns else math.nan
     memory = _memory_mb()
     return {
@@ -62,8 +61,11 @@ def summary(service: "Service") -> dict[str, Any]:
         "writes": service.writes,
         "writes_verified": service.writes_verified,
         "writes_refused": service.writes_refused,
-        "tick_ms_p50": _number(float(np.percentile(ticks, 50))),
-        "tick_ms_p99": _number(float(np.percentile(ticks, 99))),
+        "tick_ms_p50": _quantile(service.tick_ms, 50),
+        "tick_ms_p99": _quantile(service.tick_ms, 99),
+        "write_batches": len(service.write_ms),
+        "write_ms_p50": _quantile(service.write_ms, 50),
+        "write_ms_p99": _quantile(service.write_ms, 99),
         "lateness_us_p50": _worst(service, 0.5),
         "lateness_us_p99": _worst(service, 0.99),
         "cpu_percent": _number(100.0 * (time.process_time() - service.loop_started_cpu_s) / wall_s),
@@ -171,6 +173,10 @@ def _pdu(service: "Service", pdu: str, now_ns: int) -> dict[str, Any]:
 
 def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
+
+
+def _quantile(values: Sequence[float], percent: float) -> float | None:
+    return float(np.percentile(np.array(values), percent)) if values else None
 
 
 def _worst(service: "Service", q: float) -> float | None:

@@ -1,7 +1,7 @@
-"""Writes the demo's configuration for any number of outlets; `demo.toml` is the one for 24."""
+"""Writes the demo's configuration for any number of outlets, 48 to a PDU and a board; `demo.toml` is the one for 24."""
 
 HEAD = """\
-# The simulated rack of `rpi-daemon demo`: {outlets} outlets on a three-phase PDU, one sensor board.
+# The simulated rack of `rpi-daemon demo`: {outlets} outlets on three phases, {units} PDU and {units} sensor board.
 # By hand, in two terminals:   rpi-daemon sim --config demo.toml     rpi-daemon run --config demo.toml
 # Holds are short and the write budget is large, so that a minute shows what a day does; default.toml has those of a real rack.
 
@@ -28,10 +28,12 @@ alarm_headroom = 0.05
 
 [actuator]
 lower_hold_s = 2.0
-
+"""
+UNIT = """
 [[board]]
-id = "board-1"
-port = "board-1.tty"
+id = "board-{board}"
+board_id = {board}
+port = "board-{board}.tty"
 baud = {baud}
 channels = [
 {channels}
@@ -39,7 +41,7 @@ channels = [
 ]
 
 [[pdu]]
-id = "pdu-a"
+id = "{pdu}"
 profile = "raritan_px"
 host = "127.0.0.1"
 port = {port}
@@ -50,9 +52,9 @@ writes_per_day = 2000
 """
 OUTLETS = """
 [[outlet]]
-pdu = "pdu-a"
+pdu = "{pdu}"
 numbers = "{numbers}"
-load = "server-{{n}}"
+load = "{load}-{{n}}"
 phases = ["{phase}"]
 rating_w = 700.0
 static_safe_w = 600.0
@@ -63,7 +65,7 @@ CONSTRAINT = """
 id = "{phase}"
 kind = "phase"
 rating_a = {rating_a}
-outlets = ["pdu-a/{numbers}"]
+outlets = [{outlets}]
 """
 RACK = """
 [[constraint]]
@@ -76,19 +78,38 @@ STATIC_SAFE_W, NOMINAL_V, POWER_FACTOR, DERATE = 600.0, 230.0, 0.9, 0.8
 STANDARD_A = 5.0  # breakers come in steps
 DEMO_OUTLETS, DEMO_PORT = 24, 10161
 BAUD = 3_000_000
+UNIT_OUTLETS = 48  # of one PDU and its board
 
 
 def demo_toml(outlets: int = DEMO_OUTLETS, port: int = DEMO_PORT) -> str:
-    """The configuration text; the breakers are sized so that the static limits just fit."""
-    groups = {f"L{k + 1}": range(k + 1, outlets + 1, 3) for k in range(3)}
-    lines = []
-    for first in range(1, outlets + 1, 6):
-        lines.append("    " + " ".join(f'"current:pdu-a/{n}",' for n in range(first, min(first + 6, outlets + 1))))
-    text = HEAD.format(outlets=outlets, channels="\n".join(lines), port=port, baud=BAUD * max(1, -(-outlets // 48)))
-    numbers = {phase: ",".join(str(n) for n in members) for phase, members in groups.items()}
-    for phase in groups:
-        text += OUTLETS.format(numbers=numbers[phase], phase=phase)
-    for phase, members in groups.items():
-        needed_a = len(members) * STATIC_SAFE_W / NOMINAL_V / POWER_FACTOR / DERATE
-        text += CONSTRAINT.format(numbers=numbers[phase], phase=phase, rating_a=STANDARD_A * -(-needed_a // STANDARD_A))
+    """The configuration text; PDU k listens on `port` + k, and the breakers are sized so that the static limits just fit."""
+    sizes = [min(UNIT_OUTLETS, outlets - first) for first in range(0, outlets, UNIT_OUTLETS)]
+    pdus = [f"pdu-{chr(ord('a') + k)}" for k in range(len(sizes))]
+    text = HEAD.format(outlets=outlets, units=len(sizes))
+    for k, (pdu, size) in enumerate(zip(pdus, sizes, strict=True)):
+        text += UNIT.format(board=k + 1, pdu=pdu, channels=_channels(pdu, size), port=port + k, baud=BAUD)
+    for k, (pdu, size) in enumerate(zip(pdus, sizes, strict=True)):
+        load = "server" if k == 0 else f"server-{pdu[-1]}"
+        for phase, numbers in _phases(size).items():
+            text += OUTLETS.format(pdu=pdu, numbers=_joined(numbers), phase=phase, load=load)
+    for phase in ("L1", "L2", "L3"):
+        members = {pdu: _phases(size)[phase] for pdu, size in zip(pdus, sizes, strict=True)}
+        needed_a = sum(map(len, members.values())) * STATIC_SAFE_W / NOMINAL_V / POWER_FACTOR / DERATE
+        named = ", ".join(f'"{pdu}/{_joined(numbers)}"' for pdu, numbers in members.items())
+        text += CONSTRAINT.format(outlets=named, phase=phase, rating_a=STANDARD_A * -(-needed_a // STANDARD_A))
     return text + RACK.format(rating_w=float(round(outlets * STATIC_SAFE_W / DERATE * 1.02)))
+
+
+def _channels(pdu: str, size: int) -> str:
+    """The current channels of a board, six to a line."""
+    lines = (range(first, min(first + 6, size + 1)) for first in range(1, size + 1, 6))
+    return "\n".join("    " + " ".join(f'"current:{pdu}/{n}",' for n in line) for line in lines)
+
+
+def _phases(size: int) -> dict[str, range]:
+    """Outlet numbers on each phase, in turn."""
+    return {f"L{k + 1}": range(k + 1, size + 1, 3) for k in range(3)}
+
+
+def _joined(numbers: range) -> str:
+    return ",".join(map(str, numbers))
