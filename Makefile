@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find rpi_daemon _fastpath drivers models config -type f ! -name '*.so' ! -name '*.pyc' ! -name core.c) setup.py
 PEER_PACKAGES := clang gcc-aarch64-linux-gnu libc6-dev-arm64-cross libsnmp-dev qemu-user rt-tests snmp snmpd
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .PHONY: demo test check lint types contracts peers peer-packages bench dev clean
 
@@ -34,8 +35,10 @@ peers: peer-packages $(VENV)/.installed
 peer-packages:
 	apt-get install -y --no-install-recommends $(PEER_PACKAGES)
 
+# Half an hour, on an otherwise idle machine; BENCH_ARGS=--quick for a first look that keeps nothing. See bench/README.md.
 bench: $(VENV)/.installed
-	for script in ring window frames forecast snmp loop jitter; do $(BIN)/python bench/$$script.py --json || exit 1; done
+	$(BIN)/python bench/all.py $(BENCH_ARGS)
+	$(BIN)/python bench/figures.py
 
 # For work on the code: edits are seen at once; after touching .pyx, .pxi or .h run `python setup.py build_ext --inplace`.
 dev: $(VENV)/.dependencies

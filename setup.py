@@ -1,4 +1,5 @@
 """Build: the folders at the root install as one package, with one compiled unit."""
+
 import os
 
 from Cython.Build import cythonize

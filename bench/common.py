@@ -51,12 +51,15 @@ def median_ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
-def parse_arguments(description: str | None, *, quick: bool = False) -> argparse.Namespace:
-    """`--json` for all; `--quick` where the bench has a short form."""
-    parser = argparse.ArgumentParser(description=description)
+def parse_arguments(description: str | None, *, seconds: float | None = None) -> argparse.Namespace:
+    """`--json` and `--quick` for all, `--seconds` where a bench runs as long as asked."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="end with one JSON object on the last line")
-    if quick:
-        parser.add_argument("--quick", action="store_true", help="short form, for a first look")
+    parser.add_argument("--quick", action="store_true", help="short form of a long bench, for a first look")
+    if seconds is not None:
+        parser.add_argument(
+            "--seconds", type=float, default=seconds, help=f"how long it runs; {seconds:g} if not given"
+        )
     return parser.parse_args()
 
 

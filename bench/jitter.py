@@ -131,7 +131,7 @@ def writes() -> Iterator[Done]:
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__, quick=True)
+    arguments = parse_arguments(__doc__)
     missing = [name for name in ("cyclictest", "snmpd") if shutil.which(name) is None]
     if missing:
         raise SystemExit(f"{' and '.join(missing)} not found: apt install rt-tests snmpd")

@@ -68,7 +68,7 @@ def cold_start_s() -> float:
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__, quick=True)
+    arguments = parse_arguments(__doc__)
     seconds, n_starts = (10.0, 2) if arguments.quick else (60.0, STARTS)
     starts = [cold_start_s() for _ in range(n_starts)]
     rows = [loaded(outlets, seconds) for outlets in SIZES]

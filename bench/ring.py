@@ -64,7 +64,7 @@ def two_threads_ns(loops: ctypes.CDLL, frames: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__, quick=True)
+    arguments = parse_arguments(__doc__)
     loops = compiled_loops()
     rounds, frames = (5, 300_000) if arguments.quick else (31, 2_000_000)
     spent: dict[str, list[float]] = {}

@@ -183,7 +183,7 @@ async def compare(folder: Path, rounds: int) -> dict[tuple[str, str], list[list[
 
 
 def main() -> None:
-    arguments = common.parse_arguments(__doc__, quick=True)
+    arguments = common.parse_arguments(__doc__)
     if not snmpd.available():
         raise SystemExit("snmpd is missing: apt-get install snmpd libsnmp-dev")
     with tempfile.TemporaryDirectory() as folder:

@@ -37,6 +37,7 @@ class Rack:
     """The simulated rack's process: what it said, and a way to ask it."""
 
     process: subprocess.Popen[str]
+    log: Path
     announcements: list[dict[str, Any]] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
     said: threading.Condition = field(default_factory=threading.Condition)
@@ -61,7 +62,7 @@ class Rack:
                 not self.said.wait_for(lambda: self.answers or self.process.poll() is not None, timeout_s)
                 or not self.answers
             ):
-                raise RpiError("the simulated rack did not answer; run `rpi-daemon sim --config FILE` to see why")
+                raise RpiError("the simulated rack did not answer: " + _last_words(self.log))
             return self.answers.pop(0)
 
     def news(self) -> list[dict[str, Any]]:
@@ -106,8 +107,9 @@ def demo_config(folder: Path, outlets: int) -> Path:
 def simulated_rack(config: Path, trace: Path | None = None) -> Iterator[Rack]:
     """`rpi-daemon sim` in a process of its own, ready; logs to rack.log beside `config`. Raises RpiError."""
     arguments = ["sim", "--config", str(config)] + (["--trace", str(trace.resolve())] if trace else [])
-    with _process(arguments, config.with_name("rack.log")) as process:
-        rack = Rack(process)
+    log = config.with_name("rack.log")
+    with _process(arguments, log) as process:
+        rack = Rack(process, log)
         threading.Thread(target=rack.listen, daemon=True).start()
         rack.answer(START_S)
         yield rack
@@ -205,7 +207,13 @@ def _process(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[str]]
     """A child of ours, ended with us whatever happens."""
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "rpi_daemon", *arguments],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "rpi_daemon",
+                *arguments,
+            ],  # -P: in a checkout the bare folders would shadow us
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -237,8 +245,12 @@ def _connect(path: Path, daemon: subprocess.Popen[str], log: Path) -> ControlCli
                 return client
             time.sleep(0.05)
         client.close()
+    raise RpiError("the daemon did not start: " + _last_words(log))
+
+
+def _last_words(log: Path) -> str:
     words = log.read_text(encoding="utf-8").strip().splitlines()
-    raise RpiError("the daemon did not start: " + (words[-1] if words else f"no word from it in {START_S:g} s"))
+    return words[-1] if words else "no word from it in time"
 
 
 def _free_udp_port(count: int) -> int:

@@ -46,7 +46,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if not listed or reporter is None:
         return
     patterns = [line for line in Path(listed).read_text().splitlines() if line and not line.startswith("#")]
-    reasons = {str(report.longrepr[2]) for report in reporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)}
+    reasons = {
+        str(report.longrepr[2]) for report in reporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)
+    }
     unknown = sorted(reason for reason in reasons if not any(re.search(pattern, reason) for pattern in patterns))
     if unknown:
         reporter.write_line(f"skipped for a reason that is not in {listed}:", red=True)

@@ -35,7 +35,9 @@ def test_answers_refusals_and_bad_requests(tmp_path: Path) -> None:
         server = ControlServer(tmp_path / "s", 0o660, _handler)
         await server.open()
         assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o660
-        requests = b'{"command":"a","value":7}\n{"command":"refuse"}\nnot json\n[1]\n{"value":1}\n' + b"[" * 5000 + b"\n"
+        requests = (
+            b'{"command":"a","value":7}\n{"command":"refuse"}\nnot json\n[1]\n{"value":1}\n' + b"[" * 5000 + b"\n"
+        )
         answers = await _ask(tmp_path / "s", requests)
         await server.close()
         return answers

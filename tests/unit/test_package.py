@@ -61,7 +61,14 @@ def test_the_wheel_has_one_top_level_name_and_everything_in_it(built: tuple[Path
 def test_the_sdist_has_the_sources(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"setup.py", "pyproject.toml", "LICENSE", "_fastpath/core.pyx", "_fastpath/spsc.h", "drivers/base.py"} <= names
+    assert {
+        "setup.py",
+        "pyproject.toml",
+        "LICENSE",
+        "_fastpath/core.pyx",
+        "_fastpath/spsc.h",
+        "drivers/base.py",
+    } <= names
 
 
 def test_the_console_script_runs_outside_the_checkout(tmp_path: Path) -> None:

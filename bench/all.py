@@ -1,0 +1,36 @@
+"""Runs every bench and keeps each result in bench/results, where the README's figures come from; `--quick` keeps nothing."""
+
+import json
+import subprocess
+import sys
+
+from common import ROOT, parse_arguments
+
+BENCHES = ("ring", "window", "frames", "forecast", "snmp", "jitter", "loop", "demo", "samples")
+RESULTS = ROOT / "bench" / "results"
+
+
+def main() -> None:
+    arguments = parse_arguments(__doc__)
+    failed = []
+    for bench in BENCHES:
+        command = [
+            sys.executable,
+            str(ROOT / "bench" / f"{bench}.py"),
+            "--json",
+            *(["--quick"] if arguments.quick else []),
+        ]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        table, _, last = done.stdout.rstrip().rpartition("\n")
+        print(table, end="\n\n", flush=True)
+        if done.returncode != 0:
+            failed.append(bench)
+        elif not arguments.quick:
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / f"{bench}.json").write_text(json.dumps(json.loads(last), indent=2) + "\n")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
