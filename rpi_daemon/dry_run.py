@@ -2,22 +2,21 @@
 
 import asyncio
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rpi_daemon._fastpath.core import Ring, WindowKernel
+from rpi_daemon._fastpath.core import Ring
 from rpi_daemon.assembly import build_pipeline
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.config.load import load_config, parse_config
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import Board, Config
-from rpi_daemon.drivers.sensors.plant import Plant, PlantOptions, Workload
+from rpi_daemon.drivers.sensors.replay import ReplaySource
 from rpi_daemon.drivers.sensors.traces import Trace, read_traces
-from rpi_daemon.features import BoardSetup
 from rpi_daemon.guard import HealthFlags
 from rpi_daemon.log import configure_log
 from rpi_daemon.pipeline import DecisionDigest, Snapshot, TickInputs
@@ -26,6 +25,7 @@ from rpi_daemon.records import (
     TICK_S,
     ApplyResult,
     Desired,
+    Forecast,
     LimitKind,
     LimitState,
     LimitWrite,
@@ -35,8 +35,8 @@ from rpi_daemon.records import (
     RackModel,
     WriteOutcome,
 )
-from rpi_daemon.score import RunScore
-from rpi_daemon.sensing import wiring
+from rpi_daemon.score import MemberScores, RunScore
+from rpi_daemon.sensing import board_setup, wiring
 from rpi_daemon.service import Service
 from rpi_daemon.status import summary
 
@@ -90,12 +90,13 @@ def dry_run_replay(trace_path: Path, config_path: Path | None, seconds: float | 
     rack = rack_model(config)
     duration_s = min(trace.duration_s for trace in traces)
     duration_s = duration_s if seconds is None else min(seconds, duration_s)
-    score, digest = RunScore(rack), DecisionDigest()
+    score, digest, members = RunScore(rack), DecisionDigest(), MemberScores()
     for i in range(rack.n):
         score.limit_seen(i, float(rack.static_safe_w[i]))
     writes = 0
     draw_w: list[float] = []
-    for snapshot, reports in _ticks(config, rack, traces, duration_s):
+    for snapshot, reports, latest in _ticks(config, rack, traces, duration_s):
+        members.update(snapshot.readings, latest)
         for report in reports:
             for outcome in report.result.outcomes if report.result is not None else ():
                 writes += 1
@@ -119,6 +120,7 @@ def dry_run_replay(trace_path: Path, config_path: Path | None, seconds: float | 
         "writes_proposed": writes,
         **figures,
         "headroom_found_w": _difference(figures["mean_static_safe_w"], figures["mean_limit_w"]),
+        "member_mae_w": members.mae_w(),
         "mae_vs_persistence": _ratio(figures["forecast_mae_w"], figures["persistence_mae_w"]),
         "decision_digest": digest.hexdigest(),
     }
@@ -126,7 +128,7 @@ def dry_run_replay(trace_path: Path, config_path: Path | None, seconds: float | 
 
 def _ticks(
     config: Config, rack: RackModel, traces: Sequence[Trace], duration_s: float
-) -> Iterator[tuple[Snapshot, tuple[PduReport, ...]]]:
+) -> Iterator[tuple[Snapshot, tuple[PduReport, ...], Mapping[str, Forecast]]]:
     """The control loop in virtual time: scans, a tick, the virtual PDUs; 100 ms at a time."""
     clock = ManualClock()
     boards = [_ReplayBoard(board, config, rack, traces) for board in config.board]
@@ -147,37 +149,24 @@ def _ticks(
         snapshot = pipeline.step(TickInputs(now_ns, clock.utc_ns(), Mode.CLOSED_LOOP, HealthFlags(), reports))
         for desired in snapshot.desired:
             pdus[desired.pdu].submit(desired)
-        yield snapshot, reports
+        yield snapshot, reports, pipeline.forecaster.latest
 
 
 class _ReplayBoard:
     """A sensor board whose outlets draw what a recording says, as 1 kHz counts into a ring."""
 
     def __init__(self, board: Board, config: Config, rack: RackModel, traces: Sequence[Trace]) -> None:
+        self._source = ReplaySource(board, config.outlets(), config.rack, traces)
+        description = self._source.description
+        memory = bytearray(Ring.bytes_needed(len(description.channels), RING_SCANS))
+        self._ring = Ring(memory, n_channels=len(description.channels), capacity=RING_SCANS)
         wired = wiring(board, config.outlets())
-        servers = [
-            Workload(rack.outlet_ids[i], "idle", float(rack.rating_w[i]), 0.0, 0.0, trace=traces[i % len(traces)])
-            for i in wired.outlets
-        ]
-        supply = config.rack.supply
-        self._plant = Plant(servers, PlantOptions(supply=supply, voltage_v=config.rack.nominal_v, n_phases=1), seed=1)
-        channels = self._plant.channels
-        memory = bytearray(Ring.bytes_needed(len(channels), RING_SCANS))
-        self._ring = Ring(memory, n_channels=len(channels), capacity=RING_SCANS)
-        kernel = WindowKernel(
-            len(channels),
-            outlets=[(k, len(servers), 1.0) for k in range(len(servers))],
-            gain=[channel.scale for channel in channels],
-            delay_ns=[-float(channel.skew_ns) for channel in channels],
-            full_scale_counts=[channel.full_scale_counts for channel in channels],
-            dc=supply == "dc",
-        )
-        self.setup = BoardSetup(self._ring, kernel, np.array(wired.outlets, dtype=np.int64))
+        self.setup = board_setup(self._ring, description, wired, dc=config.rack.supply == "dc")
         self._index = 0
 
     def advance(self, from_ns: int) -> None:
         """The next 100 ms of scans, the first 1 ms after `from_ns`."""
-        for k, counts in enumerate(self._plant.advance(SCANS_PER_TICK), start=1):
+        for k, counts in enumerate(self._source.plant.advance(SCANS_PER_TICK), start=1):
             self._ring.push(self._index, from_ns + k * NS_PER_SCAN, self._index, 0, counts)
             self._index += 1
 
@@ -237,8 +226,8 @@ def report_text(document: dict[str, Any]) -> str:
         f"  rises with their limit in place 1 s before: {share('prealloc_share')} of {document['rises']}",
         f"  forecast error 5 s ahead {watts('forecast_mae_w')}; persistence {watts('persistence_mae_w')}",
     ]
-    for name, mae_w in document.get("baseline_mae_w", {}).items():
-        lines.append(f"    {name} {mae_w:.1f} W")
+    members = ", ".join(f"{name} {mae_w:.1f} W" for name, mae_w in document.get("member_mae_w", {}).items())
+    lines += [f"    each forecaster alone: {members}"] if members else []
     return "\n".join(lines)
 
 

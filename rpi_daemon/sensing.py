@@ -9,10 +9,13 @@ import numpy as np
 import structlog
 
 from rpi_daemon._fastpath.core import BoardDescription, Ring, Sampler, WindowKernel, parse_description
-from rpi_daemon._fastpath.memory import shared_file
+from rpi_daemon._fastpath.memory import anonymous, shared_file
 from rpi_daemon.clock import NS_PER_S, Clock
-from rpi_daemon.config.schema import Board, OutletRow, Sampling
+from rpi_daemon.config.schema import Board, OutletRow, Rack, Sampling
+from rpi_daemon.drivers.sensors.paced import PlantSource
+from rpi_daemon.drivers.sensors.replay import ReplaySource
 from rpi_daemon.drivers.sensors.serial import SerialOptions, SerialSource
+from rpi_daemon.drivers.sensors.simulated import SimulatedSource
 from rpi_daemon.errors import DeviceError
 from rpi_daemon.features import BoardSetup
 
@@ -20,6 +23,7 @@ RATE_HZ = 1000
 NOTIFY_EVERY = 100  # scans a window hop
 DESCRIPTION_S = 3.0  # a board describes itself once a second
 REOPEN_S = 0.3
+FEED_S = 4  # capacity of a paced board's feed
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +50,21 @@ def wiring(board: Board, rows: Sequence[OutletRow]) -> Wiring:
         outlets.append(i)
         channels.append((current, voltage, 1.0))
     return Wiring(tuple(outlets), tuple(channels))
+
+
+def board_setup(ring: Ring, description: BoardDescription, wired: Wiring, dc: bool) -> BoardSetup:
+    """The window kernel for a board that described itself, by the board's own scale and skews."""
+    channels = description.channels
+    kernel = WindowKernel(
+        len(channels),
+        outlets=wired.channels,
+        gain=[channel.scale for channel in channels],
+        delay_ns=[-float(channel.skew_ns) for channel in channels],
+        full_scale_counts=[channel.full_scale_counts for channel in channels],
+        rate_hz=description.rate_hz,
+        dc=dc,
+    )
+    return BoardSetup(ring=ring, kernel=kernel, outlets=np.array(wired.outlets, dtype=np.int64))
 
 
 class BoardLink:
@@ -108,19 +127,12 @@ class BoardLink:
                     f" board_id = {self.board.board_id}, and is baud = {self.board.baud} its line rate?"
                 )
             await asyncio.sleep(0.02)
-        self.description = parse_description(payload)
-        self._check(self.description)
-        channels = self.description.channels
-        kernel = WindowKernel(
-            len(channels),
-            outlets=self.wiring.channels,
-            gain=[channel.scale for channel in channels],
-            delay_ns=[-float(channel.skew_ns) for channel in channels],
-            full_scale_counts=[channel.full_scale_counts for channel in channels],
-            rate_hz=self.description.rate_hz,
-            dc=self._dc,
-        )
-        return BoardSetup(ring=self.ring, kernel=kernel, outlets=np.array(self.wiring.outlets, dtype=np.int64))
+        return self._described(parse_description(payload))
+
+    def _described(self, description: BoardDescription) -> BoardSetup:
+        self._check(description)
+        self.description = description
+        return board_setup(self.ring, description, self.wiring, self._dc)
 
     def _check(self, description: BoardDescription) -> None:
         said = self.board.channels
@@ -163,3 +175,45 @@ class BoardLink:
             self._reopening.cancel()
         self.sampler.stop()
         self._source.close()
+
+
+class PacedBoardLink(BoardLink):
+    """A board inside the daemon: simulated, or a recording; its scans go out at the host's clock."""
+
+    def __init__(
+        self,
+        board: Board,
+        sampling: Sampling,
+        rows: Sequence[OutletRow],
+        runtime_dir: Path,
+        base_dir: Path,
+        clock: Clock,
+        event_fd: int,
+        rack: Rack,
+    ) -> None:
+        super().__init__(board, sampling, rows, runtime_dir, base_dir, clock, event_fd, dc=rack.supply == "dc")
+        self._paced: PlantSource = (
+            ReplaySource(board, rows, rack, base_dir / (board.trace or ""))
+            if board.driver == "replay"
+            else SimulatedSource(board, rows, rack)
+        )
+        n_channels, capacity = len(board.channels), FEED_S * RATE_HZ
+        self._feed = Ring(
+            anonymous(Ring.bytes_needed(n_channels, capacity)),
+            n_channels=n_channels,
+            capacity=capacity,
+            rate_hz=RATE_HZ,
+        )
+
+    def open(self) -> None:
+        self._paced.fill(self._feed, 0)
+        self.sampler.start_paced(self._feed, NS_PER_S // RATE_HZ)
+
+    async def describe(self) -> BoardSetup:
+        return self._described(self._paced.description)
+
+    def maintain(self) -> None:
+        self._paced.fill(self._feed, self.sampler.forwarded())
+
+    def close(self) -> None:
+        self.sampler.stop()

@@ -22,7 +22,7 @@ from rpi_daemon.actuator import FoundLimits, Lease, write_durably
 from rpi_daemon.assembly import build_pipeline, settings
 from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
 from rpi_daemon.config.rack import rack_model
-from rpi_daemon.config.schema import Config, Pdu
+from rpi_daemon.config.schema import Board, Config, OutletRow, Pdu
 from rpi_daemon.control import SOCKET_NAME, ControlServer
 from rpi_daemon.drivers.pdu.profile import load_profile
 from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
@@ -47,7 +47,7 @@ from rpi_daemon.records import (
     RackModel,
 )
 from rpi_daemon.score import RunScore
-from rpi_daemon.sensing import BoardLink
+from rpi_daemon.sensing import BoardLink, PacedBoardLink
 from rpi_daemon.status import status_document
 
 FOUND_FILE = "found-limits.json"
@@ -244,16 +244,7 @@ class Service:
         """Open every port now; the descriptions come while the model loads."""
         rows = self.config.outlets()
         for board in self.config.board:
-            link = BoardLink(
-                board,
-                self.config.sampling,
-                rows,
-                self.runtime_dir,
-                Path(self.config.base_dir),
-                self.clock,
-                self._event_fd,
-                dc=self.config.rack.supply == "dc",
-            )
+            link = self._board_link(board, rows)
             link.open()
             self._stack.callback(link.close)
             self.boards.append(link)
@@ -263,6 +254,13 @@ class Service:
             return [await link.describe() for link in self.boards]
 
         return asyncio.create_task(describe())
+
+    def _board_link(self, board: Board, rows: Sequence[OutletRow]) -> BoardLink:
+        rack, base_dir = self.config.rack, Path(self.config.base_dir)
+        common = (board, self.config.sampling, rows, self.runtime_dir, base_dir, self.clock, self._event_fd)
+        if board.driver == "serial":
+            return BoardLink(*common, dc=rack.supply == "dc")
+        return PacedBoardLink(*common, rack=rack)
 
     def _pipeline(self, setups: Sequence[BoardSetup]) -> Pipeline:
         pipeline = build_pipeline(self.config, self.rack, setups, self.clock, writes_per_day=self._write_budgets())

@@ -9,21 +9,18 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rpi_daemon.config.load import read_config
-from rpi_daemon.config.schema import Board, Config, OutletRow, Pdu
+from rpi_daemon.config.schema import Board, Config, Pdu
 from rpi_daemon.drivers.pdu.profile import load_profile
 from rpi_daemon.drivers.pdu.sim import PduSimulator, SimUser
 from rpi_daemon.drivers.sensors.board_sim import PtyPort, SimulatedBoard, obey, run_board
-from rpi_daemon.drivers.sensors.plant import Plant, PlantOptions, Workload, demo_rack
+from rpi_daemon.drivers.sensors.paced import board_plant, servers_for
+from rpi_daemon.drivers.sensors.plant import Plant, Workload
 from rpi_daemon.drivers.sensors.traces import read_traces
-from rpi_daemon.errors import ConfigError
-from rpi_daemon.sensing import RATE_HZ, wiring
+from rpi_daemon.sensing import wiring
 
 PLAN_AHEAD_S = 10.0  # a scheduler says this long before what it will start
 PLAN_PERIOD_S = 0.5
@@ -41,21 +38,6 @@ class SimBoard:
     port: PtyPort
 
 
-class _WiredPlant(Plant):
-    """A plant whose channels come in the order in which a configuration lists them."""
-
-    _order: NDArray[np.int64] | None = None
-
-    def wire(self, order: Sequence[int]) -> None:
-        """From now on channel k is the plant's own channel order[k]."""
-        self._order = np.array(order, dtype=np.int64)
-        self.channels = tuple(self.channels[i] for i in order)
-
-    def advance(self, n_scans: int) -> NDArray[np.int32]:
-        counts = super().advance(n_scans)
-        return counts if self._order is None else np.ascontiguousarray(counts[:, self._order])
-
-
 def make_keys(config: Config) -> None:
     """Write the secrets that the configuration names and nobody has made yet: this rack is ours."""
     for pdu in config.pdu:
@@ -67,34 +49,16 @@ def make_keys(config: Config) -> None:
                     out.write(secrets.token_hex(16))
 
 
-def workloads(config: Config, rows: Sequence[OutletRow], trace: Path | None, seed: int) -> list[Workload]:
-    """One server per outlet, sized to its outlet; with a trace, the recording (or one column each) drives them."""
-    traces = read_traces(trace) if trace is not None else ()
-    servers = []
-    for i, (server, row) in enumerate(zip(demo_rack(len(rows), seed), rows, strict=True)):
-        scale = row.rating_w / server.rating_w if row.rating_w < server.rating_w else 1.0
-        server = replace(
-            server,
-            name=row.load,
-            rating_w=server.rating_w * scale,
-            idle_w=server.idle_w * scale,
-            busy_w=server.busy_w * scale,
-        )
-        if traces:
-            chosen = traces[i % len(traces)]
-            server = replace(server, trace=chosen, start_s=(i // len(traces)) * 7.0)
-        servers.append(server)
-    return servers
-
-
 class SimulatedRack:
     """All boards and PDUs of one configuration in this process. `start`, `announce` now and then, `stop`."""
 
     def __init__(self, config: Config, *, trace: Path | None = None, seed: int = 1) -> None:
         self._rows = config.outlets()
         self._config = config
-        servers = workloads(config, self._rows, trace, seed)
-        self.boards = [self._board(board, servers, seed + i) for i, board in enumerate(config.board)]
+        servers = servers_for(self._rows, read_traces(trace) if trace is not None else (), seed)
+        self.boards = [
+            self._board(board, servers, seed + i) for i, board in enumerate(config.board) if board.driver == "serial"
+        ]
         self._place = {outlet: (board, k) for board in self.boards for k, outlet in enumerate(board.outlets)}
         self.pdus = {pdu.id: self._pdu(pdu) for pdu in config.pdu}
         self._threads: list[threading.Thread] = []
@@ -102,30 +66,11 @@ class SimulatedRack:
         self._announced: set[tuple[int, float]] = set()
 
     def _board(self, board: Board, servers: Sequence[Workload], seed: int) -> SimBoard:
-        if board.driver != "serial" or board.port is None:
-            raise ConfigError(f"board {board.id!r} has driver {board.driver!r}: only serial boards need a simulator")
-        wired = wiring(board, self._rows)
-        phases = sorted(channel.partition(":")[2] for channel in board.channels if channel.startswith("voltage:"))
-        supply = self._config.rack.supply
-        options = PlantOptions(
-            supply=supply,
-            voltage_v=self._config.rack.nominal_v,
-            n_phases=max(1, len(phases)),
-            phase_of=tuple(max(0, phases.index(self._rows[i].phases[0])) if phases else 0 for i in wired.outlets),
-        )
-        plant = _WiredPlant([servers[i] for i in wired.outlets], options, rate_hz=RATE_HZ, seed=seed)
-        order: list[int] = []
-        for text in board.channels:
-            kind, _, name = text.partition(":")
-            if kind == "current":
-                order.append([self._rows[i].id for i in wired.outlets].index(name))
-            elif kind == "voltage":
-                order.append(plant.n_outlets + phases.index(name))
-            else:
-                raise ConfigError(f"board {board.id!r}: the simulated board has no unused channels; leave 'unused' out")
-        plant.wire(order)
+        plant = board_plant(board, self._rows, self._config.rack, servers, seed)
         device = SimulatedBoard(plant, line_rate_baud=board.baud, board_id=board.board_id)
-        return SimBoard(board, plant, device, wired.outlets, PtyPort(self._config.path(board.port)))
+        return SimBoard(
+            board, plant, device, wiring(board, self._rows).outlets, PtyPort(self._config.path(board.port or board.id))
+        )
 
     def _pdu(self, pdu: Pdu) -> PduSimulator:
         numbers = {row.number: i for i, row in enumerate(self._rows) if row.pdu == pdu.id}

@@ -447,6 +447,7 @@ class Plant:
         rng = np.random.default_rng(sensor_seed)
         self.channels = self._make_channels(rng)
         self._wave_init(rng)
+        self._order: NDArray[np.int64] | None = None
         self._scan = 0  # scans made so far
         self._tick0 = 0  # tick of the first row of _points
         self._points = np.array([s.take(CHUNK_TICKS + 1) for s in self._streams]).reshape(n, -1).T
@@ -461,6 +462,12 @@ class Plant:
     @property
     def time_s(self) -> float:
         return self._scan / self.rate_hz
+
+    def wire(self, order: Sequence[int]) -> None:
+        """From now on channel k is the plant's own channel order[k]; -1 is an unused input, which reads 0."""
+        unused = PlantChannel("current", 0, "unused", 1.0, 2**23 - 4, 0)
+        self.channels = tuple(unused if i < 0 else self.channels[i] for i in order)
+        self._order = np.array(order, dtype=np.int64)
 
     def outlet_on(self, outlet: int) -> bool:
         return bool(self._on[outlet])
@@ -491,7 +498,10 @@ class Plant:
         if self.options.dropouts_per_hour > 0.0:
             self._drop_out(counts)
         self._scan += n_scans
-        return counts.astype(np.int32, copy=False)
+        counts = counts.astype(np.int32, copy=False)
+        if self._order is None:
+            return counts
+        return np.where(self._order >= 0, counts[:, self._order], np.int32(0)).astype(np.int32, copy=False)
 
     def _power(self, n: int) -> FloatArray:
         """Power of each outlet at the next n scans, [n, outlets]; keeps the mean and the energy."""
@@ -620,7 +630,7 @@ class Plant:
         phase = angle[:, None] - 2.0 * np.pi / 3.0 * np.arange(self.n_phases)
         turned = phase[:, :, None] * np.array(HARMONICS)
         basis = np.concatenate([np.sin(turned), np.cos(turned)], axis=2).reshape(n, -1)
-        wave = np.empty((n, len(self.channels)))
+        wave = np.empty((n, len(self._counts_per)))
         outlets = self.n_outlets
         wave[:, :outlets] = (basis @ self._follow) * (power_w / level[:, None])
         wave[:, :outlets] += (basis @ self._leading) * (self._on * level[:, None])
