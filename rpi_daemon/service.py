@@ -29,7 +29,7 @@ from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
 from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
 from rpi_daemon.errors import DeviceError, LockedError, RpiError
 from rpi_daemon.features import BoardSetup
-from rpi_daemon.guard import KILL_FILE, GuardConfig, HealthFlags, KillSwitch, static_safe_writes
+from rpi_daemon.guard import KILL_FILE, GuardConfig, HealthFlags, KillSwitch, brief, static_safe_writes
 from rpi_daemon.log import configure_log
 from rpi_daemon.pdu_task import PduTask
 from rpi_daemon.pipeline import DecisionDigest, Pipeline, Snapshot, TickInputs
@@ -407,7 +407,7 @@ class Service:
     def _log_changes(self, snapshot: Snapshot) -> None:
         before = self.snapshot
         if before is None or before.safe.state != snapshot.safe.state:
-            log.warning("state", state=snapshot.safe.state.name, causes=list(snapshot.safe.causes))
+            log.warning("state", state=snapshot.safe.state.name, causes=brief(snapshot.safe.causes))
         for name in snapshot.foreign:
             log.warning("limit.foreign_change", outlet=name)
         for desired in snapshot.desired:

@@ -65,8 +65,8 @@ class View:
             (f"{status['rack']}  ", "bold"), (f" {state} ", f"reverse {STATE_STYLE.get(state, 'bold')}"),
             f"  {status['mode']}  up {status['uptime_s']:.0f} s",
         )  # fmt: skip
-        if status["causes"]:
-            head.append("  " + "; ".join(status["causes"]), style="yellow")
+        if status["why"]:
+            head.append("  " + "; ".join(status["why"]), style="yellow")
         return head
 
     def _bars(self, status: Status) -> Table:
