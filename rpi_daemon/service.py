@@ -54,6 +54,7 @@ FOUND_FILE = "found-limits.json"
 START_ATTEMPTS = 3  # to verify STATIC_SAFE on a PDU
 WINDOW_GRACE_NS = 30_000_000  # how long a tick waits for a window that is late
 COLLECT_TICKS = 100
+CONTROL_NICE = -10
 LATE_TICK_NS = 50_000_000
 OVERRUN_TICKS = 3  # late ticks in a row that hold the limits
 STOP_TIMEOUT_S = 5.0
@@ -156,6 +157,8 @@ class Service:
         self._stack.enter_context(_folder_lock(self.runtime_dir))
         for pdu in self.config.pdu:
             self._stack.enter_context(_pdu_lock(pdu))
+        with contextlib.suppress(PermissionError):  # a tick should not wait for other people's work, where we may say so
+            os.setpriority(os.PRIO_PROCESS, 0, CONTROL_NICE)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
