@@ -162,6 +162,12 @@ def _left_behind(rack: Rack, status: Mapping[str, Any]) -> dict[str, Any]:
     return {"static_safe_left": left, "boards": state["boards"]}
 
 
+def _in_advance(summary: Mapping[str, Any]) -> str:
+    if summary["prealloc_share"] is None:
+        return "no draw rose past an old limit"
+    return f"{summary['prealloc_share']:.0%} of {summary['rises']} rises had their limit verified 1 s before"
+
+
 def _print_summary(summary: Mapping[str, Any], keep: Path | None) -> None:
     def number(key: str, digits: int = 1, unit: str = "") -> str:
         value = summary[key]

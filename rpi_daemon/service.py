@@ -157,7 +157,9 @@ class Service:
         self._stack.enter_context(_folder_lock(self.runtime_dir))
         for pdu in self.config.pdu:
             self._stack.enter_context(_pdu_lock(pdu))
-        with contextlib.suppress(PermissionError):  # a tick should not wait for other people's work, where we may say so
+        with contextlib.suppress(
+            PermissionError
+        ):  # a tick should not wait for other people's work, where we may say so
             os.setpriority(os.PRIO_PROCESS, 0, CONTROL_NICE)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
