@@ -6,20 +6,22 @@ import json
 import os
 import secrets
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rpi_daemon.config.load import read_config
 from rpi_daemon.config.schema import Board, Config, Pdu
 from rpi_daemon.drivers.pdu.profile import load_profile
-from rpi_daemon.drivers.pdu.sim import PduSimulator, SimUser
+from rpi_daemon.drivers.pdu.sim import PduSimulator, SimUser, command
 from rpi_daemon.drivers.sensors.board_sim import PtyPort, SimulatedBoard, obey, run_board
 from rpi_daemon.drivers.sensors.paced import board_plant, servers_for
 from rpi_daemon.drivers.sensors.plant import Plant, Workload
 from rpi_daemon.drivers.sensors.traces import read_traces
+from rpi_daemon.errors import RpiError
 from rpi_daemon.sensing import wiring
 
 PLAN_AHEAD_S = 10.0  # a scheduler says this long before what it will start
@@ -35,7 +37,7 @@ class SimBoard:
     plant: Plant
     device: SimulatedBoard
     outlets: tuple[int, ...]
-    port: PtyPort
+    port: PtyPort = field(init=False)  # from `start` on
 
 
 def make_keys(config: Config) -> None:
@@ -68,9 +70,7 @@ class SimulatedRack:
     def _board(self, board: Board, servers: Sequence[Workload], seed: int) -> SimBoard:
         plant = board_plant(board, self._rows, self._config.rack, servers, seed)
         device = SimulatedBoard(plant, line_rate_baud=board.baud, board_id=board.board_id)
-        return SimBoard(
-            board, plant, device, wiring(board, self._rows).outlets, PtyPort(self._config.path(board.port or board.id))
-        )
+        return SimBoard(board, plant, device, wiring(board, self._rows).outlets)
 
     def _pdu(self, pdu: Pdu) -> PduSimulator:
         numbers = {row.number: i for i, row in enumerate(self._rows) if row.pdu == pdu.id}
@@ -103,10 +103,14 @@ class SimulatedRack:
         )
 
     async def start(self) -> None:
-        """PDUs answer and boards send; the port of each board is a link to its pty."""
+        """PDUs answer and boards send; the port of each board is a link to its pty.
+
+        Raises ConfigError when a PDU's port is in use: then another simulated rack keeps its links too.
+        """
         for simulator in self.pdus.values():
             await simulator.start()
         for board in self.boards:
+            board.port = PtyPort(self._config.path(board.board.port or board.board.id))
             thread = threading.Thread(
                 target=run_board, args=(board.device, board.port.write, self._stop), name=board.board.id, daemon=True
             )
@@ -134,9 +138,8 @@ class SimulatedRack:
     async def stop(self) -> None:
         """End every thread and agent, take the links away."""
         self._stop.set()
-        for thread in self._threads:
+        for thread, board in zip(self._threads, self.boards, strict=False):
             thread.join(2.0)
-        for board in self.boards:
             board.port.unplug()
         for simulator in self.pdus.values():
             await simulator.stop()
@@ -150,7 +153,11 @@ def run_simulation(config_path: Path, *, trace: Path | None = None, seed: int = 
 
 async def _serve(rack: SimulatedRack) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    await rack.start()
+    try:
+        await rack.start()
+    except RpiError:
+        await rack.stop()
+        raise
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -177,7 +184,10 @@ async def _serve(rack: SimulatedRack) -> int:
 
 
 async def _commands(rack: SimulatedRack, stop: asyncio.Event) -> None:
-    """One JSON object a line, see `_answer`; end of input ends the simulation."""
+    """One JSON object a line, see `_answer`; end of input ends the simulation. Input that is no pipe or terminal has none."""
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or sys.stdin.isatty()):
+        return
     stream = asyncio.StreamReader()
     pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(stream), sys.stdin
@@ -195,14 +205,21 @@ async def _commands(rack: SimulatedRack, stop: asyncio.Event) -> None:
 
 
 def _answer(rack: SimulatedRack, request: object) -> dict[str, object]:
-    """`{"state": true}`: what every PDU holds and every board has sent; `{"board": ID, "fault": NAME, ...}`: see `obey`."""
+    """`{"state": true}`: what every PDU holds and every board has sent; `{"board": ID, "fault": NAME, ...}`: see `obey`;
+    `{"pdu": ID, "faults": {...}}`, `{"pdu": ID, "reboot": true}`: see `drivers.pdu.sim.command`."""
     boards = {board.board.id: board for board in rack.boards}
     if isinstance(request, dict) and request.get("state"):
         return _state(rack)
     if isinstance(request, dict) and request.get("board") in boards:
         board = boards[request.pop("board")]
         return dict(obey(json.dumps(request), board.device, board.port))
-    return {"error": f'use {{"state": true}} or {{"board": ID, "fault": NAME}}; boards: {", ".join(boards)}'}
+    if isinstance(request, dict) and request.get("pdu") in rack.pdus:
+        simulator = rack.pdus[request.pop("pdu")]
+        return command(simulator, None, json.dumps(request))
+    return {
+        "error": 'use {"state": true}, {"board": ID, "fault": NAME} or {"pdu": ID, "faults": {...}};'
+        f" boards: {', '.join(boards)}; PDUs: {', '.join(rack.pdus)}"
+    }
 
 
 def _state(rack: SimulatedRack) -> dict[str, object]:
@@ -211,6 +228,7 @@ def _state(rack: SimulatedRack) -> dict[str, object]:
             pdu: {number: simulator.limit_w(number) for number in range(1, simulator.n_outlets + 1)}
             for pdu, simulator in rack.pdus.items()
         },
+        "pdus": {pdu: dict(simulator.counters) for pdu, simulator in rack.pdus.items()},
         "boards": {board.board.id: asdict(board.device.counters) for board in rack.boards},
     }
 

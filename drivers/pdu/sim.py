@@ -617,16 +617,18 @@ class _Feed:
         self._power_w.update({int(outlet): float(watts) for outlet, watts in power_w.items()})
 
 
-def command(simulator: PduSimulator, feed: _Feed, line: str) -> dict[str, Any]:
+def command(simulator: PduSimulator, feed: _Feed | None, line: str) -> dict[str, Any]:
     """One JSON line of standard input: {"faults": {...}}, {"reboot": true}, {"power_w": {"1": 80.0}}, {"state": true}.
 
-    `faults` names the members of `Faults`; those not named are switched off. Returns the answer line.
+    `faults` names the members of `Faults`; those not named are switched off. Without a `feed` there is no power_w. Returns
+    the answer line.
     """
     try:
         request = json.loads(line)
-        unknown = set(request) - {"faults", "reboot", "power_w", "state"}
+        known = ["faults", "reboot", "state", *(["power_w"] if feed is not None else [])]
+        unknown = set(request) - set(known)
         if unknown:
-            raise ValueError(f"unknown command {sorted(unknown)}: use faults, reboot, power_w or state")
+            raise ValueError(f"unknown command {sorted(unknown)}: use {', '.join(known)}")
         if "faults" in request:
             wrong = set(request["faults"]) - {field.name for field in fields(Faults)}
             if wrong:
@@ -634,7 +636,8 @@ def command(simulator: PduSimulator, feed: _Feed, line: str) -> dict[str, Any]:
             simulator.faults = Faults(**{**request["faults"], "refuse": tuple(request["faults"].get("refuse", ()))})
         if request.get("reboot"):
             simulator.reboot()
-        feed.update(request.get("power_w", {}))
+        if feed is not None:
+            feed.update(request.get("power_w", {}))
     except (ValueError, TypeError, AttributeError) as error:
         return {"ok": False, "error": str(error)}
     answer: dict[str, Any] = {"ok": True, "counters": dict(simulator.counters)}
