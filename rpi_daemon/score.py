@@ -47,9 +47,14 @@ class RunScore:
         self._persistence_error_w = 0.0
         self._errors = 0
 
-    def limit_seen(self, outlet: int, limit_w: float) -> None:
-        """A poll found this limit on the device; not a write of ours."""
+    def limit_seen(self, outlet: int, limit_w: float | None) -> None:
+        """A poll found this limit on the device, None: no limit; not a write of ours."""
+        if limit_w is None:
+            self._limit_w[outlet] = np.nan
+            self._raises[outlet].clear()
+            return
         self._limit_w[outlet] = limit_w
+        self._raises[outlet] = [item for item in self._raises[outlet] if item.old_w < limit_w]
 
     def limit_verified(self, outlet: int, limit_w: float, verified_ns: int) -> None:
         """A limit was read back as written."""
@@ -75,22 +80,24 @@ class RunScore:
         self.limit_escapes += int(np.count_nonzero(over))
         fresh = over & ~self._in_escape
         self.escape_episodes += int(np.count_nonzero(fresh))
-        self.rises += int(np.count_nonzero(fresh))  # passed the limit with no new one: not given in advance
         self._in_escape = np.where(readings.valid, over, self._in_escape)
-        for i, waiting in enumerate(self._raises):
-            if waiting and readings.valid[i]:
-                self._crossings(i, float(readings.power_w[i]), centre_ns)
+        for i in np.flatnonzero(readings.valid):
+            passed = self._passed(int(i), float(readings.power_w[i]))
+            if fresh[i]:  # passed the limit with no new one: not given in advance, whatever raises it passed before
+                self.rises += 1
+            elif passed and not over[i]:
+                self.rises += 1
+                in_place_ns = max(item.verified_ns for item in passed)
+                self.rises_preallocated += centre_ns - in_place_ns >= PREALLOCATED_S * NS_PER_S
         if residual is not None:
             self._judge_forecast(residual)
 
-    def _crossings(self, i: int, power_w: float, centre_ns: int) -> None:
+    def _passed(self, i: int, power_w: float) -> list[_Raise]:
+        """Raises whose old limit the draw has just passed; one rise may pass several, and counts once."""
         passed = [item for item in self._raises[i] if power_w > item.old_w]
-        if not passed:
-            return
-        self._raises[i] = [item for item in self._raises[i] if power_w <= item.old_w]
-        for item in passed:
-            self.rises += 1
-            self.rises_preallocated += centre_ns - item.verified_ns >= PREALLOCATED_S * NS_PER_S
+        if passed:
+            self._raises[i] = [item for item in self._raises[i] if power_w <= item.old_w]
+        return passed
 
     def _judge_forecast(self, residual: Residual) -> None:
         valid = residual.valid
