@@ -4,8 +4,8 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,10 @@ class Actuator:
         self._pending[late] = False
         self._retry_ns[late] = now_ns + round(self._config.retry_s * NS_PER_S)
 
+    def opt_in(self, opted_in: BoolArray) -> None:
+        """Which outlets are ours to write from now on, [n]; a change on another one is its owner's business."""
+        self._rack = replace(self._rack, opted_in=opted_in)
+
     def forgive(self, pdu: str) -> None:
         """The PDU was repaired or swapped, or the operator acknowledged: forget its failures and foreign changes."""
         outlets = self._outlets[pdu]
@@ -231,21 +235,6 @@ class Actuator:
                 self._ask(outlets[write[outlets]], permitted)
                 desired.append(self._desired(pdu, now_ns, outlets[(keep | write)[outlets]], decisions))
         return tuple(desired)
-
-    def restore(self, pdu: str, now_ns: int, found: "FoundLimits") -> Desired:
-        """The found limits of one PDU, to be put back exactly. Raises ConfigError for a PDU that was never met."""
-        if pdu not in found.pdus:
-            raise ConfigError(f"no found limits are kept for {pdu}; known are {sorted(found.pdus)}")
-        states = sorted(found.pdus[pdu].items())
-        self._pending[self._outlets[pdu]] = False
-        self._serial[pdu] += 1
-        return Desired(
-            pdu=pdu,
-            serial=self._serial[pdu],
-            t_mono_ns=now_ns,
-            limits=tuple(LimitWrite(n, math.nan if s.limit_w is None else s.limit_w, s) for n, s in states),
-            protective=False,
-        )
 
     def _reasons(self, now_ns: int, permitted: Permitted) -> "_Reasons":
         config = self._config
@@ -417,8 +406,13 @@ class FoundLimits:
     pdus: Mapping[str, Mapping[int, LimitState]]
 
     def with_pdu(self, pdu: str, reading: PduReading) -> "FoundLimits":
-        """Add a PDU's limits; one that is already there stays as it was first found."""
-        return self if pdu in self.pdus else FoundLimits({**self.pdus, pdu: dict(reading.limits)})
+        """Add a PDU's limits; an outlet that is already there stays as it was first found."""
+        return FoundLimits({**self.pdus, pdu: {**reading.limits, **self.pdus.get(pdu, {})}})
+
+    def writes(self, pdu: str, outlets: Collection[int]) -> tuple[LimitWrite, ...]:
+        """What puts the found limits of these outlets of a PDU back exactly, by outlet number."""
+        states = sorted(self.pdus.get(pdu, {}).items())
+        return tuple(LimitWrite(n, math.nan if s.limit_w is None else s.limit_w, s) for n, s in states if n in outlets)
 
     def to_json(self) -> str:
         pdus = {

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+
 from rpi_daemon.actuator import Actuator, ActuatorConfig
 from rpi_daemon.allocator import AllocatorConfig
 from rpi_daemon.clock import Clock
 from rpi_daemon.config.schema import Config, Section
 from rpi_daemon.corrector import Corrector, CorrectorConfig
+from rpi_daemon.drivers.pdu.profile import load_profile
 from rpi_daemon.features import BoardSetup, Features
 from rpi_daemon.guard import GuardConfig, at_start
 from rpi_daemon.pipeline import Pipeline
@@ -27,19 +30,27 @@ def build_pipeline(
     clock: Clock,
     *,
     writes_per_day: IntArray | None = None,
+    without_model: bool = False,
 ) -> Pipeline:
-    """A fresh pipeline in STATIC_SAFE. Raises ModelError for a refused model."""
+    """A fresh pipeline in STATIC_SAFE. Raises ModelError for a refused model; `without_model` the baselines forecast."""
     return Pipeline(
         rack,
         Features(rack, boards),
-        build_forecaster(config, rack.n, clock),
+        build_forecaster(config, rack.n, clock, without_model=without_model),
         Corrector(settings(CorrectorConfig, config.corrector), rack),
         Actuator(settings(ActuatorConfig, config.actuator), rack, writes_per_day=writes_per_day),
         PlannedWork(rack, config.schedule),
         at_start(clock.mono_ns()),
         allocator=settings(AllocatorConfig, config.allocator),
         guard=settings(GuardConfig, config.guard),
+        model_expected=config.forecast.primary == "lstm",
     )
+
+
+def write_budgets(config: Config) -> IntArray:
+    """Writes per outlet and day, [n]: the configured number of its PDU, or its profile's own."""
+    per_pdu = {pdu.id: pdu.writes_per_day or load_profile(pdu.profile).pace.writes_per_outlet_day for pdu in config.pdu}
+    return np.array([per_pdu[row.pdu] for row in config.outlets()], dtype=np.int64)
 
 
 def settings(kind: type[T], section: Section) -> T:
@@ -47,13 +58,15 @@ def settings(kind: type[T], section: Section) -> T:
     return kind(**section.model_dump())
 
 
-def build_forecaster(config: Config, n: int, clock: Clock) -> "ForecasterStack":
+def build_forecaster(config: Config, n: int, clock: Clock, *, without_model: bool = False) -> "ForecasterStack":
     """The configured forecaster first, the baselines behind it. Raises ModelError for a refused model."""
     # onnxruntime takes 0.3 s to import: only once STATIC_SAFE is verified
     from rpi_daemon.models.forecaster import SHIPPED, ForecasterStack, LstmForecaster, baselines
 
     name, model = config.forecast.primary, config.forecast.model
     behind = baselines(n)
+    if name == "lstm" and without_model:
+        return ForecasterStack(None, behind, clock)
     if name == "lstm":
         directory = SHIPPED if model == "shipped" else config.path(model)
         return ForecasterStack(LstmForecaster(directory, n), behind, clock)

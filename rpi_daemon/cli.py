@@ -1,5 +1,6 @@
 """The command line. Every command takes --json where it prints a result; a user's mistake is one line and an exit code."""
 
+import contextlib
 import json
 import sys
 import time
@@ -11,10 +12,11 @@ import click
 from rich.console import Console
 
 from rpi_daemon import __version__
-from rpi_daemon.errors import RpiError
+from rpi_daemon.errors import NotRunningError, RpiError
 
 DEFAULT_CONFIG = "/etc/rpi-daemon/rpi-daemon.toml"
 TOP_PERIOD_S = 0.5
+JSON_WANTED = "rpi_daemon.json"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -26,6 +28,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except RpiError as error:
             click.echo(str(error), err=True)
+            if ctx.meta.get(JSON_WANTED):
+                show({"schema": 1, "ok": False, "error": str(error), "exit_code": error.exit_code}, True, "")
             ctx.exit(error.exit_code)
         except BrokenPipeError:
             ctx.exit(0)  # the reader of a pipe has seen enough
@@ -45,8 +49,20 @@ def config_option(command: F) -> F:
 
 
 def json_option(command: F) -> F:
-    """--json, the same everywhere."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line.")(command)
+    """--json, the same everywhere; a mistake then is an object too, with its exit code."""
+
+    def wanted(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+        ctx.meta[JSON_WANTED] = value
+        return value
+
+    return click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        callback=wanted,
+        is_eager=True,
+        help="Print one JSON object on the last line.",
+    )(command)
 
 
 def show(document: dict[str, Any], as_json: bool, text: str) -> None:
@@ -62,12 +78,13 @@ def main() -> None:
 
 @main.command()
 @config_option
-def run(config_path: Path) -> None:
+@click.option("--record", type=click.Path(path_type=Path), help="New folder for a recording of the run.")
+def run(config_path: Path, record: Path | None) -> None:
     """Run the daemon in the foreground (as systemd does)."""
     from rpi_daemon.config.load import load_config
     from rpi_daemon.service import run_service
 
-    sys.exit(run_service(load_config(config_path)))
+    sys.exit(run_service(load_config(config_path), record=record))
 
 
 @main.command("check-config")
@@ -77,16 +94,15 @@ def check_config(config_path: Path, as_json: bool) -> None:
     """Find every mistake in a configuration that can be found without hardware."""
     from rpi_daemon.config.load import load_config
     from rpi_daemon.drivers.pdu.profile import load_profile
-    from rpi_daemon.errors import ConfigError
 
-    try:
-        config = load_config(config_path)
-        for pdu in config.pdu:
-            load_profile(pdu.profile)
-    except ConfigError as error:
-        if as_json:
-            show({"schema": 1, "ok": False, "mistakes": str(error).splitlines()}, True, "")
-        raise
+    config = load_config(config_path)
+    for pdu in config.pdu:
+        load_profile(pdu.profile)
+    if config.forecast.primary == "lstm":
+        from rpi_daemon.models.forecaster import SHIPPED
+        from rpi_daemon.models.manifest import load_model
+
+        load_model(SHIPPED if config.forecast.model == "shipped" else config.path(config.forecast.model))
     outlets = config.outlets()
     writable = sum(row.closed_loop for row in outlets)
     document = {
@@ -141,13 +157,24 @@ def sim(config_path: Path, trace: Path | None, seed: int) -> None:
     "--replay", type=click.Path(path_type=Path), help="Recorded trace (CSV or NPZ) instead of the live sensors."
 )
 @click.option(
+    "--recording", type=click.Path(path_type=Path), help="Folder that `run --record` wrote: is the same decided again?"
+)
+@click.option(
     "--seconds", type=click.FloatRange(1.0, 864_000.0), help="Stop after this long (live: 60 s if not given)."
 )
 @json_option
-def dry_run(config_path: Path, replay: Path | None, seconds: float | None, as_json: bool) -> None:
-    """What the daemon would do: the whole pipeline, nothing written. On live sensors, or on a recorded trace."""
-    from rpi_daemon.dry_run import dry_run_live, dry_run_replay, report_text
+def dry_run(
+    config_path: Path, replay: Path | None, recording: Path | None, seconds: float | None, as_json: bool
+) -> None:
+    """What the daemon would do: the whole pipeline, nothing written. On live sensors, a recorded trace or a recorded run."""
+    from rpi_daemon.dry_run import dry_run_live, dry_run_recording, dry_run_replay, recording_text, report_text
 
+    if recording is not None:
+        if replay is not None:
+            raise click.UsageError("give --replay or --recording, not both")
+        document = dry_run_recording(recording)
+        show(document, as_json, recording_text(document))
+        sys.exit(0 if document["same"] else 1)
     if replay is not None:
         explicit = (
             click.get_current_context().get_parameter_source("config_path") is not click.core.ParameterSource.DEFAULT
@@ -160,11 +187,20 @@ def dry_run(config_path: Path, replay: Path | None, seconds: float | None, as_js
 
 def client(config_path: Path) -> Any:
     """A connection to the daemon that runs with this configuration."""
-    from rpi_daemon.config.load import load_config
+    from rpi_daemon.config.load import read_config
     from rpi_daemon.control import SOCKET_NAME, ControlClient
 
-    config = load_config(config_path)
+    config = read_config(config_path)  # an operator may not read the secrets
     return ControlClient(config.path(config.daemon.runtime_dir) / SOCKET_NAME)
+
+
+def kill_switch(config_path: Path) -> Any:
+    """The kill switch of the daemon with this configuration, running or not."""
+    from rpi_daemon.config.load import read_config
+    from rpi_daemon.guard import KILL_FILE, KillSwitch
+
+    config = read_config(config_path)
+    return KillSwitch(config.path(config.daemon.state_dir) / KILL_FILE)
 
 
 @main.command()
@@ -184,8 +220,9 @@ def status(config_path: Path, as_json: bool) -> None:
 
 @main.command()
 @config_option
-def top(config_path: Path) -> None:
-    """The live view; Ctrl-C ends it."""
+@json_option
+def top(config_path: Path, as_json: bool) -> None:
+    """The live view; Ctrl-C ends it. With --json a status document per line and second."""
     from rich.live import Live
 
     from rpi_daemon.top import View, plain_line
@@ -194,9 +231,10 @@ def top(config_path: Path) -> None:
     view = View()
     with client(config_path) as daemon:
         try:
-            if not console.is_terminal:
+            if as_json or not console.is_terminal:
                 while True:
-                    click.echo(plain_line(daemon.ask("status")))
+                    document = daemon.ask("status")
+                    show(document, as_json, plain_line(document))
                     time.sleep(1.0)
             with Live(console=console, screen=True, auto_refresh=False) as live:
                 while True:
@@ -223,12 +261,18 @@ def mode(name: str, config_path: Path, as_json: bool) -> None:
 @json_option
 def kill(reason: str, config_path: Path, as_json: bool) -> None:
     """Engage the kill switch: no more writes to any PDU, until `resume`. Works without a running daemon."""
-    from rpi_daemon.config.load import load_config
-    from rpi_daemon.guard import KILL_FILE, KillSwitch
-
-    config = load_config(config_path)
-    switch = KillSwitch(config.path(config.daemon.state_dir) / KILL_FILE)
-    switch.engage(reason)
+    switch = kill_switch(config_path)
+    try:
+        switch.engage(reason)
+    except OSError as error:
+        try:
+            with client(config_path) as daemon:
+                daemon.ask("kill", reason=reason)
+        except NotRunningError as unheard:
+            raise RpiError(
+                f"the kill switch is NOT engaged: {switch.path}: {error.strerror}, and {unheard};"
+                " create that file as another user, or switch SNMP off on the PDUs"
+            ) from None
     show(
         {"schema": 1, "ok": True, "kill_switch": True},
         as_json,
@@ -241,17 +285,15 @@ def kill(reason: str, config_path: Path, as_json: bool) -> None:
 @json_option
 def resume(config_path: Path, as_json: bool) -> None:
     """Release the kill switch and acknowledge latched causes."""
-    from rpi_daemon.config.load import load_config
-    from rpi_daemon.errors import NotRunningError
-    from rpi_daemon.guard import KILL_FILE, KillSwitch
-
-    config = load_config(config_path)
-    KillSwitch(config.path(config.daemon.state_dir) / KILL_FILE).release()
+    switch = kill_switch(config_path)
     try:
-        with client(config_path) as daemon:
-            daemon.ask("acknowledge")
-    except NotRunningError:
-        pass  # nothing is latched in a daemon that does not run
+        switch.release()
+    except OSError as error:
+        raise RpiError(
+            f"the kill switch is still engaged: {switch.path}: {error.strerror}; remove it as a user who may"
+        ) from None
+    with contextlib.suppress(NotRunningError), client(config_path) as daemon:  # nothing is latched where none runs
+        daemon.ask("acknowledge")
     show({"schema": 1, "ok": True, "kill_switch": False}, as_json, "kill switch released")
 
 

@@ -109,7 +109,7 @@ class ControlClient:
         self._socket.settimeout(timeout_s)
         try:
             self._socket.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             self._socket.close()
             raise NotRunningError(
                 f"{path}: no daemon answers here; is it running, and with this configuration?"
@@ -132,7 +132,10 @@ class ControlClient:
             line = b""
         if not line:
             raise NotRunningError("the daemon closed the connection")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise NotRunningError("the daemon's answer was cut off") from None
         if not answer.get("ok"):
             error = RpiError(str(answer.get("error")))
             error.exit_code = int(answer.get("exit_code", RpiError.exit_code))

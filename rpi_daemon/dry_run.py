@@ -3,14 +3,15 @@
 import asyncio
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rpi_daemon._fastpath.core import Ring
-from rpi_daemon.assembly import build_pipeline
+from rpi_daemon.assembly import build_pipeline, write_budgets
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.config.load import load_config, parse_config
 from rpi_daemon.config.rack import rack_model
@@ -20,6 +21,7 @@ from rpi_daemon.drivers.sensors.traces import Trace, read_traces
 from rpi_daemon.guard import HealthFlags
 from rpi_daemon.log import configure_log
 from rpi_daemon.pipeline import DecisionDigest, Snapshot, TickInputs
+from rpi_daemon.recording import Recording
 from rpi_daemon.records import (
     TICK_NS,
     TICK_S,
@@ -195,6 +197,53 @@ def dry_run_live(config_path: Path, seconds: float) -> dict[str, Any]:
         configure_log("warning", "text")
         asyncio.run(service.run(seconds=seconds))
         return {"trace": None, "seconds": seconds, "writes_proposed": None, **summary(service)}
+
+
+def dry_run_recording(folder: Path) -> dict[str, Any]:
+    """Replay what `run --record` wrote, and say whether the same was decided; raises TraceError where it is cut off."""
+    recording = Recording(folder)
+    config, rows = recording.config, recording.config.outlets()
+    rack = replace(rack_model(config), opted_in=np.array(recording.header.opted_in))
+    setups = []
+    for board, description in zip(config.board, recording.boards, strict=True):
+        n_channels = len(description.channels)
+        ring = Ring(bytearray(Ring.bytes_needed(n_channels, RING_SCANS)), n_channels=n_channels, capacity=RING_SCANS)
+        setups.append(board_setup(ring, description, wiring(board, rows), config.rack.supply == "dc"))
+    build = partial(
+        build_pipeline,
+        config,
+        rack,
+        setups,
+        recording.clock,
+        writes_per_day=write_budgets(config),
+        without_model=recording.header.without_model,
+    )
+    digest, ticks, differs, recorded = DecisionDigest(), 0, None, DecisionDigest().hexdigest()
+    for snapshot, recorded in recording.replay([setup.ring for setup in setups], build):
+        digest.add(snapshot)
+        ticks += 1
+        if differs is None and digest.hexdigest() != recorded:
+            differs = ticks
+    return {
+        "schema": 1,
+        "recording": str(folder),
+        "ticks": ticks,
+        "decision_digest": digest.hexdigest(),
+        "recorded_digest": recorded,
+        "same": differs is None,
+        "first_different_tick": differs,
+    }
+
+
+def recording_text(document: dict[str, Any]) -> str:
+    """What a replay showed, for a person."""
+    verdict = (
+        "the same decisions" if document["same"] else f"other decisions from tick {document['first_different_tick']}"
+    )
+    return (
+        f"replayed {document['ticks']} ticks of {document['recording']}: {verdict}\n"
+        f"  recorded {document['recorded_digest']}\n  replayed {document['decision_digest']}"
+    )
 
 
 def report_text(document: dict[str, Any]) -> str:

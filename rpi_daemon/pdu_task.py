@@ -72,7 +72,7 @@ class PduTask:
         return await self.write_now(writes)
 
     async def run(self) -> None:
-        """Until `stop`: writes first, then the poll when it is due."""
+        """Until `stop`: writes first, then the poll when it is due. An error other than DeviceError ends it."""
         next_poll_ns = self._clock.mono_ns()
         while not self._stop:
             now_ns = self._clock.mono_ns()
@@ -112,6 +112,8 @@ class PduTask:
 
     async def _poll(self) -> None:
         async with self._wire:
+            if not self.reachable:
+                await self._driver.open()  # its address, engine or session may be another by now
             reading = await self._driver.read()
         self.polls += 1
         self._succeeded()
@@ -144,6 +146,7 @@ class PduTask:
 
     def _failed(self, sentence: str) -> None:
         self.failures += 1
+        self.withdraw()  # what it asks for is old when the PDU is back; the next tick asks again
         self._inbox.append(PduReport(self.pdu, lost=True, error=sentence))
         if self.reachable and self.failures >= FAILURES_TO_OPEN:
             self.reachable = False

@@ -52,6 +52,7 @@ class TickInputs:
     hints: tuple[Hint, ...] = ()
     ceilings: tuple[Ceiling, ...] = ()
     acknowledged: tuple[str, ...] = ()
+    released: frozenset[str] = frozenset()  # outlets given back to their owner: not ours to write
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,9 @@ class Pipeline:
         *,
         allocator: AllocatorConfig,
         guard: GuardConfig,
+        model_expected: bool = False,
     ) -> None:
+        """`model_expected`: the configuration names a model, so that a baseline's forecast is a fall-back and shown."""
         self.rack = rack
         self.features = features
         self.forecaster = forecaster
@@ -97,10 +100,13 @@ class Pipeline:
         self.safe = safe
         self._corrector = corrector
         self._matcher = ResidualMatcher(rack.n)
+        self._model_expected = model_expected
         self._allocator = allocator
         self._guard = guard
         self._lowest = LowestRecent(rack)
         self._seen_ns: int | None = None
+        self._opted_in = rack.opted_in
+        self._released: frozenset[str] = frozenset()
         self._nothing = np.zeros((rack.n, TELEMETRY_COLUMNS))
 
     def step(self, inputs: TickInputs) -> Snapshot:
@@ -127,6 +133,11 @@ class Pipeline:
     def _take_in(self, inputs: TickInputs) -> tuple[str, ...]:
         """Hints to the plans, replies to the actuator's memory; returns outlets whose limit somebody else changed."""
         foreign: list[str] = []
+        if inputs.released != self._released:
+            self._released = inputs.released
+            ours = np.array([name not in inputs.released for name in self.rack.outlet_ids])
+            self.rack = replace(self.rack, opted_in=self._opted_in & ours)
+            self.actuator.opt_in(self.rack.opted_in)
         for hint in inputs.hints:
             self.plans.hint(hint)
         for report in inputs.reports:
@@ -178,6 +189,7 @@ class Pipeline:
             flags,
             sensor_stale=flags.sensor_stale | stale,
             breaker_blind=blind_constraints(self.rack, readings.valid),
+            model_fallback=self._model_expected and self.forecaster.reason != "",
             foreign_writer=self.actuator.foreign_writers(readings.t_mono_ns),
             no_readings=self._blind_s(inputs.now_ns, readings) > BLIND_S,
         )

@@ -1,5 +1,6 @@
 """Work that is known beforehand: the configured schedule and `hint`s, as the change of draw they announce."""
 
+from bisect import bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,6 +27,10 @@ class Change:
     delta_w: float
 
 
+def _time(change: Change) -> int:
+    return change.t_mono_ns
+
+
 class PlannedWork:
     """What is announced. Hints are kept until they are over; the schedule is re-read from wall time every 30 s."""
 
@@ -33,29 +38,34 @@ class PlannedWork:
         self._rack = rack
         self._names = {load.name: i for i, load in enumerate(rack.loads)}
         self._schedule = schedule
-        self._hints: list[Change] = []
+        self._hints: list[Change] = []  # by time
         self._scheduled: list[Change] = []
         self._refresh_ns: int | None = None
 
+    def check_room(self, waiting: int) -> None:
+        """Raises RpiError when `waiting` hints and one more are too many: to be asked before a hint reaches a tick."""
+        if len(self._hints) // 2 + waiting >= MAX_HINTS:
+            raise RpiError(f"{MAX_HINTS} hints are open; wait until some are over")
+
     def hint(self, hint: Hint) -> None:
-        """Take an announcement; raises RpiError for a load nobody knows or too many hints."""
-        if hint.load not in self._names:
-            raise RpiError(f"no load is called {hint.load!r}; known: {', '.join(self._names)}")
-        if len(self._hints) >= MAX_HINTS:
-            raise RpiError(f"more than {MAX_HINTS} hints are open; wait until some are over")
+        """Take an announcement for a load of the rack."""
         load = self._names[hint.load]
-        self._hints.append(Change(hint.t_mono_ns, load, hint.delta_w))
-        self._hints.append(Change(hint.t_mono_ns + round(hint.for_s * NS_PER_S), load, -hint.delta_w))
+        end_ns = hint.t_mono_ns + round(hint.for_s * NS_PER_S)
+        for change in (Change(hint.t_mono_ns, load, hint.delta_w), Change(end_ns, load, -hint.delta_w)):
+            insort(self._hints, change, key=_time)
 
     def planned_w(self, now_ns: int, utc_ns: int) -> FloatArray:
         """[n, 5]: announced change of each outlet's draw from now to now + 1..5 s; a load's two outlets share it."""
         if self._refresh_ns is None or now_ns >= self._refresh_ns:
             self._refresh_ns = now_ns + round(REFRESH_S * NS_PER_S)
             self._scheduled = self._changes_ahead(now_ns, utc_ns)
-            self._hints = [change for change in self._hints if change.t_mono_ns > now_ns]
+            del self._hints[: bisect_right(self._hints, now_ns, key=_time)]
         planned = np.zeros((self._rack.n, len(HORIZONS_S)))
         horizon_ns = round(HORIZONS_S[-1] * NS_PER_S)
-        for change in (*self._hints, *self._scheduled):
+        soon = self._hints[
+            bisect_right(self._hints, now_ns, key=_time) : bisect_right(self._hints, now_ns + horizon_ns, key=_time)
+        ]
+        for change in (*soon, *self._scheduled):
             if now_ns < change.t_mono_ns <= now_ns + horizon_ns:
                 reached = np.array([change.t_mono_ns <= now_ns + h * NS_PER_S for h in HORIZONS_S])
                 outlets = self._rack.loads[change.load].outlets

@@ -1,71 +1,211 @@
-"""A recorded run: what reached each tick, and the scans of every board; it replays to the same decisions."""
+"""A recorded run: configuration, boards, each tick's inputs and scans; it replays to the same decisions."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from rpi_daemon._fastpath.core import Ring
-from rpi_daemon.errors import TraceError
+from rpi_daemon._fastpath.core import BoardDescription, ChannelDescription, Ring
+from rpi_daemon.clock import Clock
+from rpi_daemon.config.schema import Config
+from rpi_daemon.errors import RpiError, TraceError
 from rpi_daemon.pipeline import Pipeline, Snapshot, TickInputs
 
 if TYPE_CHECKING:
     from rpi_daemon.sensing import BoardLink
 
+SCHEMA = 1
+HEADER_FILE = "header.json"
 TICKS_FILE = "ticks.jsonl"
+LAP_ROOM = 1000  # scans that the sampler may write while older ones are copied
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a pipeline is built from, apart from the code."""
+
+    schema: int
+    config: Config
+    base_dir: str
+    opted_in: tuple[bool, ...]  # after what the PDUs at hand ruled out
+    without_model: bool  # it was refused, and the baselines forecast
+    boards: tuple[BoardDescription, ...]
+
+
+_HEADER = TypeAdapter(Header)
+_CHANNEL = TypeAdapter(ChannelDescription)  # the compiled class does not tell pydantic what its tuple holds
 _INPUTS = TypeAdapter(TickInputs)
 
 
+@dataclass
+class TapedClock:
+    """The host's clock, with every answer written down: a forecast that came too late in the run does so in its replay."""
+
+    clock: Clock
+    tape: list[int] = field(default_factory=list)
+
+    def mono_ns(self) -> int:
+        self.tape.append(self.clock.mono_ns())
+        return self.tape[-1]
+
+    def utc_ns(self) -> int:
+        return self.clock.utc_ns()
+
+    def taken(self) -> list[int]:
+        """Answers since the last call."""
+        tape, self.tape = self.tape, []
+        return tape
+
+
+class TapeClock:
+    """Gives the answers of a tape, in order."""
+
+    def __init__(self) -> None:
+        self._tape: deque[int] = deque()
+
+    def feed(self, tape: Sequence[int]) -> None:
+        self._tape.extend(tape)
+
+    def mono_ns(self) -> int:
+        """Raises TraceError when the run did not ask here."""
+        if not self._tape:
+            raise TraceError("the recording is of another version: this one asks for the time more often")
+        return self._tape.popleft()
+
+    def utc_ns(self) -> int:
+        raise TraceError("the recording holds no wall time but that of the ticks")
+
+
 class Recorder:
-    """Appends each tick's inputs as a JSON line and each board's new scans as they lie in the ring."""
+    """Appends each tick's inputs as a JSON line and each board's new scans; a full disk ends it, not the daemon.
 
-    def __init__(self, folder: Path, boards: Sequence["BoardLink"]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    `clock` is to be used by the pipeline that is recorded. Raises RpiError for a folder that holds a recording.
+    """
+
+    def __init__(self, folder: Path, boards: Sequence["BoardLink"], clock: Clock) -> None:
+        self.clock = TapedClock(clock)
+        self._folder = folder
         self._boards = boards
-        self._ticks: BinaryIO = (folder / TICKS_FILE).open("wb")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._ticks: BinaryIO = (folder / TICKS_FILE).open("xb")
+        except FileExistsError:
+            raise RpiError(f"{folder}: holds a recording already; name another folder") from None
+        except OSError as error:
+            raise RpiError(f"{folder}: cannot record there: {error.strerror}") from None
         self._scans = [(folder / f"{link.board.id}.scans").open("wb") for link in boards]
-        self._next = [link.ring.head for link in boards]
+        self._next = [max(0, link.ring.head - link.ring.capacity + LAP_ROOM) for link in boards]
+        self._full = False
 
-    def add(self, inputs: TickInputs, ends: Sequence[int]) -> None:
-        """Write down one tick: its inputs, and the scans up to the window that it used of each board."""
-        counts = []
-        for k, link in enumerate(self._boards):
-            first = max(self._next[k], ends[k] - link.ring.capacity + 1000)
-            spans = link.ring.spans(first, max(0, ends[k] - first))
-            counts.append(sum(len(span) for span in spans))
-            for span in spans:
-                self._scans[k].write(span.tobytes())
-            self._next[k] = max(self._next[k], ends[k])
-        record = {"scans": counts, "inputs": _INPUTS.dump_python(inputs)}
-        self._ticks.write(json.dumps(record, default=_plain, separators=(",", ":")).encode() + b"\n")
+    def begin(self, config: Config, opted_in: Sequence[bool], *, without_model: bool) -> None:
+        """Write down what the pipeline was built from."""
+        boards = tuple(link.description for link in self._boards if link.description is not None)
+        header = Header(SCHEMA, config, config.base_dir, tuple(opted_in), without_model, boards)
+        (self._folder / HEADER_FILE).write_bytes(_HEADER.dump_json(header))
+
+    def add(self, inputs: TickInputs, ends: Sequence[int], digest: str) -> None:
+        """One tick: its inputs, the scans up to the window that it used of each board, the digest of all decisions so far."""
+        if self._full:
+            return
+        try:
+            counts = [self._copy(k, end) for k, end in enumerate(ends)]
+            record = {
+                "scans": counts,
+                "clock": self.clock.taken(),
+                "inputs": _INPUTS.dump_python(inputs),
+                "digest": digest,
+            }
+            self._ticks.write(json.dumps(record, default=_plain, separators=(",", ":")).encode() + b"\n")
+        except OSError as error:
+            self._full = True
+            log.error("recording.ended", folder=str(self._folder), error=str(error))
+
+    def _copy(self, k: int, end: int) -> int:
+        """Scans that are there, up to `end`; where the last one was lost, with the next one, which ended the window."""
+        ring = self._boards[k].ring
+        first = self._next[k]
+        if end <= first:
+            return 0
+        scans, present = ring.read(first, end - first)
+        self._next[k] = end
+        if not present[-1]:
+            after, there = ring.read(end, ring.head - end)
+            place = int(np.argmax(there)) if there.any() else 0
+            scans, present = np.concatenate([scans, after[: place + 1]]), np.append(present, there[: place + 1])
+            self._next[k] = end + place + 1
+        kept = scans[present]
+        self._scans[k].write(kept.tobytes())
+        return len(kept)
 
     def close(self) -> None:
         """End the recording."""
         for file in (self._ticks, *self._scans):
-            file.close()
-
-
-def replay(folder: Path, boards: Sequence[str], rings: Sequence[Ring], pipeline: Pipeline) -> Iterator[Snapshot]:
-    """Drive a fresh pipeline over a recording; yields each tick's snapshot. Raises TraceError where it is cut off."""
-    files = [_open(folder / f"{board}.scans") for board in boards]
-    ticks = _open(folder / TICKS_FILE)
-    try:
-        for number, line in enumerate(ticks, start=1):
             try:
-                record = json.loads(line)
-                inputs = _INPUTS.validate_python(record["inputs"])
-            except (ValueError, KeyError) as error:
-                raise TraceError(f"{folder / TICKS_FILE}:{number}: not a recorded tick: {error}") from None
-            for file, ring, n in zip(files, rings, record["scans"], strict=True):
-                _refill(ring, file, n)
-            yield pipeline.step(inputs)
-    finally:
-        for file in (ticks, *files):
-            file.close()
+                file.close()
+            except OSError as error:
+                log.error("recording.cut_off", folder=str(self._folder), error=str(error))
+
+
+class Recording:
+    """A recorded run, opened for replay: `config`, `header`, `boards` and `clock` make its pipeline; `replay` it once."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises TraceError for what is not a recording."""
+        self._folder = folder
+        path = folder / HEADER_FILE
+        try:
+            self.header = _HEADER.validate_json(path.read_bytes())
+        except OSError as error:
+            raise TraceError(f"{path}: {error.strerror}; name a folder that `run --record` wrote") from None
+        except ValidationError as error:
+            raise TraceError(
+                f"{path}: not the header of a recording of this version: {error.errors()[0]['msg']}"
+            ) from None
+        self.config = self.header.config.model_copy(update={"base_dir": self.header.base_dir})
+        self.boards = tuple(
+            replace(board, channels=tuple(_CHANNEL.validate_python(channel) for channel in board.channels))
+            for board in self.header.boards
+        )
+        self.clock = TapeClock()
+
+    def replay(self, rings: Sequence[Ring], build: Callable[[], Pipeline]) -> Iterator[tuple[Snapshot, str]]:
+        """Each tick's snapshot, and the run's own digest after it. `build()` gives the fresh pipeline.
+
+        Raises TraceError where the recording is cut off.
+        """
+        files = [_open(self._folder / f"{board.id}.scans") for board in self.config.board]
+        ticks = _open(self._folder / TICKS_FILE)
+        pipeline: Pipeline | None = None
+        try:
+            for number, line in enumerate(ticks, start=1):
+                record, inputs = self._parsed(line, number)
+                self.clock.feed(record["clock"])
+                if pipeline is None:
+                    pipeline = build()
+                for file, ring, n in zip(files, rings, record["scans"], strict=True):
+                    _refill(ring, file, n)
+                yield pipeline.step(inputs), record["digest"]
+        finally:
+            for file in (ticks, *files):
+                file.close()
+
+    def _parsed(self, line: bytes, number: int) -> tuple[Mapping[str, Any], TickInputs]:
+        try:
+            record = json.loads(line)
+            return record, _INPUTS.validate_python(record["inputs"])
+        except (ValueError, KeyError, TypeError):
+            raise TraceError(
+                f"{self._folder / TICKS_FILE}:{number}: not a whole recorded tick; the recording is cut off or damaged here"
+            ) from None
 
 
 def _plain(value: object) -> object:
@@ -80,11 +220,14 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _refill(ring: Ring, file: BinaryIO, n: int) -> None:
-    """Put the next n recorded slots into the ring; a slot that holds an older scan was a lost one and stays lost."""
-    scans: NDArray[np.void] = np.frombuffer(file.read(n * ring.scans.dtype.itemsize), dtype=ring.scans.dtype)
+    """Put the next n recorded scans into the ring; what was lost stays lost. Raises TraceError when they are not there."""
+    size = ring.scans.dtype.itemsize
+    data = file.read(n * size)
+    if len(data) != n * size:
+        raise TraceError(f"{file.name}: cut off: {n} scans were recorded here, {len(data) // size} are left")
+    scans: NDArray[np.void] = np.frombuffer(data, dtype=ring.scans.dtype)
     for scan in scans:
-        if int(scan["index"]) >= ring.head:
-            ring.push(
-                int(scan["index"]), int(scan["t_mono_ns"]), int(scan["ticks"]), int(scan["status"]), scan["counts"],
-                flags=int(scan["flags"]),
-            )  # fmt: skip
+        ring.push(
+            int(scan["index"]), int(scan["t_mono_ns"]), int(scan["ticks"]), int(scan["status"]), scan["counts"],
+            flags=int(scan["flags"]),
+        )  # fmt: skip

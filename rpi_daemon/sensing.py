@@ -16,7 +16,7 @@ from rpi_daemon.drivers.sensors.paced import PlantSource
 from rpi_daemon.drivers.sensors.replay import ReplaySource
 from rpi_daemon.drivers.sensors.serial import SerialOptions, SerialSource
 from rpi_daemon.drivers.sensors.simulated import SimulatedSource
-from rpi_daemon.errors import DeviceError
+from rpi_daemon.errors import DeviceError, RpiError
 from rpi_daemon.features import BoardSetup
 
 RATE_HZ = 1000
@@ -108,6 +108,7 @@ class BoardLink:
             fifo_priority=sampling.fifo_priority,
             lock_memory=sampling.lock_memory,
         )
+        self._payload: bytes | None = None
         self._reopening: asyncio.Task[None] | None = None
         self._retry_ns = 0
 
@@ -127,6 +128,7 @@ class BoardLink:
                     f" board_id = {self.board.board_id}, and is baud = {self.board.baud} its line rate?"
                 )
             await asyncio.sleep(0.02)
+        self._payload = payload
         return self._described(parse_description(payload))
 
     def _described(self, description: BoardDescription) -> BoardSetup:
@@ -152,18 +154,37 @@ class BoardLink:
                 )
 
     def maintain(self) -> None:
-        """Open the port again after it was unplugged; never blocks the caller."""
+        """Open the port again after it was unplugged; never blocks the caller.
+
+        Raises DeviceError when the board now is another one than was described at start: its scale is not ours any more.
+        """
+        if (payload := self.sampler.description()) not in (None, self._payload):
+            assert payload is not None
+            self._same_board(parse_description(payload))
+            self._payload = payload
         now_ns = self._clock.mono_ns()
         if self.sampler.connected() or now_ns < self._retry_ns or (self._reopening and not self._reopening.done()):
             return
         self._retry_ns = now_ns + round(REOPEN_S * NS_PER_S)
         self._reopening = asyncio.create_task(self._reopen())
 
+    def _same_board(self, now: BoardDescription) -> None:
+        before = self.description
+        if before is None or now == before:
+            return
+        log.warning("board.changed", board=self.board.id, serial_number=now.serial_number, firmware=now.firmware)
+        if (now.rate_hz, now.group_delay_ns, now.channels) != (before.rate_hz, before.group_delay_ns, before.channels):
+            raise DeviceError(
+                f"board {self.board.id!r}: a board with other channels or another scale is plugged in"
+                f" ({now.serial_number}, before {before.serial_number}); start the daemon again to take it"
+            )
+        self.description = now
+
     async def _reopen(self) -> None:
         self._source.close()
         try:
             await asyncio.to_thread(self._source.open)
-        except DeviceError as error:
+        except RpiError as error:
             log.debug("board.absent", board=self.board.id, error=str(error))
             return
         self.sampler.attach(self._source.fileno())

@@ -10,8 +10,9 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import structlog
 
 from rpi_daemon.actuator import FoundLimits, Lease, write_durably
-from rpi_daemon.assembly import build_pipeline, settings
+from rpi_daemon.assembly import build_pipeline, settings, write_budgets
 from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import Board, Config, OutletRow, Pdu
@@ -27,9 +28,9 @@ from rpi_daemon.control import SOCKET_NAME, ControlServer
 from rpi_daemon.drivers.pdu.profile import load_profile
 from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
 from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
-from rpi_daemon.errors import DeviceError, LockedError, RpiError
+from rpi_daemon.errors import DeviceError, LockedError, ModelError, NotRunningError, RpiError
 from rpi_daemon.features import BoardSetup
-from rpi_daemon.guard import KILL_FILE, GuardConfig, HealthFlags, KillSwitch, brief, static_safe_writes
+from rpi_daemon.guard import KILL_FILE, GuardConfig, HealthFlags, KillSwitch, static_safe_writes
 from rpi_daemon.log import configure_log
 from rpi_daemon.pdu_task import PduTask
 from rpi_daemon.pipeline import DecisionDigest, Pipeline, Snapshot, TickInputs
@@ -38,7 +39,6 @@ from rpi_daemon.records import (
     TICK_NS,
     Ceiling,
     Hint,
-    IntArray,
     LimitWrite,
     Mode,
     PduIdentity,
@@ -51,13 +51,14 @@ from rpi_daemon.sensing import BoardLink, PacedBoardLink
 from rpi_daemon.status import status_document
 
 FOUND_FILE = "found-limits.json"
-START_ATTEMPTS = 3  # to verify STATIC_SAFE on a PDU
+STATIC_SAFE_ATTEMPTS = 3  # per PDU
 WINDOW_GRACE_NS = 30_000_000  # how long a tick waits for a window that is late
 COLLECT_TICKS = 100
-CONTROL_NICE = -10
 LATE_TICK_NS = 50_000_000
 OVERRUN_TICKS = 3  # late ticks in a row that hold the limits
 STOP_TIMEOUT_S = 5.0
+WATCHDOG_TICKS = 10  # systemd hears of us once a second
+SOONEST_HINT_S = 0.2  # work that starts now is announced this far ahead, so that a tick sees it coming
 TICK_HISTORY = 36_000  # tick durations kept for the percentiles: an hour
 
 
@@ -77,6 +78,7 @@ class Service:
         self.config = config
         self.clock = clock or SystemClock()
         self.rack: RackModel = rack_model(config)
+        self._opted_in = self.rack.opted_in.copy()  # before anything was given back
         self.mode = Mode(config.daemon.mode)
         self.state_dir = config.path(config.daemon.state_dir)
         self.runtime_dir = config.path(config.daemon.runtime_dir)
@@ -92,6 +94,8 @@ class Service:
         self.loop_started_ns = 0
         self.loop_started_cpu_s = 0.0
         self.static_safe_s: float | None = None
+        self.static_safe_differs: dict[str, list[int]] = {}  # outlets that stand elsewhere and may not be written
+        self.model_refused: str | None = None
         self.tick_ms: deque[float] = deque(maxlen=TICK_HISTORY)
         self.write_ms: deque[float] = deque(maxlen=TICK_HISTORY)
         self.lstm_ticks = 0
@@ -103,8 +107,11 @@ class Service:
         self._hints: list[Hint] = []
         self._acknowledged: set[str] = set()
         self._ceilings: dict[str, tuple[Ceiling, int]] = {}
+        self._released: frozenset[str] = frozenset()  # outlets given back to their owner
         self._late_ticks = 0
+        self._killed = False  # the kill switch could not be written to disk
         self._stopping = asyncio.Event()
+        self._operator = asyncio.Lock()  # one command that writes at a time
         self._static_safe_only = True  # until the loop runs, and again once it stops
         self._lease = Lease(config.actuator.lease_s, self.started_ns)
         self._event_fd = -1
@@ -113,37 +120,41 @@ class Service:
     # -- life
 
     async def run(self, *, seconds: float | None = None) -> int:
-        """Start, tick (for `seconds`, or until told to stop), stop. STATIC_SAFE is verified before the model is loaded."""
+        """Start, tick (for `seconds`, or until told to stop), stop; returns the exit code.
+
+        STATIC_SAFE is verified before the model is loaded. A PDU that was controlled before gets it at once; one that is
+        met for the first time only after every board has answered, so that a mistaken configuration writes nothing.
+        """
         async with self._stack:
             self._prepare()
-            await self._open_pdus()
+            boards = asyncio.create_task(self._open_boards(), name="boards")
+            self._stack.push_async_callback(_end, [boards])
+            if await self._open_pdus():
+                await boards
+            self._save_found()
             await self._static_safe_everywhere("start")
-            self.static_safe_s = _process_age_s()
-            log.info("static_safe.verified", after_s=round(self.static_safe_s, 3), mode=self.mode.value)
-            setups = self._open_boards()
+            self._say_static_safe()
             control = ControlServer(
                 self.runtime_dir / SOCKET_NAME, int(self.config.daemon.socket_mode, 8), self._answer
             )
             await control.open()
             self._stack.push_async_callback(control.close)
             _notify("READY=1")
-            pipeline = self._pipeline(await setups)
+            pipeline = self._pipeline(await boards)
             running = [asyncio.create_task(task.run(), name=f"pdu {pdu}") for pdu, task in self.tasks.items()]
             if seconds is not None:
                 asyncio.get_running_loop().call_later(seconds, self._stopping.set)
             try:
-                await self._loop(pipeline)
+                await self._loop(pipeline, running)
             finally:
                 _notify("STOPPING=1")
                 self._static_safe_only = True
                 for task in self.tasks.values():
                     task.stop()
                 await asyncio.wait(running, timeout=STOP_TIMEOUT_S)
-                for unfinished in running:
-                    unfinished.cancel()
-                await asyncio.gather(*running, return_exceptions=True)
-                await self._leave()
-        return 0
+                await _end(running)
+                left = await self._leave()
+        return 0 if left else DeviceError.exit_code
 
     def _prepare(self) -> None:
         """Folders, locks, signals: before anything is touched."""
@@ -157,22 +168,46 @@ class Service:
         self._stack.enter_context(_folder_lock(self.runtime_dir))
         for pdu in self.config.pdu:
             self._stack.enter_context(_pdu_lock(pdu))
-        with contextlib.suppress(
-            PermissionError
-        ):  # a tick should not wait for other people's work, where we may say so
-            os.setpriority(os.PRIO_PROCESS, 0, CONTROL_NICE)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._stopping.set)
-        loop.add_signal_handler(signal.SIGUSR1, self.kill_switch.engage, "SIGUSR1")
+        loop.add_signal_handler(signal.SIGUSR1, self._engage_kill_switch, "SIGUSR1")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stack.callback(os.close, self._event_fd)
         found = self.state_dir / FOUND_FILE
-        if found.exists():
+        try:
             self._found = FoundLimits.from_json(found.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            log.info("found_limits.none", path=str(found))
+        except OSError as error:
+            raise RpiError(f"{found}: {error.strerror}; the daemon's user must own daemon.state_dir") from None
 
-    async def _open_pdus(self) -> None:
-        """Connect, identify, and save what was found before anything is written."""
+    def _save_found(self) -> None:
+        """Before the first write: what is put back at `limit restore`."""
+        found = self.state_dir / FOUND_FILE
+        try:
+            write_durably(found, self._found.to_json())
+        except OSError as error:
+            raise RpiError(
+                f"{found}: {error.strerror}; nothing is written to a PDU before the limits found on it are saved"
+            ) from None
+
+    def _engage_kill_switch(self, reason: str) -> None:
+        """On a signal or on request; on a full or read-only disk it holds in memory, until `resume` or a restart."""
+        try:
+            self.kill_switch.engage(reason)
+        except OSError as error:
+            self._killed = True
+            log.error("kill_switch.not_on_disk", error=str(error))
+        log.warning("kill_switch.engaged", reason=reason)
+
+    def killed(self) -> bool:
+        """Whether nothing may be written to any PDU."""
+        return self._killed or self.kill_switch.engaged()
+
+    async def _open_pdus(self) -> bool:
+        """Connect, identify, and note what was found; True if a PDU is met for the first time."""
+        met = False
         for options in self.config.pdu:
             driver = SnmpPdu(self._driver_options(options), self.clock)
             self._stack.push_async_callback(driver.close)
@@ -184,15 +219,15 @@ class Service:
                 self._opt_out(
                     options.id, "profile is not proven on this device; meters only (accept_unproven = true writes)"
                 )
-            reading = await driver.read()
-            self._found = self._found.with_pdu(options.id, reading)
+            met = met or options.id not in self._found.pdus
+            self._found = self._found.with_pdu(options.id, await driver.read())
             self.tasks[options.id] = PduTask(
                 options.id, driver, self.clock, poll_s=options.poll_s, write_allowed=self._write_allowed
             )
             log.info(
                 "pdu.found", pdu=options.id, vendor=identity.vendor, model=identity.model, outlets=identity.n_outlets
             )
-        write_durably(self.state_dir / FOUND_FILE, self._found.to_json())
+        return met
 
     def _driver_options(self, pdu: Pdu) -> SnmpPduOptions:
         outlets = tuple(row.number for row in self.config.outlets() if row.pdu == pdu.id)
@@ -219,34 +254,64 @@ class Service:
         mine = np.array([p == pdu for p in self.rack.pdu_of])
         if (self.rack.opted_in & mine).any():
             log.warning("pdu.meters_only", pdu=pdu, reason=reason)
-        self.rack = replace(self.rack, opted_in=self.rack.opted_in & ~mine)
+        self._opted_in &= ~mine
+        self.rack = replace(self.rack, opted_in=self._opted_in.copy())
 
     async def _static_safe_everywhere(self, when: str) -> None:
-        """Write STATIC_SAFE and verify it on every PDU; in advisory mode, or with the kill switch engaged, compare only."""
-        for pdu, task in self.tasks.items():
-            reading = await self.drivers[pdu].read()
-            for _ in range(START_ATTEMPTS):
-                writes = static_safe_writes(self.rack, pdu, reading, self._guard)
-                if not writes:
-                    break
-                if self.mode is Mode.ADVISORY or self.kill_switch.engaged():
-                    log.warning("static_safe.differs", pdu=pdu, when=when, outlets=[write.outlet for write in writes])
-                    break
-                result = await task.write_now(writes)
-                if result is not None:
-                    self._count(PduReport(pdu, result=result))
-                reading = await self.drivers[pdu].read()
-            else:
-                left = [write.outlet for write in static_safe_writes(self.rack, pdu, reading, self._guard)]
-                if left:
-                    raise DeviceError(
-                        f"PDU {pdu!r} does not take STATIC_SAFE on outlets {left}: check the user's write permission on it"
-                    )
-            task.take_reports()
-            self._note_limits(pdu, reading)
+        """Write STATIC_SAFE and verify it, on all PDUs at once: one that is silent does not keep it from the others."""
+        results = await asyncio.gather(*(self._static_safe(pdu, when) for pdu in self.tasks), return_exceptions=True)
+        failed = [result for result in results if isinstance(result, BaseException)]
+        if failed and all(isinstance(error, DeviceError) for error in failed):
+            raise type(failed[0])("; ".join(str(error) for error in failed))
+        if failed:
+            raise failed[0]
 
-    def _open_boards(self) -> "asyncio.Task[list[BoardSetup]]":
-        """Open every port now; the descriptions come while the model loads."""
+    async def _static_safe(self, pdu: str, when: str) -> None:
+        """One PDU; compares only in advisory mode, or with the kill switch engaged. Raises DeviceError."""
+        for left in reversed(range(STATIC_SAFE_ATTEMPTS)):
+            try:
+                differing = await self._static_safe_once(pdu, when)
+            except DeviceError:
+                if left == 0:
+                    raise
+                continue
+            if not differing:
+                return
+        raise DeviceError(
+            f"PDU {pdu!r} does not take STATIC_SAFE on outlets {differing}: check the user's write permission on it"
+        )
+
+    async def _static_safe_once(self, pdu: str, when: str) -> list[int]:
+        """Outlets that stand elsewhere after one attempt although they may be written."""
+        task, driver = self.tasks[pdu], self.drivers[pdu]
+        reading = await driver.read()
+        writes = static_safe_writes(self.rack, pdu, reading, self._guard)
+        self.static_safe_differs.pop(pdu, None)
+        if writes and (self.mode is Mode.ADVISORY or self.killed()):
+            self.static_safe_differs[pdu] = [write.outlet for write in writes]
+            log.warning("static_safe.differs", pdu=pdu, when=when, outlets=self.static_safe_differs[pdu])
+            writes = ()
+        elif writes:
+            result = await task.write_now(writes)
+            if result is not None:
+                self._count(PduReport(pdu, result=result))
+            reading = await driver.read()
+            writes = static_safe_writes(self.rack, pdu, reading, self._guard)
+        task.take_reports()
+        task.inbox(PduReport(pdu, reading=reading))
+        self._note_limits(pdu, reading)
+        return [write.outlet for write in writes]
+
+    def _say_static_safe(self) -> None:
+        after_s = _process_age_s()
+        if self.static_safe_differs:
+            log.warning("static_safe.compared", after_s=round(after_s, 3), differs=self.static_safe_differs)
+            return
+        self.static_safe_s = after_s
+        log.info("static_safe.verified", after_s=round(after_s, 3), mode=self.mode.value)
+
+    async def _open_boards(self) -> list[BoardSetup]:
+        """Open every port, then wait for the boards' descriptions."""
         rows = self.config.outlets()
         for board in self.config.board:
             link = self._board_link(board, rows)
@@ -254,11 +319,7 @@ class Service:
             self._stack.callback(link.close)
             self.boards.append(link)
             log.info("board.sampling", board=board.id, scheduling=link.sampler.scheduling())
-
-        async def describe() -> list[BoardSetup]:
-            return [await link.describe() for link in self.boards]
-
-        return asyncio.create_task(describe())
+        return [await link.describe() for link in self.boards]
 
     def _board_link(self, board: Board, rows: Sequence[OutletRow]) -> BoardLink:
         rack, base_dir = self.config.rack, Path(self.config.base_dir)
@@ -268,26 +329,28 @@ class Service:
         return PacedBoardLink(*common, rack=rack)
 
     def _pipeline(self, setups: Sequence[BoardSetup]) -> Pipeline:
-        pipeline = build_pipeline(self.config, self.rack, setups, self.clock, writes_per_day=self._write_budgets())
+        clock: Clock = self.clock
         if self._record_dir is not None:
-            self._recorder = Recorder(self._record_dir, self.boards)
+            self._recorder = Recorder(self._record_dir, self.boards, clock)
             self._stack.callback(self._recorder.close)
+            clock = self._recorder.clock
+        build = partial(
+            build_pipeline, self.config, self.rack, setups, clock, writes_per_day=write_budgets(self.config)
+        )
+        try:
+            pipeline = build()
+        except ModelError as error:
+            self.model_refused = str(error)
+            log.error("model.refused", error=str(error), doing="baselines forecast; replace the model and restart")
+            pipeline = build(without_model=True)
+        if self._recorder is not None:
+            self._recorder.begin(self.config, self.rack.opted_in.tolist(), without_model=self.model_refused is not None)
         return pipeline
-
-    def _write_budgets(self) -> IntArray:
-        """Writes per outlet and day, [n]: the configured number of its PDU, or its profile's own."""
-        per_pdu = {
-            pdu.id: pdu.writes_per_day or self.drivers[pdu.id].profile.pace.writes_per_outlet_day
-            for pdu in self.config.pdu
-        }
-        return np.array([per_pdu[pdu] for pdu in self.rack.pdu_of], dtype=np.int64)
 
     # -- the loop
 
-    async def _loop(self, pipeline: Pipeline) -> None:
+    async def _loop(self, pipeline: Pipeline, running: Sequence["asyncio.Task[None]"]) -> None:
         self.pipeline = pipeline
-        for pdu, driver in self.drivers.items():
-            self.tasks[pdu].inbox(PduReport(pdu, reading=await driver.read()))
         gc.collect()
         gc.freeze()
         gc.disable()  # a full collection takes longer than a tick may; it comes after a tick instead, see `_after_tick`
@@ -308,6 +371,9 @@ class Service:
             self._tick(pipeline, now_ns)
             self.tick_ms.append((time.perf_counter() - woken) * 1e3)
             self._after_tick()
+            for task in running:
+                if task.done():
+                    task.result()  # its exception ends the daemon: nobody else serves that PDU
 
     def _windows(self) -> list[int]:
         """The number of the newest complete window of each board."""
@@ -341,12 +407,13 @@ class Service:
         inputs = TickInputs(
             now_ns=now_ns,
             utc_ns=self.clock.utc_ns(),
-            mode=self.mode,
+            mode=Mode.ADVISORY if self.killed() else self.mode,
             flags=self._flags(),
             reports=reports,
             hints=tuple(self._hints),
             ceilings=self._ceilings_now(now_ns),
             acknowledged=tuple(self._acknowledged),
+            released=self._released,
         )
         self._hints.clear()
         self._acknowledged.clear()
@@ -356,7 +423,7 @@ class Service:
         self._lease.renew(now_ns)
         self.digest.add(snapshot)
         if self._recorder is not None:
-            self._recorder.add(inputs, pipeline.features.ends)
+            self._recorder.add(inputs, pipeline.features.ends, self.digest.hexdigest())
         self._log_changes(snapshot)
         self.snapshot = snapshot
 
@@ -373,6 +440,8 @@ class Service:
             link.maintain()
         if self.score.ticks % COLLECT_TICKS == 0:
             gc.collect()
+        if self.score.ticks % WATCHDOG_TICKS == 0:
+            _notify("WATCHDOG=1")
 
     def _flags(self) -> HealthFlags:
         away = frozenset(pdu for pdu, task in self.tasks.items() if not task.reachable)
@@ -399,11 +468,20 @@ class Service:
 
     def _note_limits(self, pdu: str, reading: PduReading) -> None:
         for number, state in reading.limits.items():
-            if state.limit_w is not None and state.enabled is not False:
-                self.score.limit_seen(self._index(pdu, number), state.limit_w)
+            known = state.limit_w is not None and state.enabled is not False
+            self.score.limit_seen(self._index(pdu, number), state.limit_w if known else None)
 
     def _index(self, pdu: str, number: int) -> int:
         return self.rack.outlet_ids.index(f"{pdu}/{number}")
+
+    def ceilings(self) -> list[dict[str, Any]]:
+        """What operators set, for views."""
+        now_ns = self.clock.mono_ns()
+        return [
+            {"outlet": name, "limit_w": c.limit_w, "reason": c.reason, "left_s": round((end_ns - now_ns) / NS_PER_S, 1)}
+            for name, (c, end_ns) in self._ceilings.items()
+            if end_ns > now_ns
+        ]
 
     def _ceilings_now(self, now_ns: int) -> tuple[Ceiling, ...]:
         self._ceilings = {name: entry for name, entry in self._ceilings.items() if entry[1] > now_ns}
@@ -412,7 +490,7 @@ class Service:
     def _log_changes(self, snapshot: Snapshot) -> None:
         before = self.snapshot
         if before is None or before.safe.state != snapshot.safe.state:
-            log.warning("state", state=snapshot.safe.state.name, causes=brief(snapshot.safe.causes))
+            log.warning("state", state=snapshot.safe.state.name, causes=list(snapshot.safe.causes))
         for name in snapshot.foreign:
             log.warning("limit.foreign_change", outlet=name)
         for desired in snapshot.desired:
@@ -433,19 +511,22 @@ class Service:
 
     def _write_allowed(self, write: LimitWrite) -> bool:
         """Asked at the driver's door, immediately before each write."""
-        if self.kill_switch.engaged():
+        if self.killed():
             return False
         if write.restore is not None or self._static_safe_only:
             return True
         return self.mode is Mode.CLOSED_LOOP and not self._lease.expired(self.clock.mono_ns())
 
-    async def _leave(self) -> None:
-        """STATIC_SAFE in every opted-in outlet, verified; what cannot be reached is said."""
+    async def _leave(self) -> bool:
+        """STATIC_SAFE in every opted-in outlet, verified; False where it should be and is not."""
         try:
             await self._static_safe_everywhere("stop")
-            log.info("static_safe.left")
-        except DeviceError as error:
+        except RpiError as error:
             log.error("static_safe.not_left", error=str(error))
+            return False
+        if not self.static_safe_differs:
+            log.info("static_safe.left")
+        return True
 
     # -- requests from the control socket
 
@@ -453,6 +534,7 @@ class Service:
         commands = {
             "status": self._status,
             "mode": self._set_mode,
+            "kill": self._kill,
             "acknowledge": self._acknowledge,
             "limit_set": self._limit_set,
             "limit_restore": self._limit_restore,
@@ -461,6 +543,8 @@ class Service:
         command = commands.get(request["command"])
         if command is None:
             raise RpiError(f"unknown command {request['command']!r}; known: {', '.join(commands)}")
+        if self.snapshot is None and request["command"] not in ("status", "kill"):
+            raise NotRunningError("the daemon is still starting; try again in a moment")
         return await command(request)
 
     async def _status(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -470,15 +554,23 @@ class Service:
         name = request.get("mode")
         if name not in (Mode.ADVISORY.value, Mode.CLOSED_LOOP.value):
             raise RpiError(f"mode {name!r} is not advisory or closed_loop")
-        if name == Mode.ADVISORY.value and self.mode is Mode.CLOSED_LOOP:
-            await self._restore(self.rack.outlet_ids)
-        self.mode = Mode(name)
+        async with self._operator:
+            if name == Mode.ADVISORY.value and self.mode is Mode.CLOSED_LOOP:
+                await self._restore(self.rack.outlet_ids)
+            elif name == Mode.CLOSED_LOOP.value:
+                self._release(frozenset())
+            self.mode = Mode(name)
         log.warning("mode", mode=self.mode.value)
         return {"mode": self.mode.value}
+
+    async def _kill(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._engage_kill_switch(str(request.get("reason", "control socket")))
+        return {"kill_switch": True}
 
     async def _acknowledge(self, request: dict[str, Any]) -> dict[str, Any]:
         latched = self.snapshot.safe.latched if self.snapshot is not None else ()
         self._acknowledged.update(latched)
+        self._killed = False
         return {"acknowledged": list(latched)}
 
     async def _limit_set(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -490,8 +582,12 @@ class Service:
         return {"outlet": outlet, "limit_w": limit_w, "ttl_s": ttl_s}
 
     async def _limit_restore(self, request: dict[str, Any]) -> dict[str, Any]:
-        named = [self._known_outlet(name) for name in request.get("outlets") or ()]
-        restored, verified = await self._restore(named or self.rack.outlet_ids)
+        names = request.get("outlets") or []
+        if not isinstance(names, list):
+            raise RpiError(f"outlets is {names!r}; a list of outlet names is needed")
+        named = [self._known_outlet(name) for name in names]
+        async with self._operator:
+            restored, verified = await self._restore(named or self.rack.outlet_ids)
         log.warning("restored", outlets=named or "all", verified=verified, reason=request.get("reason"))
         return {"restored": restored, "verified": verified, "mode": self.mode.value}
 
@@ -500,7 +596,9 @@ class Service:
         names = [item.name for item in self.rack.loads]
         if load not in names:
             raise RpiError(f"no load is called {load!r}; known: {', '.join(names)}")
-        start_ns = self.clock.mono_ns() + round(_number(request, "in_s", least=0.0) * NS_PER_S)
+        self.pipeline.plans.check_room(len(self._hints))
+        in_s = max(_number(request, "in_s", least=0.0), SOONEST_HINT_S)
+        start_ns = self.clock.mono_ns() + round(in_s * NS_PER_S)
         self._hints.append(Hint(load, _number(request, "delta_w", least=-1e6), start_ns, _number(request, "for_s")))
         return {"load": load}
 
@@ -509,30 +607,48 @@ class Service:
             raise RpiError(f"no outlet is called {name!r}; known: {', '.join(self.rack.outlet_ids)}")
         return str(name)
 
+    def _release(self, outlets: frozenset[str]) -> None:
+        """Outlets that are their owner's again: not written, not watched for changes by others."""
+        self._released = outlets
+        ours = np.array([name not in outlets for name in self.rack.outlet_ids])
+        self.rack = replace(self.rack, opted_in=self._opted_in & ours)
+
     async def _restore(self, outlets: Sequence[str]) -> tuple[int, int]:
-        """Put found limits back on outlets that we may write, and let go of them: no more writes there until a restart."""
-        if self.kill_switch.engaged():
+        """Put found limits back on outlets that we may write, and let go of them until `mode closed_loop`.
+
+        Every reachable PDU gets them; raises DeviceError afterwards for what could not be put back.
+        """
+        if self.killed():
             raise RpiError("the kill switch is engaged: nothing is written; `rpi-daemon resume` releases it")
-        chosen = np.array([name in outlets for name in self.rack.outlet_ids]) & self.rack.opted_in
-        if len(outlets) == self.rack.n:
+        chosen = [i for i in np.flatnonzero(self._opted_in) if self.rack.outlet_ids[i] in outlets]
+        self._release(self._released | frozenset(outlets))
+        if len(self._released) == self.rack.n:
             self.mode = Mode.ADVISORY
-        else:
-            self.rack = replace(self.rack, opted_in=self.rack.opted_in & ~chosen)
-            self.pipeline.rack = self.rack
         restored = verified = 0
+        failed: list[str] = []
         for pdu, task in self.tasks.items():
-            numbers = {self.rack.number_of[i] for i in range(self.rack.n) if chosen[i] and self.rack.pdu_of[i] == pdu}
-            writes = [
-                write
-                for write in self.pipeline.actuator.restore(pdu, self.clock.mono_ns(), self._found).limits
-                if write.outlet in numbers
-            ]
+            writes = self._found.writes(pdu, [self.rack.number_of[i] for i in chosen if self.rack.pdu_of[i] == pdu])
             if not writes:
                 continue
-            result = await task.write_exclusive(writes)
             restored += len(writes)
-            verified += sum(outcome.verified for outcome in result.outcomes) if result is not None else 0
+            try:
+                result = await task.write_exclusive(writes)
+            except DeviceError as error:
+                failed.append(str(error))
+                continue
+            outcomes = result.outcomes if result is not None else ()
+            verified += sum(outcome.verified for outcome in outcomes)
+            failed += [f"{pdu}/{o.outlet}: {o.refused or 'holds another value'}" for o in outcomes if not o.verified]
+        if failed:
+            raise DeviceError(f"{verified} of {restored} found limits are back; not on: {'; '.join(failed)}")
         return restored, verified
+
+
+async def _end(tasks: "Sequence[asyncio.Task[Any]]") -> None:
+    """Cancel what still runs and wait for it; whoever needed a result has it."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _resolve(future: "asyncio.Future[None]") -> None:
@@ -566,9 +682,14 @@ def _process_age_s() -> float:
 
 
 @contextlib.contextmanager
-def _folder_lock(folder: Path) -> Any:
+def _folder_lock(folder: Path) -> Iterator[None]:
     """One daemon per runtime folder; the lock goes with the process."""
-    with (folder / "daemon.lock").open("w") as file:
+    path = folder / "daemon.lock"
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise RpiError(f"{path}: {error.strerror}; the daemon's user must be able to write there") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -579,7 +700,7 @@ def _folder_lock(folder: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _pdu_lock(pdu: Pdu) -> Any:
+def _pdu_lock(pdu: Pdu) -> Iterator[None]:
     """One daemon of this host per PDU: an abstract socket name, gone with the process, whoever the user is."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
         try:

@@ -10,7 +10,6 @@ import numpy as np
 
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.control import SCHEMA
-from rpi_daemon.guard import brief
 from rpi_daemon.records import REQUEST_QUANTILE, Quality
 
 if TYPE_CHECKING:
@@ -31,10 +30,11 @@ def status_document(service: "Service") -> dict[str, Any]:
         "mode": service.mode.value,
         "state": snapshot.safe.state.name if snapshot else "STATIC_SAFE",
         "causes": list(snapshot.safe.causes) if snapshot else ["starting"],
-        "why": brief(snapshot.safe.causes) if snapshot else ["starting"],
         "latched": list(snapshot.safe.latched) if snapshot else [],
-        "kill_switch": service.kill_switch.engaged(),
+        "kill_switch": service.killed(),
         "static_safe_verified_s": service.static_safe_s,
+        "static_safe_differs": service.static_safe_differs,
+        "ceilings": service.ceilings(),
         "outlets": _outlets(service, snapshot) if snapshot else [],
         "constraints": _constraints(service, snapshot) if snapshot else [],
         "forecast": _forecast(service) if snapshot else {},
@@ -134,7 +134,7 @@ def _forecast(service: "Service") -> dict[str, Any]:
     return {
         "primary": service.config.forecast.primary,
         "outlet_ticks": dict(stack.counts),
-        "primary_unused_because": stack.reason,
+        "primary_unused_because": service.model_refused or stack.reason,
     }
 
 

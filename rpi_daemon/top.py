@@ -65,8 +65,10 @@ class View:
             (f"{status['rack']}  ", "bold"), (f" {state} ", f"reverse {STATE_STYLE.get(state, 'bold')}"),
             f"  {status['mode']}  up {status['uptime_s']:.0f} s",
         )  # fmt: skip
-        if status["why"]:
-            head.append("  " + "; ".join(status["why"]), style="yellow")
+        if status["kill_switch"]:
+            head.append("  KILL SWITCH: nothing is written", style="bold red")
+        if status["causes"]:
+            head.append("  " + "; ".join(status["causes"]), style="yellow")
         return head
 
     def _bars(self, status: Status) -> Table:
@@ -104,8 +106,9 @@ def plain_line(status: Status) -> str:
     """One line for where there is no terminal."""
     draw_w = sum(outlet["power_w"] or 0.0 for outlet in status["outlets"])
     limit_w = sum(outlet["limit_w"] or 0.0 for outlet in status["outlets"])
+    killed = " KILL SWITCH" if status["kill_switch"] else ""
     return (
-        f"{status['uptime_s']:6.1f} s  {status['state']} {status['mode']}  draw {draw_w:.0f} W  limits {limit_w:.0f} W  "
+        f"{status['uptime_s']:6.1f} s  {status['state']} {status['mode']}{killed}  draw {draw_w:.0f} W  limits {limit_w:.0f} W  "
         + "  ".join(counters(status))
     )
 

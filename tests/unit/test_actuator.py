@@ -366,12 +366,26 @@ def test_found_limits_stay_as_first_found_and_go_back_exactly() -> None:
     first, later = LimitState(800.0, True, LimitKind.ALARM, (("1.3.6", 66, 8),)), LimitState(1.0, True, LimitKind.ALARM)
     reading = replace(_poll(0, {}), limits={2: first, 1: LimitState(None, None, LimitKind.ALARM)})
     found = FoundLimits({}).with_pdu("pdu-0", reading).with_pdu("pdu-0", replace(reading, limits={2: later}))
-    desired = Bench(n=2).actuator.restore("pdu-0", 5, found)
-    assert [w.outlet for w in desired.limits] == [1, 2]
-    assert desired.limits[1] == LimitWrite(2, 800.0, first)
-    assert math.isnan(desired.limits[0].limit_w)
-    with pytest.raises(ConfigError, match="pdu-9"):
-        Bench().actuator.restore("pdu-9", 5, found)
+    back, later_too = found.writes("pdu-0", [1, 2]), found.writes("pdu-9", [1])
+    assert [w.outlet for w in back] == [1, 2]
+    assert back[1] == LimitWrite(2, 800.0, first)
+    assert math.isnan(back[0].limit_w)
+    assert found.writes("pdu-0", [2]) == back[1:]
+    assert later_too == ()
+
+
+def test_an_outlet_that_joins_later_is_found_later() -> None:
+    old, new = LimitState(800.0, True, LimitKind.ALARM), LimitState(1.0, True, LimitKind.ALARM)
+    reading = replace(_poll(0, {}), limits={1: old})
+    found = FoundLimits({}).with_pdu("pdu-0", reading).with_pdu("pdu-0", replace(reading, limits={1: new, 2: new}))
+    assert found.pdus["pdu-0"] == {1: old, 2: new}
+
+
+def test_a_change_on_an_outlet_that_was_given_back_is_no_foreign_change() -> None:
+    bench = Bench(n=2)
+    bench.actuator.observe("pdu-0", _poll(0, {1: 500.0, 2: 500.0}))
+    bench.actuator.opt_in(np.array([False, True]))
+    assert bench.actuator.observe("pdu-0", _poll(S, {1: 300.0, 2: 300.0})) == (bench.rack.outlet_ids[1],)
 
 
 def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
