@@ -16,7 +16,7 @@ TICK_NS = 100_000_000
 HORIZONS_S = (1.0, 2.0, 3.0, 4.0, 5.0)
 QUANTILES = (0.5, 0.9, 0.99)
 # A request builds on this quantile of the running maximum; the learned margin brings it to the target. The far tail of a
-# network is its least trained part: on the simulated rack 0.9 + margin asks for half of the watts above the draw that 0.99 does.
+# network is its least trained part: see docs/decisions/request-quantile.md.
 REQUEST_QUANTILE = QUANTILES.index(0.9)
 
 

@@ -1,0 +1,157 @@
+"""The documents tell of what is there: links, commands, exit codes, devices, files, log events, figures."""
+
+import importlib.util
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+
+from rpi_daemon import errors
+from rpi_daemon.cli import main
+from rpi_daemon.config.load import parse_config
+from rpi_daemon.drivers.pdu.profile import load_profile
+from rpi_daemon.guard import CAUSES
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")])
+LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
+# a path of ours in back quotes: a known folder, then a name; or a script that the README's figures name
+PATH = re.compile(r"`((?:rpi_daemon|_fastpath|drivers|models|config|systemd|bench|tests|docs|\.ci)/[\w./-]+)`")
+COMMAND = re.compile(r"(?:`|^ {4,}|bin/)rpi-daemon ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?", re.MULTILINE)
+
+
+def rows(text: str, first_cell: str) -> list[list[str]]:
+    """The cells of the table whose head begins with `first_cell`."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first_cell} |"))
+    found: list[list[str]] = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        found.append([cell.strip() for cell in line.strip("|").split(" | ")])
+    return found
+
+
+def commands(group: click.Group, prefix: str = "") -> Iterator[str]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target, _ in LINK.findall(page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), f"{page.name} links {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_names_a_file_that_is_not_there(page: Path) -> None:
+    for name in PATH.findall(page.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_named_exists(page: Path) -> None:
+    known = set(commands(main))
+    for first, second in COMMAND.findall(page.read_text(encoding="utf-8")):
+        assert first in known or f"{first} {second}" in known, f"{page.name} names rpi-daemon {first} {second}"
+
+
+def test_the_readme_lists_every_command_and_no_other() -> None:
+    listed = set()
+    for names, _ in rows(README, "command"):
+        for name in re.findall(r"`([^`]+)`", names):
+            words = name.split()
+            listed.add(words[0] if words[0] in main.commands and words[0] not in ("limit", "model") else name)
+    assert listed == set(commands(main))
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RpiError)]
+    listed = [int(code) for code, _ in rows(README, "exit code")]
+    assert listed == sorted({0, click.UsageError.exit_code, *(kind.exit_code for kind in kinds)})
+
+
+def test_devices_are_the_shipped_profiles_with_their_limit_kind() -> None:
+    listed = {cells[0].strip("`"): cells for cells in rows(README, "profile")}
+    assert set(listed) == {path.stem for path in (ROOT / "drivers/pdu/profiles").glob("*.toml")}
+    for name, cells in listed.items():
+        profile = load_profile(name)
+        assert profile.limit is not None
+        assert cells[4] == f"`{profile.limit.kind.value}`"
+        assert cells[5].startswith({"none": "nothing", "recording": "recording", "hardware": ""}[profile.proven])
+
+
+def test_the_readmes_configuration_is_good(tmp_path: Path) -> None:
+    block = re.search(r"```toml\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    text = block.group(1)
+    for name in ("auth.key", "priv.key"):
+        (tmp_path / name).write_text("a pass phrase")
+        (tmp_path / name).chmod(0o600)
+    config = parse_config(re.sub(r"^   ", "", text, flags=re.MULTILINE), "README.md", base_dir=tmp_path, env={})
+    assert [outlet.id for outlet in config.outlets()] == ["pdu-a/1", "pdu-a/2", "pdu-a/3"]
+    assert config.daemon.mode == "advisory"
+
+
+def test_every_log_event_is_explained() -> None:
+    explained = set(re.findall(r"`([a-z_.]+)`", "".join(cells[0] for cells in rows(operating(), "event"))))
+    used = set()
+    for path in (ROOT / "rpi_daemon").glob("*.py"):
+        used |= set(
+            re.findall(r"\blog\.(?:debug|info|warning|error)\(\s*\"([^\"]+)\"", path.read_text(encoding="utf-8"))
+        )
+    assert used == explained
+
+
+def test_every_cause_that_can_come_is_explained() -> None:
+    raising = "".join(
+        (ROOT / "rpi_daemon" / name).read_text(encoding="utf-8") for name in ("pipeline.py", "service.py")
+    )
+    told = " ".join(cells[2] for cells in rows(operating(), "state"))
+    can_come = {name for name in CAUSES if re.search(rf"\b{name}\w*=", raising)} | {"starting"}
+    assert {name for name in CAUSES if f"`{name}`" in told} == can_come
+
+
+def operating() -> str:
+    return (ROOT / "docs/operating.md").read_text(encoding="utf-8")
+
+
+def test_figures_come_from_the_results() -> None:
+    figures = bench_module("figures")
+    assert figures.with_table(README) == README, "run: python bench/figures.py"
+
+
+def test_every_bench_is_run_and_told() -> None:
+    told = {cells[0].strip("`").removesuffix(".py") for cells in rows((ROOT / "bench/README.md").read_text(), "script")}
+    assert told == set(bench_module("all").BENCHES)
+
+
+def bench_module(name: str) -> ModuleType:
+    """A script of bench/ as a module; they import each other by their bare names."""
+    sys.path.insert(0, str(ROOT / "bench"))
+    try:
+        spec = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "bench" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / "bench"))
+    return module
+
+
+def test_the_project_file_ships_what_the_documents_promise() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"rpi-daemon": "rpi_daemon.cli:main"}
+    assert project["requires-python"] == ">=3.11"
+    assert "Python 3.11 or newer" in README
