@@ -269,6 +269,7 @@ static inline void rpi_sampler_disconnect(rpi_sampler *s) {
     const uint8_t delimiter = 0;
     s->fd = -1;
     rpi_sampler_feed(s, &delimiter, 1); /* the frame that was cut must not be glued to what comes after the re-plug */
+    s->decoder.synced = 0; /* which may begin within a frame, and that is no damage */
     rpi_sampler_count(s, RPI_DISCONNECTS, 1);
     atomic_store_explicit(&s->connected, 0, memory_order_release); /* the descriptor is not touched any more */
     rpi_sampler_wake(s, 1);

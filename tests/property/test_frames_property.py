@@ -1,8 +1,7 @@
-"""Frame decoder against its pure-Python twin: any bytes, any cuts; no damaged sample ever."""
+"""Frame decoder against its pure-Python twin: any bytes, any cuts. (100 000 damaged frames: tests/c/frames_test.c.)"""
 
 from dataclasses import astuple
 
-import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,37 +94,3 @@ def test_encoder_gives_the_twin_s_bytes(body: bytes) -> None:
     (frame,) = core.FrameDecoder().feed(wire)
     header = {n: getattr(frame, n) for n in ("width", "board_id", "boot_id", "index", "ticks", "status", "overflow")}
     assert core.encode_data_frame(frame.counts(), **header) == wire
-
-
-def test_no_damaged_sample_in_100_000_damaged_frames() -> None:
-    """Every kind of damage to a real stream; what comes out is what went in, or nothing."""
-    rng = np.random.default_rng(20)
-    sent: dict[int, tuple[object, ...]] = {}
-    decoder = core.FrameDecoder()
-    decoder.feed(b"\0")
-    damaged_frames = accepted = 0
-    for index in range(100_500):
-        width = (16, 24, 32)[index % 3]
-        counts = rng.integers(-30000, 30000, (1 + index % 5, 1 + index % 7))
-        wire = bytearray(core.encode_data_frame(counts, width=width, index=index, boot_id=index * 2654435761 % 2**32))
-        sent[index] = (width, counts.tolist())
-        for _ in range(rng.integers(1, 5)):
-            at = int(rng.integers(0, len(wire) - 1))
-            kind = rng.integers(0, 5)
-            if kind == 0:
-                wire[at] ^= 1 << int(rng.integers(0, 8))
-            elif kind == 1:
-                wire[at] = int(rng.integers(0, 256))
-            elif kind == 2:
-                del wire[at : at + int(rng.integers(1, 5))]
-            elif kind == 3:
-                wire[at:at] = rng.bytes(int(rng.integers(1, 5)))
-            else:
-                wire[at : at + 4] = wire[at : at + 4][::-1]
-        for frame in decoder.feed(bytes(wire) + b"\0"):
-            accepted += 1
-            assert sent[frame.index] == (frame.width, frame.counts().tolist())
-        damaged_frames += 1
-    errors = decoder.crc_errors + decoder.format_errors
-    assert damaged_frames - accepted > 100_000 * 0.97  # some damage undoes itself or hits only a delimiter
-    assert errors >= damaged_frames - accepted

@@ -1,4 +1,4 @@
-"""The plain C tests of ring and sampler, with whatever compiler there is."""
+"""The plain C tests of ring, sampler, window and frames, with whatever compiler there is."""
 
 import shutil
 import subprocess

@@ -5,7 +5,7 @@ import os
 import select
 import struct
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -131,6 +131,51 @@ def test_unplug_is_a_hang_up_and_replug_delivers_frames_again(board: Board) -> N
         (core.TIMELINE_REBOOT, 100, 0),
         (core.TIMELINE_CONTINUES, 110, 10),
     ]
+
+
+def test_sampler_survives_unplug_and_replug_and_counts_the_loss(board: Board) -> None:
+    """Pulled within a frame and put back within another: the scans between are lost, exactly, and nothing else."""
+    ring = core.Ring(bytearray(core.Ring.bytes_needed(4, 1000)), n_channels=4, capacity=1000)
+    event = os.eventfd(0, os.EFD_NONBLOCK)
+    sampler = core.Sampler(ring, event_fd=event, notify_every=10)
+    source = SerialSource(SerialOptions(str(board.link)))
+
+    def wire(indices: range) -> bytes:
+        return b"".join(
+            core.encode_data_frame(np.full((10, 4), i), index=i, ticks=1000 * i, boot_id=9) for i in indices
+        )
+
+    def wait(until: Callable[[], bool]) -> None:
+        for _ in range(100):
+            if until():
+                return
+            if select.select([event], [], [], 0.05)[0]:
+                os.eventfd_read(event)
+        raise AssertionError(f"not in 5 s: {sampler.counters()}")
+
+    source.open()
+    sampler.start_streamed(source.fileno())
+    first = wire(range(0, 100, 10)) + wire(range(100, 110, 10))[:30]
+    os.write(board.master, first)
+    wait(lambda: sampler.counters()["bytes_in"] == len(first))
+    board.unplug()
+    wait(lambda: not sampler.connected())
+    source.close()
+    board.plug()
+    source.open()
+    sampler.attach(source.fileno())
+    os.write(board.master, wire(range(130, 140, 10))[20:] + wire(range(140, 200, 10)))
+    wait(lambda: ring.head == 200)
+    sampler.stop()
+    source.close()
+    os.close(event)
+
+    counters = sampler.counters()
+    assert (counters["received"], counters["lost"], counters["disconnects"], counters["reboots"]) == (160, 40, 1, 0)
+    assert counters["corrupt"] == 1  # the frame that was cut; not the one in whose midst the plug went in
+    scans, there = ring.read(0, 200)
+    assert np.flatnonzero(~there).tolist() == list(range(100, 140))
+    assert scans["counts"][there, 0].tolist() == [i // 10 * 10 for i in [*range(100), *range(140, 200)]]
 
 
 def test_second_daemon_is_told_that_the_port_is_held(board: Board) -> None:
