@@ -1,0 +1,66 @@
+"""1 and 2: start, closed loop, stop: what stands on the PDUs before, meanwhile and afterwards."""
+
+import time
+
+import pytest
+from scenarios.conftest import Daemon, Place, RackProcess, limit_of, running, unaccounted
+
+OURS = [f"pdu-a/{n}" for n in range(1, 6)] + [f"pdu-b/{n}" for n in range(1, 7)]
+THEIRS = "pdu-a/6"
+STATIC_SAFE_W = 550.0
+
+
+def test_from_start_to_stop(place: Place, rack: RackProcess) -> None:
+    before = rack.limits_w()
+    with running(lambda: Daemon(place.write())) as daemon:
+        status = daemon.normal()
+        events = [line["event"] for line in daemon.log()]
+        assert status["static_safe_verified_s"] < 10.0  # the figure of a quiet machine is in bench/loop.py
+        assert events.index("static_safe.verified") < events.index("state")  # and the model is loaded in between
+        assert all(o["limit_kind"] == "alarm" for o in status["outlets"])
+
+        lost_at_start = unaccounted(daemon, rack)
+        end = time.monotonic() + 6.0
+        polls = 0
+        while time.monotonic() < end:
+            status = daemon.status()
+            polls += 1
+            for c in status["constraints"]:
+                if c["limits_w"] is not None:  # null where an outlet, not ours, has no limit
+                    assert c["limits_w"] <= c["ceiling_w"] + 1.0
+            assert sum(limit_of(status, name) or 0.0 for name in OURS if name < "pdu-b") <= 25.0 * 0.8 * 230.0
+            assert sum(limit_of(status, name) or 0.0 for name in OURS) <= 9000.0 * 0.8
+            daemon.pause()
+        run = status["summary"]
+        assert polls > 20
+        assert run["writes"] == run["writes_verified"] > 11
+        assert unaccounted(daemon, rack) == lost_at_start
+        assert any(abs((limit_of(status, name) or 0.0) - STATIC_SAFE_W) > 20.0 for name in OURS)
+        assert daemon.stop() == 0
+        assert daemon.log("static_safe.left")
+    after = rack.limits_w()
+    assert [after[name] for name in OURS] == pytest.approx([STATIC_SAFE_W] * 11, abs=1.0)
+    assert after[THEIRS] == before[THEIRS]
+
+
+def test_a_restart_writes_nothing_where_static_safe_stands(place: Place, rack: RackProcess) -> None:
+    sets = rack.sets()
+    with running(lambda: Daemon(place.write())) as daemon:
+        status = daemon.until(lambda s: s["summary"]["ticks"] > 0, "the first tick")
+        assert status["state"] == "STATIC_SAFE"
+        assert status["summary"]["writes"] == 0
+        assert rack.sets() == sets
+        assert daemon.stop() == 0
+
+
+def test_a_pdu_that_is_silent_at_stop_does_not_keep_static_safe_from_the_other(place: Place, rack: RackProcess) -> None:
+    with running(lambda: Daemon(place.write())) as daemon:
+        daemon.normal()
+        rack.until(lambda s: s["limits_w"]["pdu-b"]["1"] != STATIC_SAFE_W, "a limit of our own on pdu-b")
+        rack.ask(pdu="pdu-a", faults={"drop": -1})
+        assert daemon.stop() == 4
+        (said,) = daemon.log("static_safe.not_left")
+        assert str(place.ports[0]) in said["error"]
+    rack.ask(pdu="pdu-a", faults={})
+    limits = rack.limits_w()
+    assert [limits[f"pdu-b/{n}"] for n in range(1, 7)] == pytest.approx([STATIC_SAFE_W] * 6, abs=1.0)
