@@ -55,7 +55,8 @@ class ReferenceKernel:
             for c in np.unique(channel)
             if c >= 0 and self._lag
         ]
-        self._weight = np.sin(np.pi * np.arange(2 * HOP) / (2 * HOP)) ** 2
+        x = np.pi * np.arange(2 * HOP) / HOP
+        self._weight = 1 / 2 - 9 / 16 * np.cos(x) + 1 / 16 * np.cos(3 * x)
         self._rise = np.sin(np.pi * np.arange(BLOCK) / (2 * BLOCK)) ** 2
         self.out: Array = np.full((len(outlets), core.N_FEATURES), np.nan)
 
@@ -143,7 +144,7 @@ class ReferenceKernel:
         return sliding_window_view(volts, 2 * self._lag + 1)
 
     def _mean(self, values: Array, there: Mask) -> Array:
-        """Hann mean over what is there; NaN where that is less than half of the weight."""
+        """Weighted mean over what is there; NaN where that is less than half of the weight."""
         weight = self._weight @ there
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = (self._weight @ np.where(there, values, 0.0)) / weight

@@ -13,13 +13,13 @@
 
 #include "spsc.h"
 
-#define RPI_HANN_SCANS 200u  /* weighted by a periodic Hann; half overlap, so that the weights sum to one */
-#define RPI_WINDOW_HOP 100u    /* newest scans, unweighted: peak, min, max, count, missing */
+#define RPI_WEIGHTED_SCANS 200u /* half overlap, so that the weights sum to one */
+#define RPI_WINDOW_HOP 100u     /* newest scans, unweighted: peak, min, max, count, missing */
 #define RPI_BLOCK 20u          /* half of a 40 ms Hann */
-#define RPI_BLOCKS (RPI_HANN_SCANS / RPI_BLOCK)
+#define RPI_BLOCKS (RPI_WEIGHTED_SCANS / RPI_BLOCK)
 #define RPI_FIRST_BLOCK 2u     /* the five 40 ms means that end in the newest 100 scans, and those 40 ms before them */
 #define RPI_MAX_LAG 64u
-#define RPI_ROW (RPI_HANN_SCANS + 2u * RPI_MAX_LAG + 8u)
+#define RPI_ROW (RPI_WEIGHTED_SCANS + 2u * RPI_MAX_LAG + 8u)
 #define RPI_NO_COUNT INT32_MIN /* the board's "no data" for one channel of a scan, and ours for a missing scan */
 
 enum { RPI_WINDOW_OK = 0, RPI_WINDOW_NOT_READY = 1, RPI_WINDOW_LAPPED = 2 };
@@ -72,21 +72,24 @@ typedef struct {
     double *volts;                       /* [n_channels][RPI_ROW], rows of `used` only */
     double *pair;                        /* [n_voltages][RPI_ROW] aligned with the weighted window */
     double *pair_rms;                    /* [n_voltages] */
-    uint8_t *pair_present;               /* [n_voltages][RPI_HANN_SCANS] */
+    uint8_t *pair_present;               /* [n_voltages][RPI_WEIGHTED_SCANS] */
     uint32_t *pair_flags;                /* [n_voltages] quality bits */
-    float *basis;                        /* [n_basis][RPI_HANN_SCANS] */
+    float *basis;                        /* [n_basis][RPI_WEIGHTED_SCANS] */
     double *out;                         /* [RPI_N_FEATURES][n_outlets] */
     int64_t t_end_ns;                    /* out: time of the last scan */
-    double rise[RPI_HANN_SCANS];       /* the 200-scan Hann */
+    double rise[RPI_WEIGHTED_SCANS];       /* weights of the 200 scans: rise, then fall */
     double half[RPI_BLOCK];              /* rising half of the 40 ms Hann */
 } rpi_window;
 
+/* 1/2 - 9/16 cos x + 1/16 cos 3x over one turn of x: with p = sin^2(x/2), the Hann, that is p^2 (3 - 2p). Even and odd
+ * harmonics beat at the line frequency, where a Hann leaks too much (docs/decisions/window-weights.md).
+ */
 static inline void rpi_window_weights(rpi_window *w) {
     const double pi = 3.14159265358979323846;
     for (uint32_t k = 0; k < RPI_WINDOW_HOP; k++) {
-        double s = sin(pi * k / RPI_HANN_SCANS);
-        w->rise[k] = s * s;
-        w->rise[k + RPI_WINDOW_HOP] = 1.0 - s * s; /* so the sum with the next window's rise is one to the bit */
+        const double s = sin(pi * k / RPI_WEIGHTED_SCANS), p = s * s;
+        w->rise[k] = p * p * (3.0 - 2.0 * p);
+        w->rise[k + RPI_WINDOW_HOP] = 1.0 - w->rise[k]; /* so the sum with the next window's rise is one to the bit */
     }
     for (uint32_t j = 0; j < RPI_BLOCK; j++) {
         double s = sin(pi * j / (2.0 * RPI_BLOCK));
@@ -108,7 +111,7 @@ static inline void rpi_window_weigh(const rpi_window *w, const int32_t *counts, 
         s->whole_weight[b] = RPI_BLOCK;
         s->rising_weight[b] = RPI_BLOCK / 2.0 - 0.5; /* sum of sin^2 over the rising half */
     }
-    for (uint32_t k = 0; (counts || v_there) && k < RPI_HANN_SCANS; k++) {
+    for (uint32_t k = 0; (counts || v_there) && k < RPI_WEIGHTED_SCANS; k++) {
         const int hole = counts && counts[k] == RPI_NO_COUNT;
         if (hole) s->square_weight -= w->rise[k];
         if (!hole && (!v_there || v_there[k])) continue;

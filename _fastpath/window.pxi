@@ -48,7 +48,7 @@ cdef extern from "window.h" nogil:
     int RPI_WINDOW_NOT_READY
     int RPI_WINDOW_LAPPED
     int RPI_N_FEATURES
-    uint32_t RPI_HANN_SCANS
+    uint32_t RPI_WEIGHTED_SCANS
     uint32_t RPI_WINDOW_HOP
     uint32_t RPI_MAX_LAG
     uint32_t RPI_ROW
@@ -58,7 +58,7 @@ cdef extern from "window.h" nogil:
 WINDOW_OK = RPI_WINDOW_OK
 WINDOW_NOT_READY = RPI_WINDOW_NOT_READY
 WINDOW_LAPPED = RPI_WINDOW_LAPPED
-WINDOW_SCANS = RPI_HANN_SCANS
+WINDOW_SCANS = RPI_WEIGHTED_SCANS
 WINDOW_HOP = RPI_WINDOW_HOP
 (F_POWER_W, F_RMS_A, F_APPARENT_VA, F_POWER_FACTOR, F_PEAK_A, F_CREST, F_MIN_A, F_MAX_A, F_STEP, F_VOLTAGE_V, F_COUNT,
  F_MISSING, F_SATURATED, F_QUALITY, N_FEATURES) = range(RPI_N_FEATURES + 1)
@@ -172,9 +172,9 @@ cdef class WindowKernel:
         self.w.volts = <double *>self._own(_np.zeros((n, RPI_ROW)))
         self.w.pair = <double *>self._own(_np.zeros((len(pairs), RPI_ROW)))
         self.w.pair_rms = <double *>self._own(_np.zeros(len(pairs)))
-        self.w.pair_present = <uint8_t *>self._own(_np.zeros((len(pairs), RPI_HANN_SCANS), _np.uint8))
+        self.w.pair_present = <uint8_t *>self._own(_np.zeros((len(pairs), RPI_WEIGHTED_SCANS), _np.uint8))
         self.w.pair_flags = <uint32_t *>self._own(_np.zeros(len(pairs), _np.uint32))
-        self.w.basis = <float *>self._own(_np.zeros((len(rows), RPI_HANN_SCANS), _np.float32))
+        self.w.basis = <float *>self._own(_np.zeros((len(rows), RPI_WEIGHTED_SCANS), _np.float32))
         return 0
 
     @property
@@ -190,7 +190,7 @@ cdef class WindowKernel:
     @property
     def span(self):
         """Scans that one window reads."""
-        return RPI_HANN_SCANS + 2 * self.w.lag
+        return RPI_WEIGHTED_SCANS + 2 * self.w.lag
 
     @property
     def t_end_ns(self):

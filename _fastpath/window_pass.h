@@ -65,13 +65,13 @@ RPI_PASS_INLINE void PASS(inspect)(rpi_window *w, uint32_t c, uint32_t n) {
 }
 
 RPI_PASS_INLINE void PASS(filter)(rpi_window *w, uint32_t b) {
-    const uint32_t taps = 2 * w->lag + 1, n = RPI_HANN_SCANS + 2 * w->lag;
+    const uint32_t taps = 2 * w->lag + 1, n = RPI_WEIGHTED_SCANS + 2 * w->lag;
     const double *v = w->volts + (size_t)w->basis_channel[b] * RPI_ROW;
     const float *h = w->basis_taps + (size_t)b * taps;
-    float *y = w->basis + (size_t)b * RPI_HANN_SCANS;
+    float *y = w->basis + (size_t)b * RPI_WEIGHTED_SCANS;
     float x[RPI_ROW];
     for (uint32_t k = 0; k < n; k++) x[k] = (float)v[k];
-    for (uint32_t k = 0; k < RPI_HANN_SCANS; k += RUN) {
+    for (uint32_t k = 0; k < RPI_WEIGHTED_SCANS; k += RUN) {
         PASS(vf) sum[RUN / LANES_F] = {{0}};
         for (uint32_t j = 0; j < taps; j++) {
             const float *p = x + k + j;
@@ -85,9 +85,9 @@ RPI_PASS_INLINE void PASS(filter)(rpi_window *w, uint32_t b) {
 /* A sum of basis rows, over the weighted window. */
 RPI_PASS_INLINE void PASS(mix)(const rpi_window *w, uint32_t first_term, uint32_t n_terms, double *to) {
     const rpi_term *t = w->terms + first_term;
-    for (uint32_t k = 0; k < RPI_HANN_SCANS; k += LANES_F) {
+    for (uint32_t k = 0; k < RPI_WEIGHTED_SCANS; k += LANES_F) {
         PASS(vf) s = {0};
-        for (uint32_t j = 0; j < n_terms; j++) s += t[j].factor * PASS(load_f)(w->basis + (size_t)t[j].row * RPI_HANN_SCANS + k);
+        for (uint32_t j = 0; j < n_terms; j++) s += t[j].factor * PASS(load_f)(w->basis + (size_t)t[j].row * RPI_WEIGHTED_SCANS + k);
         PASS(half_vf) half[2];
         memcpy(half, &s, sizeof s);
         for (int j = 0; j < 2; j++) {
@@ -104,25 +104,25 @@ RPI_PASS_INLINE void PASS(pair)(rpi_window *w, uint32_t i) {
     double *v = w->pair + (size_t)i * RPI_ROW;
     const double *a = w->volts + (size_t)s->plus * RPI_ROW + lag;
     uint8_t holes = w->state[s->plus].holes, clipped = w->state[s->plus].clipped;
-    memcpy(v, a, RPI_HANN_SCANS * sizeof *v);
+    memcpy(v, a, RPI_WEIGHTED_SCANS * sizeof *v);
     if (s->minus >= 0) {
-        double in_step[RPI_HANN_SCANS];
+        double in_step[RPI_WEIGHTED_SCANS];
         const double *b = w->volts + (size_t)s->minus * RPI_ROW + lag;
         if (s->n_terms) {
             PASS(mix)(w, s->first_term, s->n_terms, in_step);
             b = in_step;
         }
-        for (uint32_t k = 0; k < RPI_HANN_SCANS; k++) v[k] -= b[k];
+        for (uint32_t k = 0; k < RPI_WEIGHTED_SCANS; k++) v[k] -= b[k];
         holes |= w->state[s->minus].holes;
         clipped |= w->state[s->minus].clipped;
     }
     w->pair_flags[i] = (holes ? RPI_QUALITY_MISSING : 0u) | (clipped ? RPI_QUALITY_SATURATED : 0u);
     double weight = RPI_WINDOW_HOP;
     if (holes) {
-        uint8_t *there = w->pair_present + (size_t)i * RPI_HANN_SCANS;
+        uint8_t *there = w->pair_present + (size_t)i * RPI_WEIGHTED_SCANS;
         const int32_t *pa = w->counts + (size_t)s->plus * RPI_ROW + lag;
         const int32_t *pb = w->counts + (size_t)(s->minus >= 0 ? s->minus : s->plus) * RPI_ROW + lag;
-        for (uint32_t k = 0; k < RPI_HANN_SCANS; k++) {
+        for (uint32_t k = 0; k < RPI_WEIGHTED_SCANS; k++) {
             there[k] = pa[k] != RPI_NO_COUNT && pb[k] != RPI_NO_COUNT;
             if (there[k]) continue;
             v[k] = 0.0;
@@ -130,7 +130,7 @@ RPI_PASS_INLINE void PASS(pair)(rpi_window *w, uint32_t i) {
         }
     }
     PASS(vd) squares = {0};
-    for (uint32_t k = 0; k < RPI_HANN_SCANS; k += LANES_D) {
+    for (uint32_t k = 0; k < RPI_WEIGHTED_SCANS; k += LANES_D) {
         PASS(vd) x = PASS(load_d)(v + k);
         squares += PASS(load_d)(w->rise + k) * x * x;
     }
@@ -163,10 +163,10 @@ RPI_PASS_INLINE void PASS(sum)(const rpi_window *w, const int32_t *counts, doubl
 /* What is missing is zero here, and its weight is taken out: a sum over what is there. */
 RPI_PASS_INLINE void PASS(sum_present)(const rpi_window *w, const int32_t *counts, double offset, const double *v,
                                        const uint8_t *v_there, rpi_sums *s) {
-    double amps[RPI_HANN_SCANS], volts[RPI_HANN_SCANS];
-    for (uint32_t k = 0; k < RPI_HANN_SCANS; k++) amps[k] = counts[k] == RPI_NO_COUNT ? 0.0 : (double)counts[k] - offset;
+    double amps[RPI_WEIGHTED_SCANS], volts[RPI_WEIGHTED_SCANS];
+    for (uint32_t k = 0; k < RPI_WEIGHTED_SCANS; k++) amps[k] = counts[k] == RPI_NO_COUNT ? 0.0 : (double)counts[k] - offset;
     if (v_there) {
-        for (uint32_t k = 0; k < RPI_HANN_SCANS; k++) volts[k] = v_there[k] ? v[k] : 0.0;
+        for (uint32_t k = 0; k < RPI_WEIGHTED_SCANS; k++) volts[k] = v_there[k] ? v[k] : 0.0;
         v = volts;
     }
     if (v) PASS(sum)(w, NULL, 0.0, amps, v, s);
@@ -178,7 +178,7 @@ RPI_PASS_INLINE void PASS(outlet)(rpi_window *w, uint32_t i, uint32_t n) {
     const rpi_outlet *o = &w->outlets[i];
     const int32_t *counts = w->counts + (size_t)o->current * RPI_ROW + w->lag;
     const double offset = w->offset[o->current];
-    double in_step[RPI_HANN_SCANS];
+    double in_step[RPI_WEIGHTED_SCANS];
     const double *v = NULL;
     const uint8_t *v_there = NULL;
     rpi_sums s;
@@ -188,7 +188,7 @@ RPI_PASS_INLINE void PASS(outlet)(rpi_window *w, uint32_t i, uint32_t n) {
             PASS(mix)(w, o->first_term, o->n_terms, in_step);
             v = in_step;
         }
-        if (w->pair_flags[o->voltage] & RPI_QUALITY_MISSING) v_there = w->pair_present + (size_t)o->voltage * RPI_HANN_SCANS;
+        if (w->pair_flags[o->voltage] & RPI_QUALITY_MISSING) v_there = w->pair_present + (size_t)o->voltage * RPI_WEIGHTED_SCANS;
     }
     if (w->state[o->current].holes || v_there) {
         PASS(sum_present)(w, counts, offset, v, v_there, &s);
@@ -201,7 +201,7 @@ RPI_PASS_INLINE void PASS(outlet)(rpi_window *w, uint32_t i, uint32_t n) {
 }
 
 RPI_PASS_INLINE int PASS(pass)(rpi_window *w, const rpi_ring *ring, uint64_t end) {
-    const uint32_t n = RPI_HANN_SCANS + 2 * w->lag;
+    const uint32_t n = RPI_WEIGHTED_SCANS + 2 * w->lag;
     const uint64_t head = rpi_ring_head(ring);
     if (end > head || end < n) return RPI_WINDOW_NOT_READY;
     const uint64_t base = end - n;

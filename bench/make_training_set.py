@@ -34,7 +34,7 @@ def simulated(count: int, rng: np.random.Generator) -> Iterator[tuple[FloatArray
     for k in range(count):
         workload = demo[k] if k < len(demo) else random_workload(rng, str(rng.choice(shapes, p=shares)))
         series = simulate_power(workload, (TICKS + 1) * TICK_S, rng)
-        # A window's Hann weights reach over two ticks.
+        # A window's weights reach over two ticks.
         power_w = 0.5 * (series.power_w[1:] + series.power_w[:-1])
         yield measured(power_w, workload.rating_w, rng), announced(series), workload.rating_w
 

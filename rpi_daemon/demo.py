@@ -162,6 +162,12 @@ def _left_behind(rack: Rack, status: Mapping[str, Any]) -> dict[str, Any]:
     return {"static_safe_left": left, "boards": state["boards"]}
 
 
+def _in_advance(summary: Mapping[str, Any]) -> str:
+    if summary["prealloc_share"] is None:
+        return "no draw rose past an old limit"
+    return f"{summary['prealloc_share']:.0%} of {summary['rises']} rises had their limit verified 1 s before"
+
+
 def _print_summary(summary: Mapping[str, Any], keep: Path | None) -> None:
     def number(key: str, digits: int = 1, unit: str = "") -> str:
         value = summary[key]
@@ -174,7 +180,7 @@ def _print_summary(summary: Mapping[str, Any], keep: Path | None) -> None:
         ("forecast 5 s ahead", f"mean error {number('forecast_mae_w', 1, ' W')}; persistence {number('persistence_mae_w', 1, ' W')}"),
         ("requests", f"{(summary['request_escape_rate'] or 0.0):.2%} of running maxima passed them"),
         ("limits written", f"{summary['writes']}, {summary['writes_verified']} read back as written, {summary['writes_refused']} refused"),
-        ("given in advance", f"{(summary['prealloc_share'] or 0.0):.0%} of {summary['rises']} rises had their limit verified 1 s before"),
+        ("given in advance", _in_advance(summary)),
         ("mean limit", f"{number('mean_limit_w', 0, ' W')}; static limits {number('mean_static_safe_w', 0, ' W')}"),
         ("limit passed", f"in {summary['limit_escapes']} windows of {summary['windows']} (alarm thresholds: they do not hold current back)"),
         ("the daemon", f"{number('cpu_percent', 1, ' %')} of a core, {number('rss_mb', 0, ' MB')} + raw ring {number('raw_ring_mb', 0, ' MB')}"),

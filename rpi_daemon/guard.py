@@ -27,6 +27,7 @@ from rpi_daemon.records import (
     SafeStatus,
 )
 
+FEW = 4  # subjects of a cause that are named one by one
 KILL_FILE = "kill"  # in the state folder
 ROUNDING = 1e-6  # relative; a sum this little above a rating is rounding
 INVALID_SHARE = 0.2  # of a breaker's readings: beyond it the sum means nothing (Dynamo, reference/faults.md 1.1)
@@ -121,6 +122,18 @@ def ladder(
     state = max((_rank(c)[0] for c in causes), default=SafeState.NORMAL)
     since_ns = previous.since_mono_ns if state == previous.state else now_ns
     return SafeStatus(state, causes, tuple(sorted(latched)), since_ns, seen_ns)
+
+
+def brief(causes: Collection[str]) -> list[str]:
+    """Causes for people: one that is about many outlets is counted, not listed."""
+    subjects: dict[str, list[str]] = {}
+    for cause in causes:
+        name, _, subject = cause.partition(":")
+        subjects.setdefault(name, []).append(subject)
+    return [
+        name if found == [""] else f"{name} {', '.join(found)}" if len(found) <= FEW else f"{name} ({len(found)})"
+        for name, found in subjects.items()
+    ]
 
 
 def blind_constraints(rack: RackModel, valid: BoolArray) -> frozenset[str]:

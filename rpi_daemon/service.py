@@ -30,7 +30,7 @@ from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
 from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
 from rpi_daemon.errors import DeviceError, LockedError, ModelError, NotRunningError, RpiError
 from rpi_daemon.features import BoardSetup
-from rpi_daemon.guard import KILL_FILE, GuardConfig, HealthFlags, KillSwitch, static_safe_writes
+from rpi_daemon.guard import KILL_FILE, GuardConfig, HealthFlags, KillSwitch, brief, static_safe_writes
 from rpi_daemon.log import configure_log
 from rpi_daemon.pdu_task import PduTask
 from rpi_daemon.pipeline import DecisionDigest, Pipeline, Snapshot, TickInputs
@@ -54,6 +54,7 @@ FOUND_FILE = "found-limits.json"
 STATIC_SAFE_ATTEMPTS = 3  # per PDU
 WINDOW_GRACE_NS = 30_000_000  # how long a tick waits for a window that is late
 COLLECT_TICKS = 100
+CONTROL_NICE = -10
 LATE_TICK_NS = 50_000_000
 OVERRUN_TICKS = 3  # late ticks in a row that hold the limits
 STOP_TIMEOUT_S = 5.0
@@ -168,6 +169,10 @@ class Service:
         self._stack.enter_context(_folder_lock(self.runtime_dir))
         for pdu in self.config.pdu:
             self._stack.enter_context(_pdu_lock(pdu))
+        with contextlib.suppress(
+            PermissionError
+        ):  # a tick should not wait for other people's work, where we may say so
+            os.setpriority(os.PRIO_PROCESS, 0, CONTROL_NICE)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._stopping.set)
@@ -490,7 +495,7 @@ class Service:
     def _log_changes(self, snapshot: Snapshot) -> None:
         before = self.snapshot
         if before is None or before.safe.state != snapshot.safe.state:
-            log.warning("state", state=snapshot.safe.state.name, causes=list(snapshot.safe.causes))
+            log.warning("state", state=snapshot.safe.state.name, causes=brief(snapshot.safe.causes))
         for name in snapshot.foreign:
             log.warning("limit.foreign_change", outlet=name)
         for desired in snapshot.desired:

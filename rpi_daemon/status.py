@@ -10,6 +10,7 @@ import numpy as np
 
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.control import SCHEMA
+from rpi_daemon.guard import brief
 from rpi_daemon.records import REQUEST_QUANTILE, Quality
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def status_document(service: "Service") -> dict[str, Any]:
         "mode": service.mode.value,
         "state": snapshot.safe.state.name if snapshot else "STATIC_SAFE",
         "causes": list(snapshot.safe.causes) if snapshot else ["starting"],
+        "why": brief(snapshot.safe.causes) if snapshot else ["starting"],
         "latched": list(snapshot.safe.latched) if snapshot else [],
         "kill_switch": service.killed(),
         "static_safe_verified_s": service.static_safe_s,

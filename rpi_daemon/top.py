@@ -67,8 +67,8 @@ class View:
         )  # fmt: skip
         if status["kill_switch"]:
             head.append("  KILL SWITCH: nothing is written", style="bold red")
-        if status["causes"]:
-            head.append("  " + "; ".join(status["causes"]), style="yellow")
+        if status["why"]:
+            head.append("  " + "; ".join(status["why"]), style="yellow")
         return head
 
     def _bars(self, status: Status) -> Table:

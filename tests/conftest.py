@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+# Children of tests find the installed package: the bare folders of the checkout, their working directory, would shadow it.
+os.environ["PYTHONSAFEPATH"] = "1"
 PATIENCE_S = 2.0  # a thread that was told to end may take a moment
 
 

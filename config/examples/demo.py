@@ -21,13 +21,16 @@ raw_ring_s = 120.0
 
 [corrector]
 worst_half_life_s = 10.0
-hold_s = 2.0
+hold_s = 1.0
 fall_per_s = 0.3
 alarm_hold_s = 4.0
 alarm_headroom = 0.05
 
+[guard]
+recover_s = 2.0
+
 [actuator]
-lower_hold_s = 2.0
+lower_hold_s = 1.0
 """
 UNIT = """
 [[board]]

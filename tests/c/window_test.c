@@ -67,8 +67,8 @@ static rpi_window new_window(uint32_t currents, uint32_t voltages, uint32_t lag)
         .terms = terms, .basis_channel = of, .basis_taps = filter,
         .counts = array((size_t)channels * RPI_ROW, sizeof(int32_t)), .state = array(channels, sizeof(rpi_channel_state)),
         .volts = array((size_t)channels * RPI_ROW, sizeof(double)), .pair = array((size_t)voltages * RPI_ROW, sizeof(double)),
-        .pair_rms = array(voltages, sizeof(double)), .pair_present = array((size_t)voltages * RPI_HANN_SCANS, 1),
-        .pair_flags = array(voltages, sizeof(uint32_t)), .basis = array((size_t)rows * RPI_HANN_SCANS, sizeof(float)),
+        .pair_rms = array(voltages, sizeof(double)), .pair_present = array((size_t)voltages * RPI_WEIGHTED_SCANS, 1),
+        .pair_flags = array(voltages, sizeof(uint32_t)), .basis = array((size_t)rows * RPI_WEIGHTED_SCANS, sizeof(float)),
         .out = array((size_t)currents * RPI_N_FEATURES, sizeof(double)),
     };
     rpi_window_weights(&w);

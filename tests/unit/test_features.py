@@ -75,7 +75,7 @@ def test_a_window_is_taken_at_multiples_of_100_scans_only() -> None:
     assert features.step(300 * MS, 0).power_w[0] == pytest.approx(50.0)
     a.fill(299, 300, [900, 5000])
     r = features.step(301 * MS, 0)
-    assert r.power_w[0] == pytest.approx(252.0)  # the newer half of a periodic Hann weighs 50.5 of 100
+    assert r.power_w[0] == pytest.approx(252.0)  # the newer half of a window weighs 50.5 of 100
     assert r.max_a[0] == pytest.approx(9.0)
     assert r.min_a[0] == pytest.approx(9.0)
 
