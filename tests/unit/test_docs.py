@@ -9,9 +9,11 @@ from pathlib import Path
 from types import ModuleType
 
 import click
+import numpy as np
 import pytest
 
 from rpi_daemon import errors
+from rpi_daemon._fastpath.core import Ring, Sampler
 from rpi_daemon.cli import main
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.drivers.pdu.profile import load_profile
@@ -51,6 +53,14 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     for target, _ in LINK.findall(page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://")):
             assert (page.parent / target).exists(), f"{page.name} links {target}"
+
+
+def test_every_page_is_linked_from_the_index() -> None:
+    indexes = [ROOT / "docs/README.md", ROOT / "docs/decisions/README.md"]
+    linked = {
+        (index.parent / target).resolve() for index in indexes for target, _ in LINK.findall(index.read_text("utf-8"))
+    }
+    assert not set(ROOT.glob("docs/**/*.md")) - linked - {indexes[0]}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -120,6 +130,15 @@ def test_every_cause_that_can_come_is_explained() -> None:
     told = " ".join(cells[2] for cells in rows(operating(), "state"))
     can_come = {name for name in CAUSES if re.search(rf"\b{name}\w*=", raising)} | {"starting"}
     assert {name for name in CAUSES if f"`{name}`" in told} == can_come
+
+
+def test_every_status_key_told_is_there() -> None:
+    sources = "".join((ROOT / "rpi_daemon" / name).read_text(encoding="utf-8") for name in ("status.py", "score.py"))
+    counters = Sampler(Ring(np.zeros(Ring.bytes_needed(1, 100), np.uint8), n_channels=1, capacity=100)).counters()
+    told = [word for cells in rows(operating(), "key") for word in re.findall(r"`([a-z_]+)", " ".join(cells))]
+    assert len(told) > 30
+    for word in told:
+        assert f'"{word}"' in sources or word in counters or word in ("tick_ms", "write_ms", "limit"), word
 
 
 def operating() -> str:
