@@ -136,15 +136,15 @@ class Recorder:
         if end <= first:
             return 0
         scans, present = ring.read(first, end - first)
+        kept = [scans[present]]
         self._next[k] = end
         if not present[-1]:
             after, there = ring.read(end, ring.head - end)
-            place = int(np.argmax(there)) if there.any() else 0
-            scans, present = np.concatenate([scans, after[: place + 1]]), np.append(present, there[: place + 1])
-            self._next[k] = end + place + 1
-        kept = scans[present]
-        self._scans[k].write(kept.tobytes())
-        return len(kept)
+            kept.append(after[there][:1])
+            self._next[k] = int(kept[1]["index"][0]) + 1 if len(kept[1]) else end
+        for part in kept:
+            self._scans[k].write(part.tobytes())
+        return sum(len(part) for part in kept)
 
     def close(self) -> None:
         """End the recording."""
@@ -226,8 +226,11 @@ def _refill(ring: Ring, file: BinaryIO, n: int) -> None:
     if len(data) != n * size:
         raise TraceError(f"{file.name}: cut off: {n} scans were recorded here, {len(data) // size} are left")
     scans: NDArray[np.void] = np.frombuffer(data, dtype=ring.scans.dtype)
-    for scan in scans:
-        ring.push(
-            int(scan["index"]), int(scan["t_mono_ns"]), int(scan["ticks"]), int(scan["status"]), scan["counts"],
-            flags=int(scan["flags"]),
-        )  # fmt: skip
+    try:
+        for scan in scans:
+            ring.push(
+                int(scan["index"]), int(scan["t_mono_ns"]), int(scan["ticks"]), int(scan["status"]), scan["counts"],
+                flags=int(scan["flags"]),
+            )  # fmt: skip
+    except ValueError as error:
+        raise TraceError(f"{file.name}: damaged: {error}") from None
