@@ -14,7 +14,7 @@ from typing import Any
 from common import parse_arguments, report
 
 from rpi_daemon.control import ControlClient
-from rpi_daemon.demo import Rack, demo_config, demo_folder, running_daemon, simulated_rack
+from rpi_daemon.demo import Rack, demo_config, demo_folder, pass_on_hints, running_daemon, simulated_rack
 
 SIZES = (24, 48, 96)  # outlets, a current channel each; three voltages more on each board
 REPORTED = 48
@@ -27,8 +27,7 @@ def wait_and_hint(rack: Rack, client: ControlClient, seconds: float) -> None:
     """Hand the announced work over, as a job scheduler would, for so long."""
     end = time.monotonic() + seconds
     while (left_s := end - time.monotonic()) > 0.0:
-        for news in rack.news():
-            client.ask("hint", for_s=86_400.0, **news)
+        pass_on_hints(rack, client)
         time.sleep(min(ASK_S, left_s))
 
 

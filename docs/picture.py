@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rpi_daemon.demo import demo_config, demo_folder, running_daemon, simulated_rack
+from rpi_daemon.demo import demo_config, demo_folder, pass_on_hints, running_daemon, simulated_rack
 from rpi_daemon.top import View
 
 SECONDS = 60.0
@@ -24,8 +24,7 @@ def main() -> None:
         with simulated_rack(config) as rack, running_daemon(config) as (_, client):
             end = time.monotonic() + SECONDS
             while time.monotonic() < end:
-                for news in rack.news():
-                    client.ask("hint", for_s=86_400.0, **news)
+                pass_on_hints(rack, client)
                 screen = view.table(client.ask("status"))
                 time.sleep(VIEW_PERIOD_S)
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)

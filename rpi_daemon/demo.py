@@ -30,6 +30,7 @@ VIEW_PERIOD_S = 0.25
 PLAIN_PERIOD_S = 5.0
 STOP_S = 10.0
 STATIC_TOLERANCE_W = 1.0
+HINT_S = 86_400.0  # announced work lasts until the scheduler announces its end
 
 
 @dataclass(slots=True)
@@ -126,6 +127,12 @@ def running_daemon(config: Path) -> Iterator[tuple[subprocess.Popen[str], Contro
         yield daemon, client
 
 
+def pass_on_hints(rack: Rack, client: ControlClient) -> None:
+    """What the simulated job scheduler has announced since the last call goes to the daemon."""
+    for news in rack.news():
+        client.ask("hint", for_s=HINT_S, **news)
+
+
 def _watch(client: ControlClient, rack: Rack, seconds: float, as_json: bool) -> Mapping[str, Any]:
     """Show the daemon's status until the time is over; hand it what the job scheduler announces."""
     console = Console(stderr=as_json)
@@ -139,8 +146,7 @@ def _watch(client: ControlClient, rack: Rack, seconds: float, as_json: bool) -> 
         else contextlib.nullcontext() as live
     ):
         while time.monotonic() < end:
-            for news in rack.news():
-                client.ask("hint", for_s=86_400.0, **news)
+            pass_on_hints(rack, client)
             status = client.ask("status")
             if live is not None:
                 live.update(view.table(status), refresh=True)
