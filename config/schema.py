@@ -96,7 +96,7 @@ class Board(Section):
     trace: str | None = Field(None, description="replay: recorded trace (CSV or NPZ)", examples=["trace.csv"])
     channels: list[str] = Field(
         min_length=1,
-        max_length=256,
+        max_length=128,
         description="what each input is, in the board's order: 'voltage:L1', 'current:PDU/OUTLET' or 'unused'",
         examples=[["current:pdu-a/1", "current:pdu-a/2", "voltage:L1"]],
     )
