@@ -1,7 +1,9 @@
 """Recorded power traces: reads CSV and NPZ files, and refuses damaged ones by name."""
 
 import csv
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,11 @@ from rpi_daemon.records import BoolArray, FloatArray
 
 POWER_W_RANGE = (-1.0e3, 1.0e6)  # small negatives are meter offset; above is no outlet
 MAX_SAMPLES = 50_000_000
+
+# What zipfile, zlib and the array reader raise on damaged bytes: a test flips every bit region of a file.
+UNREADABLE = (
+    ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 Where = Callable[[int], str]  # names the place of sample i in its file
 
@@ -80,12 +87,14 @@ def read_trace(path: str | Path) -> Trace:
 def _read_npz(path: Path) -> tuple[Trace, ...]:
     arrays = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it is no archive")
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             for key in ("t_s", "power_w"):
                 if key not in archive.files:
                     raise TraceError(f"{path}: key '{key}' is missing; a trace needs t_s [s] and power_w [W]")
                 arrays[key] = archive[key]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise TraceError(f"{path}: not a readable .npz file (truncated or damaged?): {error}") from error
     for key, array in arrays.items():
         if array.dtype.kind not in "fiu":
@@ -99,7 +108,7 @@ def _read_npz(path: Path) -> tuple[Trace, ...]:
         )
     columns = power_w.reshape(len(t_s), -1) if len(t_s) else power_w.reshape(0, 1)
     names = [path.stem] if power_w.ndim == 1 else [f"{path.stem}[{i}]" for i in range(columns.shape[1])]
-    return _checked(path, names, t_s.astype(float), columns.astype(float), lambda i: f"key element {i}")
+    return _checked(path, names, t_s.astype(float), columns.astype(float), lambda i: f"element {i} of t_s and power_w")
 
 
 def _read_csv(path: Path) -> tuple[Trace, ...]:
