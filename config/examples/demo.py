@@ -96,7 +96,8 @@ def demo_toml(outlets: int = DEMO_OUTLETS, port: int = DEMO_PORT) -> str:
         for phase, numbers in _phases(size).items():
             text += OUTLETS.format(pdu=pdu, numbers=_joined(numbers), phase=phase, load=load)
     for phase in ("L1", "L2", "L3"):
-        members = {pdu: _phases(size)[phase] for pdu, size in zip(pdus, sizes, strict=True)}
+        on = {pdu: _phases(size) for pdu, size in zip(pdus, sizes, strict=True)}
+        members = {pdu: phases[phase] for pdu, phases in on.items() if phase in phases}
         needed_a = sum(map(len, members.values())) * STATIC_SAFE_W / NOMINAL_V / POWER_FACTOR / DERATE
         named = ", ".join(f'"{pdu}/{_joined(numbers)}"' for pdu, numbers in members.items())
         text += CONSTRAINT.format(outlets=named, phase=phase, rating_a=STANDARD_A * -(-needed_a // STANDARD_A))
@@ -111,7 +112,7 @@ def _channels(pdu: str, size: int) -> str:
 
 def _phases(size: int) -> dict[str, range]:
     """Outlet numbers on each phase, in turn."""
-    return {f"L{k + 1}": range(k + 1, size + 1, 3) for k in range(3)}
+    return {f"L{k + 1}": range(k + 1, size + 1, 3) for k in range(min(3, size))}
 
 
 def _joined(numbers: range) -> str:
