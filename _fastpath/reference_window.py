@@ -68,6 +68,8 @@ class ReferenceKernel:
         scans, present = ring.read(end_index - n, n)
         if not ring.intact(end_index - n):
             return core.WINDOW_LAPPED
+        if (present & (scans["flags"] & core.SCAN_FIRST != 0))[1:].any():
+            return core.WINDOW_NOT_READY
         self.out = self.features(scans["counts"], present)
         return core.WINDOW_OK
 

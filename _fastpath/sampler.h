@@ -79,6 +79,7 @@ typedef struct {
     int64_t arrival_ns, last_ns;
     uint64_t base, first_ticks, first_index, notified;
     int placed, stamped, clocked;
+    uint32_t begins; /* RPI_SCAN_FIRST until the first scan after a start or reboot is written */
     uint32_t empty_reads;
     rpi_decoder decoder;
     rpi_timeline timeline;
@@ -221,11 +222,12 @@ static inline void rpi_sampler_scans(rpi_sampler *s, const rpi_frame *frame, uin
     double ns_per_scan = s->clocked ? (double)s->period_ns * (1 + s->clock.slope * 1e-9) : (double)s->period_ns;
     double ticks_per_scan = s->clocked ? (double)s->period_ns / s->clock.ns_per_tick : 0; /* 0: not known in the first frame */
     for (uint32_t k = 0; k < frame->n_scans; k++) {
-        uint32_t flags = rpi_sampler_unpack(s, frame, k);
+        uint32_t flags = rpi_sampler_unpack(s, frame, k) | s->begins;
         int64_t t_ns = newest_ns - (int64_t)((frame->n_scans - 1 - k) * ns_per_scan);
         if (t_ns <= s->last_ns) t_ns = s->last_ns + 1; /* a corrected line must not turn time back */
         s->last_ns = t_ns;
         rpi_ring_push(&s->ring, index + k, t_ns, ticks + (uint64_t)(k * ticks_per_scan + 0.5), frame->status, flags, s->counts);
+        s->begins = 0;
     }
     rpi_sampler_count(s, RPI_RECEIVED, frame->n_scans);
 }
@@ -250,6 +252,7 @@ static inline void rpi_sampler_frame(void *context, const rpi_frame *frame) {
     if (kind == RPI_REBOOT) {
         rpi_sampler_count(s, RPI_REBOOTS, 1);
         s->stamped = s->clocked = 0; /* its ticks start anywhere */
+        s->begins = RPI_SCAN_FIRST;
     }
     if (!s->placed) rpi_sampler_place(s, index);
     atomic_store_explicit(&s->boot_id, frame->boot_id, memory_order_relaxed); /* a number by itself */
@@ -336,7 +339,8 @@ static inline void rpi_sampler_forward(rpi_sampler *s, uint64_t from, uint64_t t
         rpi_sampler_count(s, RPI_STARVED, 1);
         return;
     }
-    rpi_ring_push(&s->ring, to, deadline_ns, (uint64_t)deadline_ns, scan->status, scan->flags, scan->counts);
+    rpi_ring_push(&s->ring, to, deadline_ns, (uint64_t)deadline_ns, scan->status, scan->flags | s->begins, scan->counts);
+    s->begins = 0;
     rpi_sampler_count(s, RPI_RECEIVED, 1);
 }
 
@@ -402,6 +406,7 @@ static inline int rpi_sampler_start(rpi_sampler *s, int fd, uint64_t first) {
     s->connected = 1;
     s->attach_fd = -1;
     s->forwarded = first;
+    s->begins = RPI_SCAN_FIRST;
     rpi_decoder_init(&s->decoder);
     rpi_timeline_init(&s->timeline);
     s->control_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

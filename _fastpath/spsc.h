@@ -45,6 +45,7 @@ typedef struct {
 
 #define RPI_SCAN_SATURATED 1u /* some count is a saturation code */
 #define RPI_SCAN_FAULT 2u     /* some count is the channel-fault code */
+#define RPI_SCAN_FIRST 4u     /* first after a start or a board's reboot: its index says nothing on the time since the last */
 
 typedef struct {
     _Atomic uint64_t magic; /* written last: whoever sees it sees the rest */

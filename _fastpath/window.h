@@ -185,12 +185,15 @@ static inline void rpi_window_turn(const rpi_scan *const *row, uint32_t c, int32
     for (int j = 0; j < 4; j++) memcpy(to + (size_t)j * RPI_ROW, &r[j], sizeof r[j]);
 }
 
-/* Scans `base` .. `base`+n-1 into one row per channel; what is missing becomes RPI_NO_COUNT. n is a multiple of 4. */
-static inline void rpi_window_gather(rpi_window *w, const rpi_ring *ring, uint64_t base, uint32_t n) {
+/* Scans `base` .. `base`+n-1 into one row per channel; what is missing becomes RPI_NO_COUNT. n is a multiple of 4.
+ * Returns 0 if a start or a reboot lies within: what is on its two sides was not 1 ms apart.
+ */
+static inline int rpi_window_gather(rpi_window *w, const rpi_ring *ring, uint64_t base, uint32_t n) {
     const uint32_t channels = w->n_channels;
     uint64_t place = base % ring->capacity;
     int64_t t_ns = 0;
     uint32_t t_at = UINT32_MAX;
+    int whole = 1;
     for (uint32_t k = 0; k < n; k += 4) {
         const rpi_scan *row[4];
         uint32_t present = 0, c = 0;
@@ -198,6 +201,7 @@ static inline void rpi_window_gather(rpi_window *w, const rpi_ring *ring, uint64
             row[j] = (const rpi_scan *)(ring->slots + place * ring->slot_bytes);
             if (++place == ring->capacity) place = 0;
             if (rpi_scan_index(row[j]) != base + k + j) continue;
+            if (k + j > 0 && rpi_scan_flags(row[j]) & RPI_SCAN_FIRST) whole = 0;
             present |= 1u << j;
             t_ns = rpi_scan_time(row[j]);
             t_at = k + j;
@@ -211,6 +215,7 @@ static inline void rpi_window_gather(rpi_window *w, const rpi_ring *ring, uint64
     }
     const int64_t period_ns = ring->header->rate_hz ? 1000000000LL / ring->header->rate_hz : 0;
     w->t_end_ns = t_at == UINT32_MAX ? 0 : t_ns + (int64_t)(n - 1 - t_at) * period_ns;
+    return whole;
 }
 
 /* Of a channel with holes or clipped samples: brings counts beyond full scale to it, finds the extremes of what is there. */

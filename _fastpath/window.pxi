@@ -51,6 +51,7 @@ cdef extern from "window.h" nogil:
     uint32_t RPI_WEIGHTED_SCANS
     uint32_t RPI_WINDOW_HOP
     uint32_t RPI_MAX_LAG
+    uint32_t RPI_SCAN_FIRST
     uint32_t RPI_ROW
     void rpi_window_weights(rpi_window *w)
     int rpi_window_compute(rpi_window *w, const rpi_ring *ring, uint64_t end, int portable)
@@ -60,6 +61,7 @@ WINDOW_NOT_READY = RPI_WINDOW_NOT_READY
 WINDOW_LAPPED = RPI_WINDOW_LAPPED
 WINDOW_SCANS = RPI_WEIGHTED_SCANS
 WINDOW_HOP = RPI_WINDOW_HOP
+SCAN_FIRST = RPI_SCAN_FIRST
 (F_POWER_W, F_RMS_A, F_APPARENT_VA, F_POWER_FACTOR, F_PEAK_A, F_CREST, F_MIN_A, F_MAX_A, F_STEP, F_VOLTAGE_V, F_COUNT,
  F_MISSING, F_SATURATED, F_QUALITY, N_FEATURES) = range(RPI_N_FEATURES + 1)
 
@@ -200,6 +202,7 @@ cdef class WindowKernel:
     def compute(self, Ring ring not None, uint64_t end_index):
         """Window that ends before scan `end_index`: WINDOW_OK, or WINDOW_NOT_READY / WINDOW_LAPPED with `out` as it was.
 
+        A window that a start of the daemon or a reboot of the board lies in is not ready: time is not known across it.
         Raises ValueError if the ring has another number of channels.
         """
         if ring.ring.n_channels != self.w.n_channels:

@@ -206,8 +206,9 @@ RPI_PASS_INLINE int PASS(pass)(rpi_window *w, const rpi_ring *ring, uint64_t end
     if (end > head || end < n) return RPI_WINDOW_NOT_READY;
     const uint64_t base = end - n;
     if (!rpi_ring_intact(ring, base)) return RPI_WINDOW_LAPPED;
-    rpi_window_gather(w, ring, base, n);
+    const int whole = rpi_window_gather(w, ring, base, n);
     if (!rpi_ring_intact(ring, base)) return RPI_WINDOW_LAPPED;
+    if (!whole) return RPI_WINDOW_NOT_READY;
     for (uint32_t c = 0; c < w->n_channels; c++) PASS(inspect)(w, c, n);
     for (uint32_t i = 0; i < w->n_used; i++) rpi_window_volts(w, (uint32_t)w->used[i], n);
     for (uint32_t b = 0; b < w->n_basis; b++) PASS(filter)(w, b);

@@ -21,6 +21,7 @@ class BoardSetup:
     kernel: core.WindowKernel
     outlets: IntArray  # index in the rack of each outlet of the kernel, in the kernel's order
     uncalibrated: bool = False
+    first: int = 0  # scans below this index are of a former run of the daemon, and in no window
 
 
 class Features:
@@ -103,6 +104,7 @@ class _Board:
         self.t_ns = 0
         self._ring = setup.ring
         self._kernel = setup.kernel
+        self._from = setup.first + setup.kernel.span
         self._flags = Quality.UNCALIBRATED if setup.uncalibrated else Quality.OK
         self.end = 0
         self._period_ns = 1_000_000_000 // setup.ring.rate_hz
@@ -111,7 +113,7 @@ class _Board:
         """Take the newest complete window, if there is a new one."""
         head = self._ring.head
         end = head - head % core.WINDOW_HOP
-        if end == self.end:
+        if end == self.end or end < self._from:
             return
         result = self._kernel.compute(self._ring, end)
         if result == core.WINDOW_NOT_READY:
@@ -120,6 +122,8 @@ class _Board:
             # overwritten while it was read: no data, and the board will show as stale if that goes on
             self.window = None
             return
+        if not self._kernel.t_end_ns and not self.end:
+            return  # nothing of this board has ever been seen, so there is no time to go on from
         window = self._kernel.out.T.copy()
         window[core.F_QUALITY] += self._flags
         # a window that is missing as a whole carries no time of its own

@@ -52,8 +52,8 @@ def wiring(board: Board, rows: Sequence[OutletRow]) -> Wiring:
     return Wiring(tuple(outlets), tuple(channels))
 
 
-def board_setup(ring: Ring, description: BoardDescription, wired: Wiring, dc: bool) -> BoardSetup:
-    """The window kernel for a board that described itself, by the board's own scale and skews."""
+def board_setup(ring: Ring, description: BoardDescription, wired: Wiring, dc: bool, first: int = 0) -> BoardSetup:
+    """The window kernel for a board that described itself, by the board's own scale and skews; no window before scan `first`."""
     channels = description.channels
     kernel = WindowKernel(
         len(channels),
@@ -64,7 +64,7 @@ def board_setup(ring: Ring, description: BoardDescription, wired: Wiring, dc: bo
         rate_hz=description.rate_hz,
         dc=dc,
     )
-    return BoardSetup(ring=ring, kernel=kernel, outlets=np.array(wired.outlets, dtype=np.int64))
+    return BoardSetup(ring=ring, kernel=kernel, outlets=np.array(wired.outlets, dtype=np.int64), first=first)
 
 
 class BoardLink:
@@ -93,13 +93,18 @@ class BoardLink:
         self._ring_path = runtime_dir / f"{board.id}.ring"
         try:
             self.ring = Ring(
-                shared_file(self._ring_path, self.ring_bytes), n_channels=n_channels, capacity=capacity, rate_hz=RATE_HZ
+                shared_file(self._ring_path, self.ring_bytes),
+                n_channels=n_channels,
+                capacity=capacity,
+                rate_hz=RATE_HZ,
+                keep=True,  # the raw history outlives a restart
             )
         except OSError as error:
             raise DeviceError(
                 f"{self._ring_path}: {self.ring_bytes / 1e6:.0f} MB for the raw ring: {error.strerror};"
                 " make room in daemon.runtime_dir or lower sampling.raw_ring_s"
             ) from None
+        self._first = self.ring.head
         self.sampler = Sampler(
             self.ring,
             board_id=board.board_id,
@@ -134,7 +139,7 @@ class BoardLink:
     def _described(self, description: BoardDescription) -> BoardSetup:
         self._check(description)
         self.description = description
-        return board_setup(self.ring, description, self.wiring, self._dc)
+        return board_setup(self.ring, description, self.wiring, self._dc, self._first)
 
     def _check(self, description: BoardDescription) -> None:
         said = self.board.channels

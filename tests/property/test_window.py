@@ -391,6 +391,18 @@ def test_saturated_samples_count_as_full_scale_and_are_named() -> None:
     assert column(out, core.F_MISSING) == 0
 
 
+@pytest.mark.parametrize("make", [core.WindowKernel, ReferenceKernel])
+def test_a_window_that_a_start_lies_in_is_not_ready(make: Any) -> None:
+    counts = np.full((500, 2), 100, np.int32)
+    memory = np.zeros(core.Ring.bytes_needed(2, 500), np.uint8)
+    ring = core.Ring(memory, n_channels=2, capacity=500)
+    for k in range(500):
+        ring.push(k, k, k, 0, counts[k], flags=core.SCAN_FIRST if k == 237 else 0)
+    kernel = make(2, outlets=[(0, 1, 1.0)], gain=[0.01, 1.0])
+    ready = [end for end in range(200, 501) if kernel.compute(ring, end) == core.WINDOW_OK]
+    assert ready == [*range(200, 238), *range(437, 501)]
+
+
 def test_a_faulty_voltage_channel_leaves_current_alone() -> None:
     counts = np.full((200, 2), 100)
     counts[:, 1] = NO_COUNT

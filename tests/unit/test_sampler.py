@@ -271,7 +271,7 @@ def test_flags_tell_which_scan(pipe: tuple[int, int]) -> None:
     os.write(board, encode_data_frame(counts, boot_id=5, status=6))
     sampler.stop()
     scans, _ = ring.read(0, N_SCANS)
-    assert scans["flags"].tolist() == [0, 0, 1, 3, 0, 0, 0, 0, 0, 0]
+    assert scans["flags"].tolist() == [4, 0, 1, 3, 0, 0, 0, 0, 0, 0]  # 4: the first after a start
     assert set(scans["status"].tolist()) == {6}
     np.testing.assert_array_equal(scans["counts"], counts)
 
@@ -290,6 +290,8 @@ def test_reboot_is_not_a_loss(pipe: tuple[int, int]) -> None:
     assert sampler.boot_id() == 6
     assert_holds(ring, 0, 250)
     assert_holds(ring, 20, 100, shift=300)
+    scans, _ = ring.read(0, 420)
+    assert np.flatnonzero(scans["flags"]).tolist() == [0, 320]  # the first after the start, and after the reboot
     assert ring.head == 420
 
 
@@ -449,7 +451,8 @@ def test_paced_scans_carry_their_deadlines(event: Event) -> None:
     assert scans["t_mono_ns"][-1] <= time.monotonic_ns()
     np.testing.assert_array_equal(scans["counts"], counts_of(0, n))
     np.testing.assert_array_equal(scans["status"], np.arange(n) % 5)
-    np.testing.assert_array_equal(scans["flags"], np.arange(n) % 3)
+    assert scans["flags"][0] == 4  # the first after a start
+    np.testing.assert_array_equal(scans["flags"][1:], np.arange(1, n) % 3)
     np.testing.assert_array_equal(scans["ticks"], scans["t_mono_ns"].astype(np.uint64))
     counters = sampler.counters()
     assert_nothing_wrong(counters, "starved")
