@@ -21,10 +21,10 @@ PLAN_SIZE_SD = 0.06  # and in size
 INRUSH_TIMES_RATING = 4.0  # charging the bulk capacitor at turn-on (about 30 J for 600 W): power above the load ...
 INRUSH_TAU_S = 0.012  # ... decaying this fast
 
-# What a 200 ms Hann window, 100 ms late, makes of points 100 ms apart with straight lines between: the integral of
-# (1 + cos(pi u)) (1 - u) over 0..1 is 1/2 + 2/pi^2.
-HANN_CENTRE = 0.5 + 2.0 / np.pi**2
-HANN_KERNEL = np.array([(1.0 - HANN_CENTRE) / 2.0, HANN_CENTRE, (1.0 - HANN_CENTRE) / 2.0])
+# What a 200 ms window, 100 ms late, makes of points 100 ms apart with straight lines between: the integral of
+# (1 + 9/8 cos(pi u) - 1/8 cos(3 pi u)) (1 - u) over 0..1 is 1/2 + 20/(9 pi^2).
+WINDOW_CENTRE = 0.5 + 20.0 / (9.0 * np.pi**2)
+WINDOW_KERNEL = np.array([(1.0 - WINDOW_CENTRE) / 2.0, WINDOW_CENTRE, (1.0 - WINDOW_CENTRE) / 2.0])
 
 # Efficiency over load fraction, typical of an 80 PLUS Platinum supply (0.90 / 0.94 / 0.91 at 20 / 50 / 100 %).
 PSU_LOAD = np.array([0.0, 0.02, 0.05, 0.10, 0.20, 0.50, 1.0, 1.5])
@@ -300,7 +300,7 @@ def _fitted(trace: Trace, rating_w: float) -> float:
 
 
 def simulate_power(workload: Workload, seconds: float, rng: np.random.Generator) -> PowerSeries:
-    """Power every 100 ms as the daemon's windows would show it (200 ms Hann, 100 ms late, noise-free), no waveforms.
+    """Power every 100 ms as the daemon's windows would show it (200 ms, 100 ms late, noise-free), no waveforms.
 
     Plan entries beyond the end are left out.
     """
@@ -308,7 +308,7 @@ def simulate_power(workload: Workload, seconds: float, rng: np.random.Generator)
     points_w = stream.take(round(seconds / TICK_S))
     turned_on = (points_w > 0.0) & (np.concatenate([points_w[:1], points_w[:-1]]) <= 0.0)
     points_w += turned_on * (workload.rating_w * INRUSH_TIMES_RATING * INRUSH_TAU_S / TICK_S)
-    power_w = np.convolve(np.concatenate([points_w[:1], points_w[:1], points_w]), HANN_KERNEL, "valid")
+    power_w = np.convolve(np.concatenate([points_w[:1], points_w[:1], points_w]), WINDOW_KERNEL, "valid")
     return PowerSeries(power_w, tuple(sorted(p for p in stream.plan if p.t_s < seconds)))
 
 
