@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from rpi_daemon import __version__
-from rpi_daemon.errors import NotRunningError, RpiError
+from rpi_daemon.errors import ModelError, NotRunningError, RpiError
 
 DEFAULT_CONFIG = "/etc/rpi-daemon/rpi-daemon.toml"
 TOP_PERIOD_S = 0.5
@@ -361,3 +361,6 @@ def model_show(directory: Path | None, as_json: bool) -> None:
 
     document = describe(directory or SHIPPED)
     show(document, as_json, json.dumps(document, indent=2))
+    if not document["accepted"]:
+        click.echo(document["refused_because"], err=True)
+        sys.exit(ModelError.exit_code)

@@ -4,7 +4,7 @@ import select
 import socket
 from pathlib import Path
 
-from scenarios.conftest import PATIENCE_S, Daemon, Place, RackProcess, limit_of, running
+from scenario_rack import PATIENCE_S, Daemon, Place, RackProcess, limit_of, running
 
 
 def test_advisory_writes_nothing_and_ready_follows_the_comparison(place: Place, rack: RackProcess) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from scenarios.conftest import Daemon, Place, RackProcess, Status, limit_of, outlet_of, running, unaccounted
+from scenario_rack import Daemon, Place, RackProcess, Status, limit_of, outlet_of, running, unaccounted
 
 A = [f"pdu-a/{n}" for n in range(1, 6)]
 B = [f"pdu-b/{n}" for n in range(1, 7)]

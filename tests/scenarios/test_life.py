@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from scenarios.conftest import Daemon, Place, RackProcess, limit_of, running, unaccounted
+from scenario_rack import Daemon, Place, RackProcess, limit_of, running, unaccounted
 
 OURS = [f"pdu-a/{n}" for n in range(1, 6)] + [f"pdu-b/{n}" for n in range(1, 7)]
 THEIRS = "pdu-a/6"

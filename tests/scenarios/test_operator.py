@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from scenarios.conftest import Daemon, Place, RackProcess, Status, cli, limit_of, on_pdu, outlet_of, running
+from scenario_rack import Daemon, Place, RackProcess, Status, cli, limit_of, on_pdu, outlet_of, running
 
 from rpi_daemon.records import LimitState, LimitWrite
 

@@ -2,13 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from scenarios.conftest import Daemon, Place, RackProcess, cli, running
+from scenario_rack import Daemon, Place, RackProcess, cli, running
 
 
 @dataclass
@@ -20,7 +18,7 @@ class Recorded:
 
 
 @pytest.fixture(scope="module")
-def recorded(place: Place, rack: RackProcess) -> Iterator[Recorded]:
+def recorded(place: Place, rack: RackProcess) -> Recorded:
     """A run with everything in it that reaches a decision: losses, a board away, hints, caps, restores, a silent PDU."""
     folder = place.folder / "recording"
     with running(lambda: Daemon(place.write(), "--record", str(folder))) as daemon:
@@ -46,7 +44,7 @@ def recorded(place: Place, rack: RackProcess) -> Iterator[Recorded]:
         status = daemon.until(lambda s: s["summary"]["ticks"] > tick + 20, "20 ticks")
         assert daemon.stop() == 0
     last = json.loads((folder / "ticks.jsonl").read_text().splitlines()[-1])
-    yield Recorded(folder, place.write(), last["digest"], status["summary"]["ticks"])
+    return Recorded(folder, place.write(), last["digest"], status["summary"]["ticks"])
 
 
 def test_the_same_is_decided_again(recorded: Recorded) -> None:
