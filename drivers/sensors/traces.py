@@ -149,10 +149,14 @@ def _checked(path: Path, names: list[str], t_s: FloatArray, columns: FloatArray,
     if columns.shape[1] == 0:
         raise TraceError(f"{path}: no power column; allowed: one or more")
     _refuse(path, ~np.isfinite(t_s), where, "time is not a finite number")
-    _refuse(path, np.append(False, np.diff(t_s) <= 0.0), where, "time does not rise; allowed: strictly rising seconds")
+    _refuse(path, np.append(False, np.diff(t_s) < 0.0), where, "time goes back; allowed: rising seconds")
     low_w, high_w = POWER_W_RANGE
     good = np.isfinite(columns) & (columns >= low_w) & (columns <= high_w)
     _refuse(path, ~np.all(good, axis=1), where, f"power is missing or absurd; allowed: {low_w:g} to {high_w:g} W")
+    last = np.append(np.diff(t_s) > 0.0, True)  # loggers repeat a stamp now and then: the last sample of it counts
+    t_s, columns = t_s[last], columns[last]
+    if len(t_s) < 2:
+        raise TraceError(f"{path}: all samples have the same time; allowed: rising seconds")
     step_s = float(np.median(np.diff(t_s)))
     return tuple(
         Trace(name=name, t_s=t_s - t_s[0], power_w=columns[:, i].copy(), step_s=step_s) for i, name in enumerate(names)

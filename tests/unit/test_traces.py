@@ -42,6 +42,14 @@ def test_csv_with_one_and_with_several_outlets(tmp_path: Path) -> None:
     assert [t.name for t in read_traces(two)] == ["two:node1", "two:node2"]
 
 
+def test_the_last_sample_of_a_repeated_stamp_counts(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("t_s,power_w\n0,10\n1,20\n1,30\n2,40\n")
+    trace = read_trace(path)
+    assert trace.t_s.tolist() == [0.0, 1.0, 2.0]
+    assert trace.power_w.tolist() == [10.0, 30.0, 40.0]
+
+
 def test_interpolates_and_repeats() -> None:
     trace = Trace("x", T_S, POWER_W, 1.0)
     np.testing.assert_allclose(
@@ -69,8 +77,8 @@ def test_a_recording_drives_an_outlet_and_a_larger_machine_is_scaled_down() -> N
         ("short", "t_s,power_w\n0,1\n", "1 samples; allowed: 2 to"),
         ("cut", "t_s,power_w\n0,1\n1,2\n2", ":4: 1 values where the header has 2"),
         ("words", "t_s,power_w\n0,1\n1,high\n", ":3: could not convert"),
-        ("backwards", "t_s,power_w\n0,1\n2,1\n1,1\n", "line 4: time does not rise"),
-        ("twice", "t_s,power_w\n0,1\n\n0,1\n", "line 4: time does not rise"),
+        ("backwards", "t_s,power_w\n0,1\n2,1\n1,1\n", "line 4: time goes back"),
+        ("still", "t_s,power_w\n0,1\n\n0,1\n", "all samples have the same time"),
         ("gap", "t_s,power_w\n0,1\n1,nan\n", "line 3: power is missing or absurd"),
         ("endless", "t_s,power_w\n0,1\n1,inf\n", "line 3: power is missing or absurd"),
         ("absurd", "t_s,power_w\n0,1\n1,1e9\n", "allowed: -1000 to 1e"),
@@ -99,7 +107,7 @@ def test_a_damaged_csv_is_refused_by_name_and_line(tmp_path: Path, name: str, te
         ({"t_s": T_S, "power_w": np.array(["a"] * 4)}, "allowed: numbers"),
         ({"t_s": T_S, "power_w": np.array([1, None, 2, 3], dtype=object)}, "not a readable .npz"),  # pickled
         ({"t_s": T_S, "power_w": np.array([1.0, 2.0, np.nan, 3.0])}, "element 2 of t_s and power_w: power is missing"),
-        ({"t_s": T_S[::-1].copy(), "power_w": POWER_W}, "element 1 of t_s and power_w: time does not rise"),
+        ({"t_s": T_S[::-1].copy(), "power_w": POWER_W}, "element 1 of t_s and power_w: time goes back"),
     ],
 )
 def test_a_damaged_npz_is_refused_by_name_and_key(tmp_path: Path, arrays: dict[str, object], words: str) -> None:
