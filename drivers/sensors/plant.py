@@ -501,7 +501,8 @@ class Plant:
         counts = counts.astype(np.int32, copy=False)
         if self._order is None:
             return counts
-        return np.where(self._order >= 0, counts[:, self._order], np.int32(0)).astype(np.int32, copy=False)
+        wired = np.where(self._order >= 0, counts[:, self._order], np.int32(0))
+        return np.ascontiguousarray(wired, dtype=np.int32)  # a scan in one piece, as a ring takes it
 
     def _power(self, n: int) -> FloatArray:
         """Power of each outlet at the next n scans, [n, outlets]; keeps the mean and the energy."""
