@@ -89,12 +89,16 @@ class View:
         return Text("  ".join(counters(status)), style="dim")
 
 
+def _milliseconds(value: float | None) -> str:
+    return "—" if value is None else f"{value:.1f} ms"
+
+
 def counters(status: Status) -> list[str]:
     """The running counters, in words."""
     run = status["summary"]
     words = [
         f"samples {run['samples_total']} lost {run['samples_lost']} late {run['samples_late']}",
-        f"ticks {run['ticks']} (lstm {run['lstm_ticks']}) p99 {run['tick_ms_p99']:.1f} ms",
+        f"ticks {run['ticks']} (lstm {run['lstm_ticks']}) p99 {_milliseconds(run['tick_ms_p99'])}",
         f"writes {run['writes']} verified {run['writes_verified']} refused {run['writes_refused']}",
     ]
     if run["prealloc_share"] is not None:
@@ -106,9 +110,11 @@ def plain_line(status: Status) -> str:
     """One line for where there is no terminal."""
     draw_w = sum(outlet["power_w"] or 0.0 for outlet in status["outlets"])
     limit_w = sum(outlet["limit_w"] or 0.0 for outlet in status["outlets"])
+    unread = sum(outlet["power_w"] is None for outlet in status["outlets"])
+    dark = f" ({unread} outlets unread)" if unread else ""
     killed = " KILL SWITCH" if status["kill_switch"] else ""
     return (
-        f"{status['uptime_s']:6.1f} s  {status['state']} {status['mode']}{killed}  draw {draw_w:.0f} W  limits {limit_w:.0f} W  "
+        f"{status['uptime_s']:6.1f} s  {status['state']} {status['mode']}{killed}  draw {draw_w:.0f} W{dark}  limits {limit_w:.0f} W  "
         + "  ".join(counters(status))
     )
 

@@ -1,0 +1,84 @@
+"""The live view: what a terminal and a plain line show of a status document, with and without data."""
+
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rpi_daemon.top import View, plain_line, print_once, sparkline
+
+
+def _status(**changes: Any) -> dict[str, Any]:
+    outlet = {
+        "id": "pdu-a/1", "load": "server-1", "power_w": 312.4, "forecast_max_w": 401.6, "margin_w": 12.0, "limit_w": 450.0,
+        "limit_kind": "alarm", "source": "lstm", "quality": [],
+    }  # fmt: skip
+    dark = {**outlet, "id": "pdu-a/2", "power_w": None, "forecast_max_w": None, "limit_w": None, "quality": ["stale"]}
+    summary = {
+        "samples_total": 1000, "samples_lost": 3, "samples_late": 0, "ticks": 10, "lstm_ticks": 9, "tick_ms_p99": 4.2,
+        "writes": 5, "writes_verified": 5, "writes_refused": 0, "prealloc_share": 0.5, "rises": 4,
+    }  # fmt: skip
+    constraint = {"id": "L1", "kind": "phase", "draw_w": None, "limits_w": None, "ceiling_w": 3680.0}
+    return {
+        "rack": "lab", "state": "HOLD", "mode": "closed_loop", "uptime_s": 12.3, "why": ["sensor_stale: pdu-a/2"],
+        "kill_switch": False, "outlets": [outlet, dark], "constraints": [constraint], "summary": summary, **changes,
+    }  # fmt: skip
+
+
+def _shown(status: dict[str, Any]) -> str:
+    out = StringIO()
+    print_once(status, Console(file=out, width=160, force_terminal=False))
+    return out.getvalue()
+
+
+def test_a_screen_has_every_outlet_with_a_dash_where_nothing_is_known() -> None:
+    text = _shown(_status())
+    rows = {line.split()[0]: line for line in text.splitlines() if line.startswith("pdu-a/")}
+    assert {"312", "402", "12", "450", "alarm", "lstm"} <= set(rows["pdu-a/1"].split())
+    assert rows["pdu-a/2"].count("—") >= 3
+    assert "stale" in rows["pdu-a/2"]
+    assert "HOLD" in text
+    assert "sensor_stale: pdu-a/2" in text
+    assert "phase L1" in text
+    assert "lost 3" in text
+
+
+def test_the_kill_switch_is_not_to_be_overlooked() -> None:
+    assert "KILL SWITCH" in _shown(_status(kill_switch=True))
+    assert "KILL SWITCH" in plain_line(_status(kill_switch=True))
+    assert "KILL SWITCH" not in _shown(_status())
+
+
+def test_a_plain_line_is_one_line_with_the_sums() -> None:
+    line = plain_line(_status())
+    assert "\n" not in line
+    assert "HOLD closed_loop" in line
+    assert "draw 312 W (1 outlets unread)" in line
+    assert "writes 5 verified 5 refused 0" in line
+
+
+@pytest.mark.parametrize("ticks", [0, 1])
+def test_a_daemon_without_a_tick_yet_can_be_shown(ticks: int) -> None:
+    status = _status(outlets=[], constraints=[])
+    status["summary"] |= {"ticks": ticks, "tick_ms_p99": None, "prealloc_share": None}
+    assert "HOLD" in _shown(status)
+    assert "p99 —" in plain_line(status)
+
+
+def test_the_view_keeps_a_short_history() -> None:
+    view, out = View(), StringIO()
+    for k in range(40):
+        status = _status()
+        status["outlets"][0]["power_w"] = float(10 * k)
+        table = view.table(status)
+    Console(file=out, width=200).print(table)
+    (row,) = [line for line in out.getvalue().splitlines() if line.startswith("pdu-a/1")]
+    assert sum(mark in "▁▂▃▄▅▆▇█" for mark in row) == 24
+
+
+@pytest.mark.parametrize(
+    ("values", "top", "marks"), [([0.0, 50.0, 100.0], 100.0, "▁▅█"), ([None, 200.0, -5.0], 100.0, " █▁"), ([], 1.0, "")]
+)
+def test_a_sparkline(values: list[float | None], top: float, marks: str) -> None:
+    assert sparkline(values, top) == marks
