@@ -1,8 +1,10 @@
-"""One PDU's I/O task: newest desired limits first, one wire, reports that tell what they answer."""
+"""One PDU's task on virtual time: newest desired state only, silence, back-off, refusal at the driver's door."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
 
 from rpi_daemon.clock import ManualClock
 from rpi_daemon.errors import DeviceError
@@ -10,106 +12,247 @@ from rpi_daemon.pdu_task import PduTask
 from rpi_daemon.records import (
     ApplyResult,
     Desired,
+    LimitKind,
+    LimitState,
     LimitWrite,
     PduIdentity,
     PduReading,
-    PduReport,
     WriteOutcome,
 )
-from rpi_daemon.service import _write_ms
+
+PATIENCE_S = 5.0
 
 
-@dataclass
-class ShelfPdu:
-    """A PDU without a wire: takes what is written 20 ms later, or is silent."""
+class VirtualPdu:
+    """A PDU that keeps limits, counts its requests, and can be slow, silent or broken. Never more than one request at a time."""
 
-    clock: ManualClock
-    silent: bool = False
-    batches: list[list[LimitWrite]] = field(default_factory=list)
+    def __init__(self, clock: ManualClock) -> None:
+        self.limits_w = {1: 500.0, 2: 500.0}
+        self.batches: list[dict[int, float]] = []
+        self.silent = False
+        self.broken = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.reads = self.opened = 0
+        self.booted_ns = clock.mono_ns()
+        self._clock = clock
+        self._busy = False
 
-    async def open(self) -> None: ...
+    async def _on_wire(self) -> None:
+        assert not self._busy, "two requests at once"
+        self._busy = True
+        try:
+            await self.gate.wait()
+            if self.broken:
+                raise ZeroDivisionError("a mistake in the driver")
+            if self.silent:
+                raise DeviceError("did not answer")
+        finally:
+            self._busy = False
 
-    async def close(self) -> None: ...
+    async def open(self) -> None:
+        self.opened += 1
 
     async def identify(self) -> PduIdentity:
-        return PduIdentity("shelf", "one", "1", "1", 2, True)
+        return PduIdentity("v", "m", "f", "s", 2, True)
 
     async def read(self) -> PduReading:
-        if self.silent:
-            raise DeviceError("no answer")
-        return PduReading(self.clock.mono_ns(), 1.0, {}, {}, {}, {})
+        self.reads += 1
+        await self._on_wire()
+        now_ns = self._clock.mono_ns()
+        states = {n: LimitState(w, True, LimitKind.ALARM) for n, w in self.limits_w.items()}
+        return PduReading(now_ns, (now_ns - self.booted_ns) / 1e9, {}, {}, {}, states)
 
     async def apply(self, writes: Sequence[LimitWrite]) -> ApplyResult:
-        if self.silent:
-            raise DeviceError("no answer")
-        self.batches.append(list(writes))
-        sent_ns = self.clock.mono_ns()
-        self.clock.advance(0.02)
-        done_ns = self.clock.mono_ns()
+        await self._on_wire()
+        now_ns = self._clock.mono_ns()
+        self.batches.append({write.outlet: write.limit_w for write in writes})
+        self.limits_w |= self.batches[-1]
         return ApplyResult(
-            tuple(WriteOutcome(w.outlet, w.limit_w, w.limit_w, True, None, sent_ns, done_ns) for w in writes), 2
+            tuple(WriteOutcome(w.outlet, w.limit_w, w.limit_w, True, None, now_ns, now_ns) for w in writes), 2
         )
 
-
-def desired(serial: int, *limits_w: float) -> Desired:
-    writes = tuple(LimitWrite(number, limit_w) for number, limit_w in enumerate(limits_w, start=1))
-    return Desired("pdu-a", serial, 0, writes, False)
+    async def close(self) -> None:
+        return
 
 
-def run(task: PduTask, until: int) -> list[PduReport]:
-    """Let the task run until so many reports are there."""
+class Bench:
+    """A task that runs, with its virtual PDU and clock."""
 
-    async def life() -> list[PduReport]:
-        running = asyncio.create_task(task.run())
-        reports: list[PduReport] = []
-        while len(reports) < until:
+    def __init__(self, allowed: Callable[[LimitWrite], bool] = lambda write: True) -> None:
+        self.clock = ManualClock(10**12)
+        self.device = VirtualPdu(self.clock)
+        self.task = PduTask("pdu", self.device, self.clock, poll_s=0.01, write_allowed=allowed)
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Let the loop turn until it is so; virtual time goes on with it."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + PATIENCE_S
+        while not true():
+            assert loop.time() < end, "it did not come about"
+            self.clock.advance(0.02)
             await asyncio.sleep(0)
-            reports += task.take_reports()
-        task.stop()
-        await running
-        return reports
 
-    return asyncio.run(asyncio.wait_for(life(), 5.0))
+    def ask(self, **limits_w: float) -> None:
+        limits = tuple(LimitWrite(int(name[1:]), w) for name, w in limits_w.items())
+        self.task.submit(Desired("pdu", 1, self.clock.mono_ns(), limits, False), self.clock.mono_ns())
 
 
-def task_on(driver: ShelfPdu, *, allowed: bool = True) -> PduTask:
-    return PduTask("pdu-a", driver, driver.clock, poll_s=1.0, write_allowed=lambda _: allowed)
+def scenario(play: Callable[[Bench], Coroutine[Any, Any, None]], **options: Any) -> None:
+    """Run `play` beside the task's own loop; stop it in order."""
+
+    async def act() -> None:
+        bench = Bench(**options)
+        running = asyncio.create_task(bench.task.run())
+        try:
+            await play(bench)
+        finally:
+            bench.device.gate.set()
+            bench.task.stop()
+            await asyncio.wait_for(asyncio.gather(running, return_exceptions=True), PATIENCE_S)
+
+    asyncio.run(act())
 
 
-def test_only_the_newest_desired_state_is_written_and_its_report_tells_the_scan_behind_it() -> None:
-    driver = ShelfPdu(ManualClock())
-    task = task_on(driver)
-    task.submit(desired(1, 100.0, 200.0), measured_ns=driver.clock.mono_ns() - 50_000_000)
-    measured_ns = driver.clock.mono_ns() - 3_000_000
-    task.submit(desired(2, 110.0), measured_ns=measured_ns)
-    report = run(task, until=1)[0]
-    assert driver.batches == [[LimitWrite(1, 110.0)]]
-    assert report.measured_ns == measured_ns
-    assert _write_ms(report) == {23.0}
+def test_only_the_newest_desired_state_is_written() -> None:
+    async def play(bench: Bench) -> None:
+        bench.device.gate.clear()
+        bench.ask(o1=100.0)
+        await bench.until(lambda: bench.device.reads > 0 or bool(bench.device.batches) or bench.device._busy)
+        for w in (200.0, 300.0, 400.0):
+            bench.ask(o1=w, o2=w)
+        bench.device.gate.set()
+        await bench.until(lambda: bench.device.limits_w == {1: 400.0, 2: 400.0})
+        assert bench.device.batches[-1] == {1: 400.0, 2: 400.0}
+        assert {1: 200.0, 2: 200.0} not in bench.device.batches
+        assert {1: 300.0, 2: 300.0} not in bench.device.batches
+
+    scenario(play)
 
 
-def test_what_no_tick_asked_for_or_was_not_verified_has_no_duration() -> None:
-    outcome = WriteOutcome(1, 100.0, 90.0, False, None, 5, None)
-    assert _write_ms(PduReport("pdu-a", result=ApplyResult((outcome,), 2), measured_ns=0)) == set()
-    verified = WriteOutcome(1, 100.0, 100.0, True, None, 5, 7)
-    assert _write_ms(PduReport("pdu-a", result=ApplyResult((verified,), 2))) == set()
-    assert _write_ms(PduReport("pdu-a", lost=True)) == set()
+def test_a_write_is_reported_with_the_scan_behind_it() -> None:
+    async def play(bench: Bench) -> None:
+        asked_ns = bench.clock.mono_ns()
+        bench.ask(o1=100.0)
+        await bench.until(lambda: bool(bench.device.batches))
+        await bench.until(lambda: any(r.result for r in bench.task._inbox))
+        (report,) = [r for r in bench.task.take_reports() if r.result is not None]
+        assert report.result is not None
+        assert (report.measured_ns, report.result.outcomes[0].read_back_w) == (asked_ns, 100.0)
+        assert not any(r.result for r in bench.task.take_reports())
+
+    scenario(play)
 
 
-def test_the_kill_switch_at_the_door_loses_the_batch_and_says_so() -> None:
-    driver = ShelfPdu(ManualClock())
-    task = task_on(driver, allowed=False)
-    task.submit(desired(1, 100.0), measured_ns=0)
-    report = run(task, until=1)[0]
-    assert report.lost
-    assert driver.batches == []
+def test_silence_opens_the_breaker_and_old_wishes_are_not_written_when_it_is_back() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.until(lambda: bench.task.polls > 0)
+        bench.task.take_reports()
+        bench.device.silent = True
+        bench.ask(o1=690.0)
+        await bench.until(lambda: not bench.task.reachable)
+        bench.ask(o1=695.0)  # the loop may still ask while it is away
+        failures = bench.task.failures
+        await bench.until(lambda: bench.task.failures > failures)
+        lost = bench.task.take_reports()
+        assert lost
+        assert all(r.lost and r.error == "did not answer" for r in lost)
+        bench.device.silent = False
+        await bench.until(lambda: bench.task.reachable)
+        polls = bench.task.polls
+        await bench.until(lambda: bench.task.polls > polls + 3)
+        assert bench.device.batches == []
+        assert bench.device.opened >= 1  # the probe begins a new session
+        bench.ask(o1=600.0)
+        await bench.until(lambda: bench.device.batches == [{1: 600.0}])
+
+    scenario(play)
 
 
-def test_a_silent_pdu_is_unreachable_and_what_waits_for_it_is_not_sent() -> None:
-    driver = ShelfPdu(ManualClock(), silent=True)
-    task = task_on(driver)
-    task.submit(desired(1, 100.0), measured_ns=0)
-    report = run(task, until=1)[0]
-    assert report.lost
-    assert report.error == "no answer"
-    assert not task.reachable
+def test_probes_of_a_silent_pdu_are_a_second_apart() -> None:
+    async def play(bench: Bench) -> None:
+        bench.device.silent = True
+        await bench.until(lambda: not bench.task.reachable)
+        reads, began_ns = bench.device.reads, bench.clock.mono_ns()
+        await bench.until(lambda: bench.device.reads == reads + 1)
+        assert bench.clock.mono_ns() - began_ns >= 0.8e9
+
+    scenario(play)
+
+
+def test_what_may_not_be_written_is_reported_as_lost_and_never_sent() -> None:
+    async def play(bench: Bench) -> None:
+        bench.ask(o1=100.0)
+        await bench.until(lambda: any(r.lost for r in bench.task._inbox))
+        assert bench.device.batches == []
+        assert bench.device.limits_w[1] == 500.0
+
+    scenario(play, allowed=lambda write: False)
+
+
+def test_each_write_is_asked_for_at_the_door() -> None:
+    async def play(bench: Bench) -> None:
+        bench.ask(o1=100.0, o2=200.0)
+        await bench.until(lambda: bool(bench.device.batches))
+        assert bench.device.batches == [{2: 200.0}]
+
+    scenario(play, allowed=lambda write: write.outlet == 2)
+
+
+def test_restore_waits_for_the_wire_and_drops_what_waits() -> None:
+    async def play(bench: Bench) -> None:
+        bench.device.gate.clear()
+        bench.ask(o1=100.0)
+        await bench.until(lambda: bench.device._busy)
+        bench.ask(o1=200.0)
+        restoring = asyncio.create_task(bench.task.write_exclusive([LimitWrite(1, 613.0)]))
+        await asyncio.sleep(0)
+        bench.device.gate.set()
+        result = await restoring
+        assert result is not None
+        assert result.outcomes[0].verified
+        polls = bench.task.polls
+        await bench.until(lambda: bench.task.polls > polls + 2)
+        assert bench.device.limits_w[1] == 613.0
+        assert {1: 200.0} not in bench.device.batches
+
+    scenario(play)
+
+
+def test_a_reboot_is_told() -> None:
+    async def play(bench: Bench) -> None:
+        bench.clock.advance(100.0)
+        await bench.until(lambda: bench.task.polls > 1)
+        assert not any(r.rebooted for r in bench.task.take_reports())
+        bench.device.booted_ns = bench.clock.mono_ns()
+        polls = bench.task.polls
+        await bench.until(lambda: bench.task.polls > polls + 2)
+        assert [r.rebooted for r in bench.task.take_reports()].count(True) == 1
+
+    scenario(play)
+
+
+def test_a_mistake_in_a_driver_ends_the_task_for_all_to_see() -> None:
+    async def act() -> None:
+        bench = Bench()
+        bench.device.broken = True
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(bench.task.run(), PATIENCE_S)
+
+    asyncio.run(act())
+
+
+def test_stop_ends_it_after_what_it_is_doing() -> None:
+    async def act() -> None:
+        bench = Bench()
+        bench.device.gate.clear()
+        running = asyncio.create_task(bench.task.run())
+        bench.ask(o1=100.0)
+        await bench.until(lambda: bench.device._busy)
+        bench.task.stop()
+        await asyncio.sleep(0)
+        assert not running.done()
+        bench.device.gate.set()
+        await asyncio.wait_for(running, PATIENCE_S)
+
+    asyncio.run(act())
