@@ -1,9 +1,16 @@
 """The driver contracts: a handful of verbs. The core owns time-outs, retries, rate limits and logs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from rpi_daemon.records import ApplyResult, LimitWrite, PduIdentity, PduReading
+
+MayWrite = Callable[[LimitWrite], bool]  # whether this write may go out now
+
+
+def always(_: LimitWrite) -> bool:
+    """Nobody forbids a write."""
+    return True
 
 
 class PduDriver(Protocol):
@@ -18,8 +25,12 @@ class PduDriver(Protocol):
     async def read(self) -> PduReading:
         """Metering, state and limits of every configured outlet."""
 
-    async def apply(self, writes: Sequence[LimitWrite]) -> ApplyResult:
-        """Write one batch, read it back on the same connection, report both. Order of `writes` is kept."""
+    async def apply(self, writes: Sequence[LimitWrite], may_write: MayWrite = always) -> ApplyResult:
+        """Write one batch, read it back on the same connection, report both. Order of `writes` is kept.
+
+        `may_write` is asked about every write immediately before each message that carries it, repetitions included: the
+        kill switch may be engaged while a batch is under way. What it forbids is not sent, and its outcome says so.
+        """
 
     async def close(self) -> None:
         """Let go of the connection; safe to call twice."""

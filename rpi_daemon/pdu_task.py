@@ -2,12 +2,12 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import structlog
 
 from rpi_daemon.clock import NS_PER_S, Clock
-from rpi_daemon.drivers.base import PduDriver
+from rpi_daemon.drivers.base import MayWrite, PduDriver
 from rpi_daemon.errors import DeviceError
 from rpi_daemon.records import ApplyResult, Desired, LimitWrite, PduReport
 
@@ -28,7 +28,7 @@ class PduTask:
         clock: Clock,
         *,
         poll_s: float,
-        write_allowed: Callable[[LimitWrite], bool],
+        write_allowed: MayWrite,
     ) -> None:
         self.pdu = pdu
         self.reachable = True
@@ -97,12 +97,13 @@ class PduTask:
 
     async def write_now(self, writes: Sequence[LimitWrite], measured_ns: int | None = None) -> ApplyResult | None:
         """Write one batch and read it back; also used at start and stop, when `run` is not running."""
-        allowed = [write for write in writes if self._write_allowed(write)]  # the kill switch, at the driver's door
-        if not allowed:
+        async with self._wire:
+            # the kill switch: asked once the wire is ours, and by the driver again before each message
+            allowed = [write for write in writes if self._write_allowed(write)]
+            result = await self._driver.apply(allowed, self._write_allowed) if allowed else None
+        if result is None:
             self._inbox.append(PduReport(self.pdu, lost=True))
             return None
-        async with self._wire:
-            result = await self._driver.apply(allowed)
         self._succeeded()
         wrong = [outcome.outlet for outcome in result.outcomes if not outcome.verified]
         if wrong:

@@ -4,9 +4,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
+from itertools import compress
+from operator import not_
 
 from rpi_daemon._fastpath.core import Varbind
 from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
+from rpi_daemon.drivers.base import MayWrite, always
 from rpi_daemon.drivers.pdu.profile import (
     TAGS,
     EnableMask,
@@ -28,6 +32,7 @@ QUANTITIES = ("power", "current", "energy", "state")
 INCONSISTENT_VALUE = 12  # error-status of RFC 3416: the value does not go with others
 MAX_EXTRA_TRIPS = 2  # resends per `apply` after a refused varbind
 REBOOT_SLACK_S = 10.0  # the device's clock may lag ours by this much between two polls without a reboot
+NOT_ALLOWED = "not written: the kill switch, the mode or the safe state does not allow it any more"
 FACTS_RETRY_S = 30.0  # a device that just started may lack columns that it has a little later
 
 Answers = Mapping[str, Varbind]
@@ -338,15 +343,16 @@ class SnmpPdu:
 
     # -- writing
 
-    async def apply(self, writes: Sequence[LimitWrite]) -> ApplyResult:
+    async def apply(self, writes: Sequence[LimitWrite], may_write: MayWrite = always) -> ApplyResult:
         """Write one batch, read it back, report both. What the device said of the SET is kept in `refused`; whether the
-        limit is in force is decided by the read-back alone. Raises when neither write nor read-back got an answer."""
+        limit is in force is decided by the read-back alone. `may_write` is asked about each write immediately before
+        every message that carries it. Raises when neither write nor read-back got an answer."""
         if len({write.outlet for write in writes}) != len(writes):
             raise ValueError("one batch names an outlet twice")
         requests_before = self.session.counters.requests
         facts = await self._with_fresh_masks(writes)
         groups = [self._group(write, facts) for write in writes]
-        answered = await self._send(groups)
+        answered = await self._send(groups, may_write)
         answers, t_verified_ns = await self._read_back(groups, facts, answered)
         outcomes = tuple(self._outcome(group, facts, answers, t_verified_ns) for group in groups)
         return ApplyResult(outcomes, self.session.counters.requests - requests_before)
@@ -424,7 +430,7 @@ class SnmpPdu:
                     oid = self._oid(limit.enable.oid, outlet)
                     group.varbinds.append(Varbind(oid, TAGS[limit.enable.type], limit.enable.encode(wanted)))
 
-    async def _send(self, groups: Sequence[_Group]) -> bool:
+    async def _send(self, groups: Sequence[_Group], may_write: MayWrite) -> bool:
         """Send every group, in as few messages as the device takes. Returns whether any of them was answered."""
         most = min(self.profile.pace.batch_varbinds, self.options.endpoint.max_varbinds)
         waiting = _batches([group for group in groups if group.varbinds], most)
@@ -432,11 +438,19 @@ class SnmpPdu:
         answered = False
         while waiting:
             batch = waiting.pop(0)
+            allowed = [may_write(group.write) for group in batch]
+            _note(compress(batch, map(not_, allowed)), NOT_ALLOWED)
+            batch = list(compress(batch, allowed))
+            if not batch:
+                continue
             now_ns = self._clock.mono_ns()
             for group in batch:
                 group.t_sent_ns, group.sent = now_ns, True
             try:
-                await self.session.set([varbind for group in batch for varbind in group.varbinds])
+                await self.session.set(
+                    [varbind for group in batch for varbind in group.varbinds],
+                    partial(_all_allowed, batch, may_write),
+                )
                 answered = True
                 _note(batch, None)
             except AuthError:
@@ -544,6 +558,10 @@ def _after_refusal(batch: Sequence[_Group], refusal: SnmpRefused) -> list[list[_
     _note(batch, str(refusal))
     half = len(batch) // 2
     return [list(batch[half:]), list(batch[:half])] if half else []
+
+
+def _all_allowed(groups: Iterable[_Group], may_write: MayWrite) -> bool:
+    return all(may_write(group.write) for group in groups)
 
 
 def _note(groups: Iterable[_Group], text: str | None) -> None:

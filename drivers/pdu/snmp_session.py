@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,10 @@ class SnmpAuthError(AuthError):
 
 class SnmpProtocolError(DeviceError):
     """The agent answered, but nothing that may be taken as the answer."""
+
+
+class SnmpWithheld(DeviceError):
+    """A SET that was not sent, or not sent again, because it is not allowed any more."""
 
 
 class SnmpRefused(DeviceError):
@@ -153,6 +157,10 @@ class SnmpCounters:
     resyncs: int = 0  # engine id or engine time learned anew after the first time
 
 
+def _always() -> bool:
+    return True
+
+
 @dataclass(slots=True)
 class _Request:
     """One PDU under way: what it asks, and which of its messages may still be answered."""
@@ -160,6 +168,7 @@ class _Request:
     tag: int
     request_id: int
     varbinds: Sequence[str | Varbind]
+    allowed: Callable[[], bool] = _always
     discovery: bool = False
     message_ids: set[int] = field(default_factory=set)
     complaint: str = ""
@@ -238,18 +247,21 @@ class SnmpSession:
         """The values of dotted `oids`, in their order, in as few requests as the agent takes."""
         return await self._in_batches(_GET, oids)
 
-    async def set(self, varbinds: Sequence[Varbind]) -> list[Varbind]:
+    async def set(self, varbinds: Sequence[Varbind], allowed: Callable[[], bool] = _always) -> list[Varbind]:
         """Write `varbinds` in order and return the agent's echo, which proves nothing: read back. More than one batch
-        is not one transaction: the batches before the one that was refused were taken."""
-        return await self._in_batches(_SET, varbinds)
+        is not one transaction: the batches before the one that was refused were taken. `allowed` is asked immediately
+        before each message, repetitions included; raises SnmpWithheld when it says no."""
+        return await self._in_batches(_SET, varbinds, allowed)
 
-    async def _in_batches(self, tag: int, varbinds: Sequence[str | Varbind]) -> list[Varbind]:
+    async def _in_batches(
+        self, tag: int, varbinds: Sequence[str | Varbind], allowed: Callable[[], bool] = _always
+    ) -> list[Varbind]:
         answers: list[Varbind] = []
         async with self._lock:
             while len(answers) < len(varbinds):
                 start = len(answers)
                 part = varbinds[start : start + self._batch]
-                pdu = await self._exchange(_Request(tag, secrets.randbits(31), part))
+                pdu = await self._exchange(_Request(tag, secrets.randbits(31), part, allowed=allowed))
                 if pdu.status == _TOO_BIG and len(part) > 1:
                     self._batch = (len(part) + 1) // 2
                 elif pdu.status:
@@ -296,6 +308,8 @@ class SnmpSession:
             message = self._message(request, loop.time())
         except BerError as error:
             raise SnmpProtocolError(f"this cannot be asked of SNMP agent {self._where}: {error}") from None
+        if not request.allowed():
+            raise SnmpWithheld(f"writing to SNMP agent {self._where} is not allowed any more")
         waiter: asyncio.Future[Pdu | None] = loop.create_future()
         self._waiter, self._request = waiter, request
         alarm = loop.call_later(self.endpoint.timeout_s, _expire, waiter)

@@ -194,6 +194,44 @@ def test_mask_bits_of_others_are_kept_and_an_unchanged_mask_is_not_written() -> 
     run(scene)
 
 
+@pytest.mark.parametrize(
+    ("faults", "session"),
+    [({}, {"max_varbinds": 2}), ({"too_big_above": 2}, {}), ({"drop": -1}, {"timeout_s": 0.05, "retries": 3})],
+    ids=["batches", "split by the session", "repetitions"],
+)
+@pytest.mark.parametrize("version", ["2c", "3"])
+def test_no_set_reaches_the_device_once_writing_is_not_allowed_any_more(
+    version: str, faults: dict[str, Any], session: dict[str, Any]
+) -> None:
+    async def scene() -> None:
+        async with on_wire(simulated("apc_rpdu2"), version, outlets=tuple(range(1, 9)), **session) as b:
+            await b.pdu.read()
+            asked: list[int] = []
+
+            def may_write(write: LimitWrite) -> bool:  # the kill switch is engaged while the first message is answered
+                asked.append(write.outlet)
+                return b.simulator.counters["sets"] == 0
+
+            b.fault(**faults)
+            writes = [LimitWrite(outlet, 300.0 + outlet) for outlet in range(1, 9)]
+            if "drop" in faults:
+                with pytest.raises(DeviceError):
+                    await b.pdu.apply(writes, may_write)
+                outcomes = ()
+            else:
+                outcomes = (await b.pdu.apply(writes, may_write)).outcomes
+            assert b.simulator.counters["sets"] == 1
+            assert set(asked) == set(range(1, 9))
+            b.fault()
+            states = (await b.pdu.read()).limits
+            for outcome in outcomes:
+                taken = states[outcome.outlet].limit_w == outcome.asked_w
+                assert outcome.verified == taken
+                assert outcome.verified or "allow" in (outcome.refused or "")
+
+    run(scene)
+
+
 def test_an_enabled_warning_above_the_new_limit_is_switched_off_and_restored() -> None:
     async def scene() -> None:
         mask = PX.format(ENABLED, 1)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rpi_daemon.clock import ManualClock
+from rpi_daemon.drivers.base import MayWrite, always
 from rpi_daemon.errors import DeviceError
 from rpi_daemon.pdu_task import PduTask
 from rpi_daemon.records import (
@@ -50,6 +51,9 @@ class VirtualPdu:
         finally:
             self._busy = False
 
+    def busy(self) -> bool:
+        return self._busy
+
     async def open(self) -> None:
         self.opened += 1
 
@@ -63,8 +67,11 @@ class VirtualPdu:
         states = {n: LimitState(w, True, LimitKind.ALARM) for n, w in self.limits_w.items()}
         return PduReading(now_ns, (now_ns - self.booted_ns) / 1e9, {}, {}, {}, states)
 
-    async def apply(self, writes: Sequence[LimitWrite]) -> ApplyResult:
+    async def apply(self, writes: Sequence[LimitWrite], may_write: MayWrite = always) -> ApplyResult:
         await self._on_wire()
+        if not all(map(may_write, writes)):
+            outcomes = tuple(WriteOutcome(w.outlet, w.limit_w, None, False, "not allowed", 0, None) for w in writes)
+            return ApplyResult(outcomes, 0)
         now_ns = self._clock.mono_ns()
         self.batches.append({write.outlet: write.limit_w for write in writes})
         self.limits_w |= self.batches[-1]
@@ -197,6 +204,30 @@ def test_each_write_is_asked_for_at_the_door() -> None:
         assert bench.device.batches == [{2: 200.0}]
 
     scenario(play, allowed=lambda write: write.outlet == 2)
+
+
+def test_the_kill_switch_counts_for_a_batch_that_waits_for_the_wire_or_is_under_way() -> None:
+    killed: list[bool] = []
+
+    async def play(bench: Bench) -> None:
+        bench.device.gate.clear()  # a poll holds the wire
+        await bench.until(lambda: bench.device.reads > 0)
+        waits = asyncio.create_task(bench.task.write_exclusive([LimitWrite(1, 100.0)]))
+        await asyncio.sleep(0)
+        killed.append(True)
+        bench.device.gate.set()
+        assert await waits is None
+        killed.clear()
+        bench.device.gate.clear()
+        bench.ask(o2=200.0)
+        await bench.until(bench.device.busy)
+        killed.append(True)
+        bench.device.gate.set()
+        await bench.until(lambda: any(report.result is not None for report in bench.task.take_reports()))
+        assert bench.device.batches == []
+        assert bench.device.limits_w == {1: 500.0, 2: 500.0}
+
+    scenario(play, allowed=lambda write: not killed)
 
 
 def test_restore_waits_for_the_wire_and_drops_what_waits() -> None:
