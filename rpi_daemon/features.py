@@ -27,10 +27,11 @@ class BoardSetup:
 class Features:
     """Merges the boards' windows into one Readings per tick. Not thread-safe; allocates only what it returns.
 
+    Below `lowest_voltage` of nominal a voltage channel counts as lost: a blown tap, not a load without power.
     Raises ConfigError if an outlet is measured twice, is not in the rack, or a board's list does not fit its kernel.
     """
 
-    def __init__(self, rack: RackModel, boards: Sequence[BoardSetup]) -> None:
+    def __init__(self, rack: RackModel, boards: Sequence[BoardSetup], *, lowest_voltage: float = 0.8) -> None:
         measured = np.concatenate([board.outlets for board in boards]) if boards else np.zeros(0, np.int64)
         if len(np.unique(measured)) != len(measured):
             twice = sorted({rack.outlet_ids[i] for i in measured if np.sum(measured == i) > 1})
@@ -39,6 +40,7 @@ class Features:
             raise ConfigError(f"a board measures outlet {measured.max()}, the rack has 0 to {rack.n - 1}")
         self._n = rack.n
         self._nominal_v = rack.nominal_v
+        self._lowest_v = lowest_voltage * rack.nominal_v
         self._boards = [_Board(setup) for setup in boards]
 
     @property
@@ -65,14 +67,18 @@ class Features:
 
     def _readings(self, rows: FloatArray, t_mono_ns: int, t_utc_ns: int) -> Readings:
         quality = rows[core.F_QUALITY].astype(np.int64)
-        no_voltage = quality & Quality.NO_VOLTAGE != 0
-        if no_voltage.any():
-            # configured volts times measured amps: apparent power, and the quality says so
-            volts = np.where(no_voltage, self._nominal_v, np.nan)
-            apparent_va = rows[core.F_RMS_A] * volts
-            rows[core.F_POWER_W] = np.where(no_voltage, apparent_va, rows[core.F_POWER_W])
-            rows[core.F_APPARENT_VA] = np.where(no_voltage, apparent_va, rows[core.F_APPARENT_VA])
-            rows[core.F_STEP] = np.where(no_voltage, rows[core.F_STEP] * volts, rows[core.F_STEP])
+        unmetered = quality & Quality.NO_VOLTAGE != 0
+        # written so that a voltage that is not known, beside a current that is, is lost as well
+        lost = ~unmetered & np.isfinite(rows[core.F_RMS_A]) & ~(rows[core.F_VOLTAGE_V] >= self._lowest_v)
+        rows[core.F_STEP, unmetered] *= self._nominal_v[unmetered]
+        rows[core.F_STEP, lost] = np.nan  # steps of v x i: of nothing
+        rows[core.F_VOLTAGE_V, lost] = np.nan
+        rows[core.F_POWER_FACTOR, lost] = np.nan
+        quality[lost] |= Quality.NO_VOLTAGE | Quality.VOLTAGE_LOST
+        # configured volts times measured amps: apparent power, and the quality says so
+        without = unmetered | lost
+        apparent_va = rows[core.F_RMS_A, without] * self._nominal_v[without]
+        rows[core.F_POWER_W, without] = rows[core.F_APPARENT_VA, without] = apparent_va
         return Readings(
             t_mono_ns=t_mono_ns,
             t_utc_ns=t_utc_ns,

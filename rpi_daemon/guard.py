@@ -37,6 +37,7 @@ CAUSES: dict[str, tuple[SafeState, bool]] = {
     "model_fallback": (SafeState.NORMAL, False),
     "sensor_stale": (SafeState.HOLD, False),
     "breaker_blind": (SafeState.HOLD, False),
+    "voltage_lost": (SafeState.HOLD, False),
     "pdu_unreachable": (SafeState.HOLD, False),
     "tick_overrun": (SafeState.HOLD, False),
     "audit_not_durable": (SafeState.HOLD, False),
@@ -50,7 +51,13 @@ CAUSES: dict[str, tuple[SafeState, bool]] = {
     "all_pdus_unreachable": (SafeState.DEVICE_DEFAULT, False),
 }
 # causes about a part of the rack: True holds whatever shares a breaker with it, False holds only the part
-SCOPED = {"sensor_stale": False, "breaker_blind": True, "pdu_unreachable": True, "foreign_writer": True}
+SCOPED = {
+    "sensor_stale": False,
+    "voltage_lost": False,
+    "breaker_blind": True,
+    "pdu_unreachable": True,
+    "foreign_writer": True,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,7 @@ class HealthFlags:
 
     sensor_stale: frozenset[str] = frozenset()  # outlet ids without a reading
     breaker_blind: frozenset[str] = frozenset()  # constraints, see `blind_constraints`
+    voltage_lost: frozenset[str] = frozenset()  # outlet ids whose power is nominal V x A, for want of a voltage
     pdu_unreachable: frozenset[str] = frozenset()
     foreign_writer: frozenset[str] = frozenset()  # PDUs on which somebody else writes
     model_fallback: bool = False  # a baseline forecasts: shown, no reason to hold

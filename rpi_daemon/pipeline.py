@@ -16,6 +16,7 @@ from rpi_daemon.guard import GuardConfig, HealthFlags, blind_constraints, ladder
 from rpi_daemon.plans import PlannedWork
 from rpi_daemon.records import (
     Allocation,
+    BoolArray,
     Ceiling,
     Desired,
     Forecast,
@@ -25,6 +26,7 @@ from rpi_daemon.records import (
     Mode,
     PduReport,
     Permitted,
+    Quality,
     RackModel,
     Readings,
     Request,
@@ -184,15 +186,18 @@ class Pipeline:
     def _flags(self, readings: Readings, inputs: TickInputs) -> HealthFlags:
         """The service's flags, and what the readings themselves say."""
         flags = inputs.flags
-        stale = frozenset(self.rack.outlet_ids[i] for i in np.flatnonzero(~readings.valid))
         return replace(
             flags,
-            sensor_stale=flags.sensor_stale | stale,
+            sensor_stale=flags.sensor_stale | self._named(~readings.valid),
+            voltage_lost=self._named(readings.quality & Quality.VOLTAGE_LOST != 0),
             breaker_blind=blind_constraints(self.rack, readings.valid),
             model_fallback=self._model_expected and self.forecaster.reason != "",
             foreign_writer=self.actuator.foreign_writers(readings.t_mono_ns),
             no_readings=self._blind_s(inputs.now_ns, readings) > BLIND_S,
         )
+
+    def _named(self, which: BoolArray) -> frozenset[str]:
+        return frozenset(self.rack.outlet_ids[i] for i in np.flatnonzero(which))
 
     def _blind_s(self, now_ns: int, readings: Readings) -> float:
         if self._seen_ns is None or readings.valid.any():

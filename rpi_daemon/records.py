@@ -59,6 +59,7 @@ class Quality(IntFlag):
     NO_VOLTAGE = 8  # apparent quantities only
     UNCALIBRATED = 16
     SLOW_METER = 32  # a PDU's own metering, 1 Hz or slower
+    VOLTAGE_LOST = 64  # the voltage channel shows none, or far too little; always with NO_VOLTAGE
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from rpi_daemon.records import Quality, RackModel
 MS = 1_000_000
 
 
-def rack(n: int) -> RackModel:
+def rack(n: int, nominal_v: float = 50.0) -> RackModel:
     return RackModel(
         rack="r",
         outlet_ids=tuple(f"o{i}" for i in range(n)),
@@ -21,7 +21,7 @@ def rack(n: int) -> RackModel:
         load_of=np.arange(n),
         rating_w=np.full(n, 2000.0),
         static_safe_w=np.full(n, 500.0),
-        nominal_v=np.full(n, 230.0),
+        nominal_v=np.full(n, nominal_v),
         opted_in=np.ones(n, np.bool_),
         loads=(),
         constraints=(),
@@ -113,13 +113,37 @@ def test_without_a_voltage_channel_quantities_are_apparent_and_say_so() -> None:
     a = Board([0], voltage=False)
     a.fill(0, 240, [100, 0])
     a.fill(240, 300, [300, 0])
-    r = Features(rack(1), [a.setup]).step(300 * MS, 0)
+    r = Features(rack(1, 230.0), [a.setup]).step(300 * MS, 0)
     assert r.quality[0] == Quality.NO_VOLTAGE
     assert r.valid[0]
     assert r.power_w[0] == r.apparent_va[0] == pytest.approx(r.rms_a[0] * 230.0)
     assert np.isnan(r.power_factor[0])
     assert np.isnan(r.voltage_v[0])
     assert r.step_w[0] == pytest.approx(2.0 * 230.0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "lost"),
+    [(0, True), (3999, True), (4000, False), (core.COUNT_FAULT, True)],
+    ids=["blown tap", "below 0.8 of nominal", "at 0.8 of nominal", "fault code"],
+)
+def test_a_lost_voltage_channel_is_not_a_load_without_power(counts: int, lost: bool) -> None:
+    a = Board([0])
+    a.fill(0, 200, [200, counts])
+    r = Features(rack(1), [a.setup]).step(200 * MS, 0)
+    assert bool(r.quality[0] & Quality.VOLTAGE_LOST) is lost
+    assert bool(r.quality[0] & Quality.NO_VOLTAGE) is lost
+    assert r.valid[0]
+    assert r.power_w[0] == pytest.approx(2.0 * 50.0 if lost else 2.0 * 40.0)  # lost: nominal volts
+    assert r.apparent_va[0] == pytest.approx(r.power_w[0])
+    assert np.isnan([r.voltage_v[0], r.power_factor[0], r.step_w[0]]).tolist() == [lost] * 3
+
+
+def test_a_lost_scan_is_no_lost_voltage() -> None:
+    a = Board([0])
+    a.fill(0, 200, [100, 5000], lost=range(40, 199))
+    r = Features(rack(1), [a.setup]).step(200 * MS, 0)
+    assert r.quality[0] == Quality.MISSING
 
 
 def test_lost_scans_are_counted_and_named() -> None:
