@@ -1,0 +1,108 @@
+"""The control loop itself: slow ticks starve nobody, and show."""
+
+import asyncio
+import gc
+import os
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from rpi_daemon.clock import NS_PER_S, ManualClock
+from rpi_daemon.config.load import parse_config
+from rpi_daemon.pipeline import Pipeline
+from rpi_daemon.service import OVERRUN_TICKS, Service
+
+CONFIG = """
+[rack]
+id = "loop"
+
+[[board]]
+id = "board"
+board_id = 1
+port = "/dev/null"
+channels = ["current:pdu/1"]
+
+[[pdu]]
+id = "pdu"
+profile = "raritan_px"
+host = "127.0.0.1"
+user = "u"
+auth_key_file = "auth.key"
+priv_key_file = "priv.key"
+
+[[outlet]]
+pdu = "pdu"
+numbers = "1"
+load = "load"
+rating_w = 700.0
+static_safe_w = 550.0
+closed_loop = true
+
+[[constraint]]
+id = "breaker"
+kind = "breaker"
+rating_a = 10.0
+outlets = ["pdu/*"]
+"""
+
+
+class Ticking(Service):
+    """A daemon without boards or PDUs whose ticks take as long as they are told to."""
+
+    def __init__(self, folder: Path, tick_s: float, ticks: int) -> None:
+        self.manual = ManualClock(NS_PER_S)
+        for name in ("auth.key", "priv.key"):
+            (folder / name).write_text("a secret of 16 characters\n")
+            (folder / name).chmod(0o600)
+        super().__init__(parse_config(CONFIG, "test", base_dir=folder), clock=self.manual)
+        self.tick_s = tick_s
+        self.left = ticks
+        self.overruns: list[bool] = []
+
+    def _tick(self, pipeline: Pipeline, now_ns: int) -> None:
+        self.manual.advance(self.tick_s)
+        self.overruns.append(self._flags().tick_overrun)
+        self.left -= 1
+        if self.left == 0:
+            self._stopping.set()
+
+    def _after_tick(self) -> None:
+        """Nothing was measured."""
+
+
+async def _run(daemon: Ticking) -> int:
+    """Tick to the end; how many turns another task got meanwhile."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0.0)
+            turns += 1
+
+    task = asyncio.create_task(other())
+    daemon._event_fd = os.eventfd(0, os.EFD_NONBLOCK)
+    try:
+        await daemon._loop(cast(Pipeline, None), [task])
+    finally:
+        gc.enable()
+        gc.unfreeze()
+        os.close(daemon._event_fd)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    return turns
+
+
+def test_ticks_that_are_too_slow_let_others_run_and_hold_the_limits(tmp_path: Path) -> None:
+    daemon = Ticking(tmp_path, tick_s=0.2, ticks=10)
+    turns = asyncio.run(_run(daemon))
+    assert turns >= 10 * 5  # an exchange with a PDU takes a few
+    assert daemon.overruns == [False] * (OVERRUN_TICKS + 1) + [True] * (10 - OVERRUN_TICKS - 1)
+
+
+@pytest.mark.parametrize("tick_s", [0.1, 0.149])
+def test_ticks_that_miss_no_window_are_not_late(tmp_path: Path, tick_s: float) -> None:
+    daemon = Ticking(tmp_path, tick_s, ticks=10)
+    asyncio.run(_run(daemon))
+    assert not any(daemon.overruns)
