@@ -35,6 +35,7 @@ class PduTask:
         self.last_ok_ns = clock.mono_ns()
         self.failures = 0
         self.polls = 0
+        self._away_ns = 0
         self._driver = driver
         self._clock = clock
         self._poll_s = poll_s
@@ -56,6 +57,10 @@ class PduTask:
     def withdraw(self) -> None:
         """Forget what waits: the mode or the safe state has changed."""
         self._pending = ()
+
+    def away_s(self) -> float:
+        """For how long it has been unreachable; 0 while it answers."""
+        return 0.0 if self.reachable else (self._clock.mono_ns() - self._away_ns) / NS_PER_S
 
     def take_reports(self) -> list[PduReport]:
         """What came in since the last call."""
@@ -151,4 +156,5 @@ class PduTask:
         self._inbox.append(PduReport(self.pdu, lost=True, error=sentence))
         if self.reachable and self.failures >= FAILURES_TO_OPEN:
             self.reachable = False
+            self._away_ns = self._clock.mono_ns()
             log.error("pdu.unreachable", pdu=self.pdu, error=sentence)

@@ -61,6 +61,7 @@ BREATH_S = (
     0.005  # after each tick for PDU tasks, signals and requests, however late it is: the next window is 95 ms away
 )
 STOP_TIMEOUT_S = 5.0
+DEVICE_DEFAULT_S = 5.0  # all PDUs silent for this long; until then the limits hold, as for one of them
 WATCHDOG_TICKS = 10  # systemd hears of us once a second
 SOONEST_HINT_S = 0.2  # work that starts now is announced this far ahead, so that a tick sees it coming
 TICK_HISTORY = 36_000  # tick durations kept for the percentiles: an hour
@@ -457,7 +458,7 @@ class Service:
         away = frozenset(pdu for pdu, task in self.tasks.items() if not task.reachable)
         return HealthFlags(
             pdu_unreachable=away,
-            all_pdus_unreachable=len(away) == len(self.tasks),
+            all_pdus_unreachable=all(task.away_s() > DEVICE_DEFAULT_S for task in self.tasks.values()),
             tick_overrun=self._late_ticks > OVERRUN_TICKS,
         )
 

@@ -104,7 +104,8 @@ def test_all_pdus_silent_then_back_goes_over_static_safe(rack: RackProcess, daem
     daemon.normal()
     for pdu in ("pdu-a", "pdu-b"):
         rack.ask(pdu=pdu, faults={"drop": -1})
-    daemon.until(lambda s: s["state"] == "DEVICE_DEFAULT", "DEVICE_DEFAULT", 8.0)
+    daemon.until(lambda s: s["state"] == "HOLD", "HOLD at once", 4.0)
+    daemon.until(lambda s: s["state"] == "DEVICE_DEFAULT", "DEVICE_DEFAULT after five seconds of it")
     for pdu in ("pdu-a", "pdu-b"):
         rack.ask(pdu=pdu, faults={})
     daemon.normal()

@@ -187,6 +187,24 @@ def test_probes_of_a_silent_pdu_are_a_second_apart() -> None:
     scenario(play)
 
 
+def test_how_long_it_is_away_counts_from_the_first_silence_to_the_next_answer() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.until(lambda: bench.task.polls > 0)
+        bench.clock.advance(100.0)
+        assert bench.task.away_s() == 0.0
+        bench.device.silent = True
+        await bench.until(lambda: not bench.task.reachable)
+        began_ns = bench.clock.mono_ns()
+        assert bench.task.away_s() < 0.1
+        await bench.until(lambda: bench.task.away_s() > 5.0)
+        assert bench.clock.mono_ns() - began_ns == pytest.approx(5e9, abs=0.1e9)
+        bench.device.silent = False
+        await bench.until(lambda: bench.task.reachable)
+        assert bench.task.away_s() == 0.0
+
+    scenario(play)
+
+
 def test_what_may_not_be_written_is_reported_as_lost_and_never_sent() -> None:
     async def play(bench: Bench) -> None:
         bench.ask(o1=100.0)
