@@ -58,7 +58,7 @@ def _channels(config: Config) -> Iterator[Found]:
     seen: dict[str, str] = {}
     for i, board in enumerate(config.board):
         for channel in board.channels:
-            kind, _, name = channel.partition(":")
+            kind, name, *_ = (*channel.split(":"), "")
             if kind != "current":
                 continue
             if name not in outlets:

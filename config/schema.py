@@ -97,7 +97,7 @@ class Board(Section):
     channels: list[str] = Field(
         min_length=1,
         max_length=128,
-        description="what each input is, in the board's order: 'voltage:L1', 'current:PDU/OUTLET' or 'unused'",
+        description="what each input is, in the board's order: 'voltage:L1', 'current:PDU/OUTLET' or 'unused'; ':reversed' behind a current turns a transformer that is mounted the wrong way round",
         examples=[["current:pdu-a/1", "current:pdu-a/2", "voltage:L1"]],
     )
 
@@ -105,9 +105,14 @@ class Board(Section):
     @classmethod
     def _channels(cls, value: list[str]) -> list[str]:
         for text in value:
-            if not re.match(r"^(voltage:L[123N]|voltage:DC|current:[\w.-]+/\d+|unused)$", text):
-                raise ValueError(f"{text!r} is not 'voltage:L1|L2|L3|DC', 'current:PDU/OUTLET' or 'unused'")
+            if not re.match(r"^(voltage:L[123N]|voltage:DC|current:[\w.-]+/\d+(:reversed)?|unused)$", text):
+                raise ValueError(f"{text!r} is not 'voltage:L1|L2|L3|DC', 'current:PDU/OUTLET[:reversed]' or 'unused'")
         return value
+
+    def currents(self) -> dict[str, tuple[int, bool]]:
+        """Outlet id -> (its current channel, whether its transformer is mounted the wrong way round)."""
+        parts = [channel.split(":") for channel in self.channels]
+        return {p[1]: (i, p[-1] == "reversed") for i, p in enumerate(parts) if p[0] == "current"}
 
 
 class Pdu(Section):

@@ -35,7 +35,7 @@ def build_pipeline(
     """A fresh pipeline in STATIC_SAFE. Raises ModelError for a refused model; `without_model` the baselines forecast."""
     return Pipeline(
         rack,
-        Features(rack, boards, lowest_voltage=config.allocator.lowest_voltage),
+        Features(rack, boards, lowest_voltage=config.allocator.lowest_voltage, noise_w=config.corrector.meter_noise_w),
         build_forecaster(config, rack.n, clock, without_model=without_model),
         Corrector(settings(CorrectorConfig, config.corrector), rack),
         Actuator(settings(ActuatorConfig, config.actuator), rack, writes_per_day=writes_per_day),

@@ -38,6 +38,7 @@ CAUSES: dict[str, tuple[SafeState, bool]] = {
     "sensor_stale": (SafeState.HOLD, False),
     "breaker_blind": (SafeState.HOLD, False),
     "voltage_lost": (SafeState.HOLD, False),
+    "transformer_reversed": (SafeState.HOLD, False),
     "pdu_unreachable": (SafeState.HOLD, False),
     "tick_overrun": (SafeState.HOLD, False),
     "audit_not_durable": (SafeState.HOLD, False),
@@ -54,6 +55,7 @@ CAUSES: dict[str, tuple[SafeState, bool]] = {
 SCOPED = {
     "sensor_stale": False,
     "voltage_lost": False,
+    "transformer_reversed": False,
     "breaker_blind": True,
     "pdu_unreachable": True,
     "foreign_writer": True,
@@ -66,6 +68,7 @@ class HealthFlags:
 
     sensor_stale: frozenset[str] = frozenset()  # outlet ids without a reading
     breaker_blind: frozenset[str] = frozenset()  # constraints, see `blind_constraints`
+    transformer_reversed: frozenset[str] = frozenset()  # outlet ids whose power is negative: no reading
     voltage_lost: frozenset[str] = frozenset()  # outlet ids whose power is nominal V x A, for want of a voltage
     pdu_unreachable: frozenset[str] = frozenset()
     foreign_writer: frozenset[str] = frozenset()  # PDUs on which somebody else writes

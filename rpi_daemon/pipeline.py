@@ -186,9 +186,11 @@ class Pipeline:
     def _flags(self, readings: Readings, inputs: TickInputs) -> HealthFlags:
         """The service's flags, and what the readings themselves say."""
         flags = inputs.flags
+        turned = readings.quality & Quality.REVERSED != 0
         return replace(
             flags,
-            sensor_stale=flags.sensor_stale | self._named(~readings.valid),
+            sensor_stale=flags.sensor_stale | self._named(~readings.valid & ~turned),
+            transformer_reversed=self._named(turned),
             voltage_lost=self._named(readings.quality & Quality.VOLTAGE_LOST != 0),
             breaker_blind=blind_constraints(self.rack, readings.valid),
             model_fallback=self._model_expected and self.forecaster.reason != "",

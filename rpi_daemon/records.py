@@ -60,6 +60,7 @@ class Quality(IntFlag):
     UNCALIBRATED = 16
     SLOW_METER = 32  # a PDU's own metering, 1 Hz or slower
     VOLTAGE_LOST = 64  # the voltage channel shows none, or far too little; always with NO_VOLTAGE
+    REVERSED = 128  # negative power: a transformer the wrong way round, or on another phase; no reading
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,16 +39,17 @@ class Wiring:
 def wiring(board: Board, rows: Sequence[OutletRow]) -> Wiring:
     """Current channel and voltage of every outlet that the board measures; -1 where it has no such voltage."""
     place = {channel: i for i, channel in enumerate(board.channels)}
+    currents = board.currents()
     outlets: list[int] = []
     channels: list[tuple[int, int | tuple[int, int], float]] = []
     for i, row in enumerate(rows):
-        current = place.get(f"current:{row.id}")
-        if current is None:
+        if row.id not in currents:
             continue
+        current, turned = currents[row.id]
         volts = [place.get(f"voltage:{phase}", -1) for phase in row.phases]
         voltage: int | tuple[int, int] = -1 if -1 in volts else volts[0] if len(volts) == 1 else (volts[0], volts[1])
         outlets.append(i)
-        channels.append((current, voltage, 1.0))
+        channels.append((current, voltage, -1.0 if turned else 1.0))
     return Wiring(tuple(outlets), tuple(channels))
 
 

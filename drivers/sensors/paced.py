@@ -38,7 +38,8 @@ def servers_for(rows: Sequence[OutletRow], traces: Sequence[Trace] = (), seed: i
 def board_plant(board: Board, rows: Sequence[OutletRow], rack: Rack, servers: Sequence[Workload], seed: int) -> Plant:
     """The plant behind one configured board, its channels in the order of the configuration. `servers` as `rows`."""
     names = [channel.partition(":")[2] for channel in board.channels]
-    mine = [i for i, row in enumerate(rows) if f"current:{row.id}" in board.channels]
+    currents = board.currents()
+    mine = [i for i, row in enumerate(rows) if row.id in currents]
     phases = sorted(name for channel, name in zip(board.channels, names, strict=True) if channel.startswith("voltage:"))
     options = PlantOptions(
         supply=rack.supply,
@@ -47,9 +48,11 @@ def board_plant(board: Board, rows: Sequence[OutletRow], rack: Rack, servers: Se
         phase_of=tuple(phases.index(rows[i].phases[0]) if rows[i].phases[0] in phases else 0 for i in mine),
     )
     plant = Plant([servers[i] for i in mine], options, rate_hz=RATE_HZ, seed=seed)
-    place = {f"current:{rows[i].id}": k for k, i in enumerate(mine)}
-    place |= {f"voltage:{phase}": len(mine) + k for k, phase in enumerate(phases)}
-    plant.wire([place.get(channel, -1) for channel in board.channels])
+    place = {f"voltage:{phase}": len(mine) + k for k, phase in enumerate(phases)}
+    order = [place.get(channel, -1) for channel in board.channels]
+    for k, i in enumerate(mine):
+        order[currents[rows[i].id][0]] = k
+    plant.wire(order, turned=[channel for channel, turned in currents.values() if turned])
     return plant
 
 

@@ -463,11 +463,15 @@ class Plant:
     def time_s(self) -> float:
         return self._scan / self.rate_hz
 
-    def wire(self, order: Sequence[int]) -> None:
-        """From now on channel k is the plant's own channel order[k]; -1 is an unused input, which reads 0."""
+    def wire(self, order: Sequence[int], turned: Sequence[int] = ()) -> None:
+        """From now on channel k is the plant's own channel order[k]; -1 is an unused input, which reads 0.
+
+        Channels `turned` have their transformer the wrong way round.
+        """
         unused = PlantChannel("current", 0, "unused", 1.0, 2**23 - 4, 0)
         self.channels = tuple(unused if i < 0 else self.channels[i] for i in order)
         self._order = np.array(order, dtype=np.int64)
+        self._turned = np.array(turned, dtype=np.int64)
 
     def outlet_on(self, outlet: int) -> bool:
         return bool(self._on[outlet])
@@ -502,6 +506,7 @@ class Plant:
         if self._order is None:
             return counts
         wired = np.where(self._order >= 0, counts[:, self._order], np.int32(0))
+        wired[:, self._turned] *= -1  # the fault code is its own negative
         return np.ascontiguousarray(wired, dtype=np.int32)  # a scan in one piece, as a ring takes it
 
     def _power(self, n: int) -> FloatArray:

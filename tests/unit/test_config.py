@@ -14,6 +14,7 @@ from rpi_daemon.config.load import line_numbers, load_config, parse_config
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import Config, expand_numbers
 from rpi_daemon.errors import ConfigError
+from rpi_daemon.sensing import wiring
 
 EXAMPLES = files("rpi_daemon.config.examples")
 SECRET = "a long pass phrase"
@@ -82,6 +83,8 @@ def test_the_base_is_good() -> None:
         (BASE.replace('"current:a/1"', '"current:a1"'), 6, "'current:a1' is not 'voltage:L1"),
         (BASE.replace('"current:a/2"', '"current:a/3"'), 6, "no outlet is called 'a/3'; did you mean 'a/2'"),
         (BASE.replace('"current:a/2"', '"current:a/1"'), 6, "outlet a/1 is measured by board 'b' already"),
+        (BASE.replace('"current:a/2"', '"current:a/1:reversed"'), 6, "outlet a/1 is measured by board 'b' already"),
+        (BASE.replace('"current:a/2"', '"current:a/2:reverse"'), 6, "'current:a/2:reverse' is not .*[:reversed]'"),
         (BASE.replace('numbers = "1-2"', 'numbers = "2-1"'), 16, "range '2-1' goes back"),
         (BASE.replace('pdu = "a"', 'pdu = "aa"'), 15, "no PDU is called 'aa'; did you mean 'a'"),
         (BASE.replace("static_safe_w = 300.0", "static_safe_w = 600.0"), 19, "600 W is above rating_w = 500 W"),
@@ -98,6 +101,13 @@ def test_a_mistake_names_its_line_and_what_is_allowed(text: str, line: int, says
     found = mistakes(text)
     pattern = re.escape(says).replace(r"\.\*", ".*")
     assert any(re.search(pattern, item) and (f":{line}:" in item or "TOML" in item) for item in found), found
+
+
+def test_a_reversed_transformer_is_said_at_its_channel() -> None:
+    board = parse(BASE.replace('"current:a/2"', '"current:a/2:reversed"')).board[0]
+    assert board.currents() == {"a/1": (0, False), "a/2": (1, True)}
+    wired = wiring(board, parse(BASE).outlets())
+    assert wired.channels == ((0, 2, 1.0), (1, 2, -1.0))
 
 
 def test_all_mistakes_at_once() -> None:

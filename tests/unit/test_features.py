@@ -139,6 +139,17 @@ def test_a_lost_voltage_channel_is_not_a_load_without_power(counts: int, lost: b
     assert np.isnan([r.voltage_v[0], r.power_factor[0], r.step_w[0]]).tolist() == [lost] * 3
 
 
+@pytest.mark.parametrize(("sign", "amps", "valid"), [(1.0, 2.0, True), (-1.0, 2.0, False), (-1.0, 0.03, True)])
+def test_negative_power_beyond_the_noise_is_no_reading(sign: float, amps: float, valid: bool) -> None:
+    a = Board([0])
+    a.fill(0, 200, [round(sign * amps * 100), 5000])
+    r = Features(rack(1), [a.setup]).step(200 * MS, 0)
+    assert bool(r.valid[0]) is valid
+    assert r.quality[0] == (0 if valid else Quality.REVERSED)
+    assert r.power_w[0] == pytest.approx(sign * amps * 50.0 if valid else np.nan, nan_ok=True)
+    assert r.rms_a[0] == pytest.approx(amps)
+
+
 def test_a_lost_scan_is_no_lost_voltage() -> None:
     a = Board([0])
     a.fill(0, 200, [100, 5000], lost=range(40, 199))

@@ -87,6 +87,7 @@ def _breakers() -> RackModel:
         (HealthFlags(pdu_unreachable=frozenset({"pdu-1"})), [0, 1, 2, 3, 4, 5]),
         (HealthFlags(breaker_blind=frozenset({"b1"})), [3, 4, 5]),
         (HealthFlags(sensor_stale=frozenset({"pdu-2/1"})), [4]),
+        (HealthFlags(transformer_reversed=frozenset({"pdu-2/1"})), [4]),
         (HealthFlags(voltage_lost=frozenset({"pdu-2/1"})), [4]),
         (HealthFlags(audit_not_durable=True), [0, 1, 2, 3, 4, 5]),
         (HealthFlags(model_fallback=True), []),

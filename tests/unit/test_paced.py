@@ -44,6 +44,19 @@ def test_simulated_watts_come_through_whatever_the_order_of_channels(config: Con
     np.testing.assert_allclose(got_w, true_w, rtol=0.05, atol=3.0)
 
 
+def test_a_transformer_the_wrong_way_round_is_turned_back_by_its_channel(config: Config) -> None:
+    channels = [
+        f"{c}:reversed" if c.startswith("current:") and c.endswith("/1") else c for c in config.board[0].channels
+    ]
+    turned = config.model_copy(update={"board": [config.board[0].model_copy(update={"channels": channels})]})
+    source = SimulatedSource(turned.board[0], turned.outlets(), turned.rack)
+    right_w, true_w = measured(source, turned)
+    np.testing.assert_allclose(right_w, true_w, rtol=0.05, atol=3.0)
+    wrong_w, _ = measured(SimulatedSource(turned.board[0], turned.outlets(), turned.rack), config)
+    np.testing.assert_allclose(wrong_w[0], -right_w[0])
+    np.testing.assert_array_equal(wrong_w[1:], right_w[1:])
+
+
 def test_a_recording_drives_every_outlet_and_says_how_fast_it_is(config: Config, tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text("t_s,power_w\n" + "".join(f"{t},{200.0}\n" for t in range(600)))
