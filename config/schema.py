@@ -294,7 +294,10 @@ class Actuator(Section):
     )
     raise_reserve: float = Field(0.25, ge=0, le=1, description="part of the day's writes that lowering may not use")
     lease_s: float = Field(
-        10.0, gt=0, le=3600, description="s after which a limit that no live loop renewed becomes STATIC_SAFE"
+        10.0,
+        gt=0,
+        le=3600,
+        description="s after which a write without an answer is forgotten",
     )
     retry_s: float = Field(0.4, ge=0, le=60, description="s between two attempts on one outlet")
     attempts: int = Field(3, ge=1, le=100, description="attempts after which the outlet counts as uncontrolled")

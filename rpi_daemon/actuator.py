@@ -35,7 +35,6 @@ from rpi_daemon.records import (
 DAY_NS = 86_400 * NS_PER_S
 NEVER_NS = -(1 << 62)
 SETTLE_FADE = 0.999  # per verified write
-LEASE_PART = 0.75  # renewed at this part of the lease, as Klipper refreshes its heaters
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ class ActuatorConfig:
     lower_hold_s: float = 60.0  # a limit stays this long above what is wanted before it is lowered
     writes_per_day: int = 200  # per outlet, rolling; protective writes are exempt and counted
     raise_reserve: float = 0.25  # part of those writes that lowering may not use
-    lease_s: float = 10.0  # a limit not verified for 0.75 of this is written again; an unanswered write is forgotten
+    lease_s: float = 10.0  # a write without an answer is forgotten after this: the next poll tells what became of it
     retry_s: float = 0.4  # between two attempts on one outlet
     attempts: int = 3  # then the outlet counts as uncontrolled ...
     uncontrolled_s: float = 600.0  # ... for this long
@@ -250,7 +249,6 @@ class Actuator:
             self._high_ns = np.full(len(old_w), now_ns, dtype=np.int64)
         self._high_ns[~(lowers & worth)] = now_ns
         held = now_ns - self._high_ns >= round(config.lower_hold_s * NS_PER_S)
-        stale = now_ns - self._verified_ns > round(LEASE_PART * config.lease_s * NS_PER_S)
         used = self.writes_used(now_ns)
         budget = permitted.protective | (used < self._budget)
         spare = permitted.protective | (used < self._budget * (1.0 - config.raise_reserve))
@@ -260,7 +258,6 @@ class Actuator:
             first=may & unknown & budget,
             raises=may & raises & (short | worth) & budget,
             lowers=may & lowers & ((hurry & budget) | (worth & held & spare)),
-            renews=may & np.isfinite(new_w) & ~unknown & ~differs & stale & budget,
         )
 
     def _standing_w(self) -> FloatArray:
@@ -338,14 +335,13 @@ class _Reasons:
     first: BoolArray
     raises: BoolArray
     lowers: BoolArray
-    renews: BoolArray
 
     @property
     def any(self) -> BoolArray:
-        return self.first | self.raises | self.lowers | self.renews
+        return self.first | self.raises | self.lowers
 
     def name(self, i: int) -> str:
-        named = (("first", self.first), ("raise", self.raises), ("lower", self.lowers), ("renew", self.renews))
+        named = (("first", self.first), ("raise", self.raises), ("lower", self.lowers))
         return next(name for name, where in named if where[i])
 
 

@@ -237,14 +237,14 @@ def test_an_unanswered_write_is_forgotten_after_the_lease() -> None:
     assert len(bench.want(11.2, 700.0, need_w=700.0)) == 1
 
 
-def test_a_limit_that_nothing_verifies_is_written_again_within_its_lease() -> None:
+def test_a_limit_that_stands_as_wanted_is_never_written_however_seldom_the_pdu_is_polled() -> None:
     bench = Bench(lease_s=10.0)
     wanted = np.array([500.0])
-    permitted = _granted(0, wanted)
-    request = make_request(0, wanted)
-    assert bench.actuator.step(round(7.4 * S), permitted, request, None) == ()
-    (desired,) = bench.actuator.step(round(7.6 * S), permitted, request, None)
-    assert (desired.limits, desired.decisions[0].reason) == ((LimitWrite(1, 500.0),), "renew")
+    for t_s in (1, 60, 3600, 86_400):
+        assert bench.actuator.step(t_s * S, _granted(t_s * S, wanted), make_request(t_s * S, wanted), None) == ()
+    bench.actuator.observe("pdu-0", PduReading(0, None, {}, {}, {}, {1: LimitState(None, None, LimitKind.ALARM)}))
+    (desired,) = bench.actuator.step(86_401 * S, _granted(0, wanted), make_request(0, wanted), None)
+    assert (desired.limits, desired.decisions[0].reason) == ((LimitWrite(1, 500.0),), "first")
     assert math.isnan(desired.decisions[0].forecast_w)
 
 
