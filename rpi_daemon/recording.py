@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 HEADER_FILE = "header.json"
 TICKS_FILE = "ticks.jsonl"
-LAP_ROOM = 1000  # scans that the sampler may write while older ones are copied
+REACH_SCANS = 1000  # how far back a window may look
 
 log = structlog.get_logger(__name__)
 
@@ -103,7 +103,7 @@ class Recorder:
         except OSError as error:
             raise RpiError(f"{folder}: cannot record there: {error.strerror}") from None
         self._scans = [(folder / f"{link.board.id}.scans").open("wb") for link in boards]
-        self._next = [max(0, link.ring.head - link.ring.capacity + LAP_ROOM) for link in boards]
+        self._next = [max(0, link.ring.head - REACH_SCANS) for link in boards]
         self._full = False
 
     def begin(self, config: Config, opted_in: Sequence[bool], *, without_model: bool) -> None:
