@@ -142,6 +142,10 @@ class Pipeline:
             self.actuator.opt_in(self.rack.opted_in)
         for hint in inputs.hints:
             self.plans.hint(hint)
+        for cause in inputs.acknowledged:
+            name, _, pdu = cause.partition(":")
+            if name == "foreign_writer":
+                self.actuator.forgive(pdu)  # else its last minute's changes would stop us again at once
         for report in inputs.reports:
             if report.rebooted:
                 self.actuator.forgive(report.pdu)

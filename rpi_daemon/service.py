@@ -627,32 +627,41 @@ class Service:
     async def _restore(self, outlets: Sequence[str]) -> tuple[int, int]:
         """Put found limits back on outlets that we may write, and let go of them until `mode closed_loop`.
 
-        Every reachable PDU gets them; raises DeviceError afterwards for what could not be put back.
+        Returns how many there were and how many are verified. Every PDU has its turn; what could not be put back stays
+        ours, so that no limit is left there without a loop behind it, and DeviceError names it. Without any outlet of
+        ours left the mode is advisory.
         """
         if self.killed():
             raise RpiError("the kill switch is engaged: nothing is written; `rpi-daemon resume` releases it")
-        chosen = [i for i in np.flatnonzero(self._opted_in) if self.rack.outlet_ids[i] in outlets]
+        chosen = {name for i, name in enumerate(self.rack.outlet_ids) if self._opted_in[i] and name in outlets}
         self._release(self._released | frozenset(outlets))
+        failed: dict[str, str] = {}
+        for pdu in self.tasks:
+            failed |= await self._restore_pdu(pdu, [name for name in self.rack.outlet_ids if name in chosen])
+        if failed:
+            self._release(self._released - failed.keys())
+            words = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+            raise DeviceError(
+                f"{len(chosen) - len(failed)} of {len(chosen)} found limits are back; these are not and stay ours: {words}"
+            )
         if len(self._released) == self.rack.n:
             self.mode = Mode.ADVISORY
-        restored = verified = 0
-        failed: list[str] = []
-        for pdu, task in self.tasks.items():
-            writes = self._found.writes(pdu, [self.rack.number_of[i] for i in chosen if self.rack.pdu_of[i] == pdu])
-            if not writes:
-                continue
-            restored += len(writes)
-            try:
-                result = await task.write_exclusive(writes)
-            except DeviceError as error:
-                failed.append(str(error))
-                continue
-            outcomes = result.outcomes if result is not None else ()
-            verified += sum(outcome.verified for outcome in outcomes)
-            failed += [f"{pdu}/{o.outlet}: {o.refused or 'holds another value'}" for o in outcomes if not o.verified]
-        if failed:
-            raise DeviceError(f"{verified} of {restored} found limits are back; not on: {'; '.join(failed)}")
-        return restored, verified
+        return len(chosen), len(chosen)
+
+    async def _restore_pdu(self, pdu: str, names: Sequence[str]) -> dict[str, str]:
+        """The found limits of these outlets, as far as they are on this PDU; those that are not back, with the reason."""
+        mine = {self.rack.number_of[i]: name for i, name in enumerate(self.rack.outlet_ids)
+                if name in names and self.rack.pdu_of[i] == pdu}  # fmt: skip
+        writes = self._found.writes(pdu, mine)
+        if not writes:
+            return {}
+        try:
+            result = await self.tasks[pdu].write_exclusive(writes)
+        except DeviceError as error:
+            return dict.fromkeys(mine.values(), str(error))
+        if result is None:
+            return dict.fromkeys(mine.values(), "the kill switch was engaged")
+        return {mine[o.outlet]: o.refused or "holds another value" for o in result.outcomes if not o.verified}
 
 
 async def _end(tasks: "Sequence[asyncio.Task[Any]]") -> None:

@@ -1,10 +1,14 @@
 """6: boards and PDUs that go, come back, lose scans or reboot while the daemon runs."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
-from scenario_rack import Daemon, Place, RackProcess, Status, limit_of, outlet_of, running, unaccounted
+from scenario_rack import Daemon, Place, RackProcess, Status, cli, limit_of, on_pdu, outlet_of, running, unaccounted
+
+from rpi_daemon.drivers.pdu.snmp import SnmpPdu
+from rpi_daemon.records import LimitWrite
 
 A = [f"pdu-a/{n}" for n in range(1, 6)]
 B = [f"pdu-b/{n}" for n in range(1, 7)]
@@ -109,6 +113,62 @@ def test_all_pdus_silent_then_back_goes_over_static_safe(rack: RackProcess, daem
     for pdu in ("pdu-a", "pdu-b"):
         rack.ask(pdu=pdu, faults={})
     daemon.normal()
+
+
+def test_without_any_reading_the_limits_go_to_static_safe(rack: RackProcess, daemon: Daemon) -> None:
+    daemon.normal()
+    for board in ("board-a", "board-b"):
+        rack.ask(board=board, fault="unplug")
+    daemon.until(lambda s: s["state"] == "HOLD", "HOLD", 3.0)
+    status = daemon.until(lambda s: s["state"] == "STATIC_SAFE", "STATIC_SAFE after 5 s", 12.0)
+    assert "no_readings" in status["causes"]
+    rack.until(
+        lambda s: all(
+            abs((s["limits_w"][pdu][str(n)] or 0.0) - 550.0) <= 1.0 for pdu in ("pdu-a", "pdu-b") for n in range(1, 6)
+        ),
+        "STATIC_SAFE on both PDUs",
+    )
+    for board in ("board-a", "board-b"):
+        rack.ask(board=board, fault="plug")
+    daemon.normal()
+
+
+def test_somebody_else_who_writes_is_named_and_left_alone(place: Place, rack: RackProcess, daemon: Daemon) -> None:
+    async def change(driver: SnmpPdu, limit_w: float) -> None:
+        await driver.read()
+        await driver.apply([LimitWrite(2, limit_w)])
+
+    daemon.normal()
+    for limit_w in range(600, 640):  # one that falls into a write of ours is not seen
+        on_pdu(place.write(), "pdu-b", [2], partial(change, limit_w=float(limit_w)))
+        polls = _pdu(daemon.status(), "pdu-b")["polls"]
+        status = daemon.until(lambda s, n=polls: _pdu(s, "pdu-b")["polls"] > n + 1, "a poll")  # type: ignore[misc]
+        if "foreign_writer:pdu-b" in status["causes"]:
+            break
+    status = daemon.until(lambda s: "foreign_writer:pdu-b" in s["latched"], "we stop there")
+    assert {line["outlet"] for line in daemon.log("limit.foreign_change")} == {"pdu-b/2"}
+    tick = status["summary"]["ticks"]
+    daemon.until(lambda s: s["summary"]["ticks"] > tick + 5, "what was on the wire")
+    before = rack.sets()
+    daemon.until(lambda s: s["summary"]["ticks"] > tick + 25, "20 ticks")
+    assert rack.sets()["pdu-b"] == before["pdu-b"]
+    assert cli(daemon.config, "resume").returncode == 0
+    daemon.normal()
+    rack.until(lambda s: s["pdus"]["pdu-b"]["sets"] > before["pdu-b"], "writes to pdu-b again")
+
+
+def test_a_restore_that_fails_keeps_its_outlets(rack: RackProcess, daemon: Daemon) -> None:
+    daemon.normal()
+    rack.ask(pdu="pdu-b", faults={"refuse": [3]})
+    done = cli(daemon.config, "limit", "restore", "pdu-b/3", "pdu-a/1")
+    rack.ask(pdu="pdu-b", faults={})
+    assert done.returncode == 4
+    assert "1 of 2 found limits are back; these are not and stay ours: pdu-b/3: " in done.stderr
+    status = daemon.normal()
+    assert status["mode"] == "closed_loop"
+    assert outlet_of(status, "pdu-b/3")["opted_in"]
+    assert not outlet_of(status, "pdu-a/1")["opted_in"]
+    assert cli(daemon.config, "mode", "closed_loop").returncode == 0
 
 
 def test_it_still_stops_in_static_safe(rack: RackProcess, daemon: Daemon) -> None:

@@ -18,8 +18,10 @@ from rpi_daemon.records import (
     LimitWrite,
     PduIdentity,
     PduReading,
+    PduReport,
     WriteOutcome,
 )
+from rpi_daemon.service import _write_ms
 
 PATIENCE_S = 5.0
 
@@ -149,6 +151,15 @@ def test_a_write_is_reported_with_the_scan_behind_it() -> None:
         assert not any(r.result for r in bench.task.take_reports())
 
     scenario(play)
+
+
+def test_what_no_tick_asked_for_or_was_not_verified_has_no_duration() -> None:
+    outcome = WriteOutcome(1, 100.0, 90.0, False, None, 5, None)
+    assert _write_ms(PduReport("pdu-a", result=ApplyResult((outcome,), 2), measured_ns=0)) == set()
+    verified = WriteOutcome(1, 100.0, 100.0, True, None, 5, 23_000_000)
+    assert _write_ms(PduReport("pdu-a", result=ApplyResult((verified,), 2))) == set()
+    assert _write_ms(PduReport("pdu-a", result=ApplyResult((verified,), 2), measured_ns=0)) == {23.0}
+    assert _write_ms(PduReport("pdu-a", lost=True)) == set()
 
 
 def test_silence_opens_the_breaker_and_old_wishes_are_not_written_when_it_is_back() -> None:
