@@ -19,7 +19,7 @@ from rpi_daemon.config.schema import Board, Config
 from rpi_daemon.drivers.sensors.replay import ReplaySource
 from rpi_daemon.drivers.sensors.traces import Trace, read_traces
 from rpi_daemon.guard import HealthFlags
-from rpi_daemon.log import configure_log
+from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.pipeline import DecisionDigest, Snapshot, TickInputs
 from rpi_daemon.recording import Recording
 from rpi_daemon.records import (
@@ -194,8 +194,8 @@ def dry_run_live(config_path: Path, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="rpi-dry-run-") as folder:
         daemon = config.daemon.model_copy(update={"mode": "advisory", "state_dir": folder, "runtime_dir": folder})
         service = Service(config.model_copy(update={"daemon": daemon}))
-        configure_log("warning", "text")
-        asyncio.run(service.run(seconds=seconds))
+        with logging_to_stderr("warning", "text"):
+            asyncio.run(service.run(seconds=seconds))
         return {"trace": None, "seconds": seconds, "writes_proposed": None, **summary(service)}
 
 

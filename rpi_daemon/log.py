@@ -1,18 +1,89 @@
 """Structured logs: JSON for the journal, text for a terminal. Secrets never reach it: no record holds one."""
 
+import contextlib
 import logging
+import os
+import queue
+import select
 import sys
+import threading
+from collections.abc import Iterator
 
 import structlog
 
+STDERR = 2
+LINES = 2000  # waiting for a reader that stalls; more are dropped and counted
+CLOSE_TIMEOUT_S = 1.0  # for what still waits at the end
 
-def configure_log(level: str, form: str) -> None:
+log = structlog.get_logger(__name__)
+
+
+class LineWriter:
+    """Writes lines to a descriptor from a thread of its own, so that a reader that stalls never stops the caller.
+
+    What finds the queue full is dropped; once the reader has caught up, the event `log.dropped` says how many. Any
+    thread may call `line`.
+    """
+
+    def __init__(self, fd: int, lines: int = LINES) -> None:
+        self._fd = fd
+        self._queue: queue.Queue[str | None] = queue.Queue(lines)
+        self._lock = threading.Lock()
+        self._dropped = 0
+        # A daemon thread: one that is stuck in `write` must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def line(self, text: str) -> None:
+        """Take one line; never waits."""
+        try:
+            self._queue.put_nowait(text)
+        except queue.Full:
+            with self._lock:
+                self._dropped += 1
+
+    # the methods that structlog calls on a logger
+    msg = debug = info = warning = error = critical = exception = fatal = log = line
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Write what waits, as far as the reader takes it within `timeout_s`."""
+        self._say_dropped()
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=timeout_s)
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (text := self._queue.get()) is not None:
+            if self._write(f"{text}\n".encode(errors="backslashreplace")) and self._queue.empty():
+                self._say_dropped()
+
+    def _say_dropped(self) -> None:
+        with self._lock:
+            lines, self._dropped = self._dropped, 0
+        if lines:
+            log.warning("log.dropped", lines=lines)
+
+    def _write(self, data: bytes) -> bool:
+        """The whole line; False when nobody reads any more."""
+        while data:
+            try:
+                data = data[os.write(self._fd, data) :]
+            except BlockingIOError:  # whoever shares the terminal with us has made it so
+                select.select([], [self._fd], [])
+            except OSError:
+                return False
+        return True
+
+
+@contextlib.contextmanager
+def logging_to_stderr(level: str, form: str) -> Iterator[None]:
     """Set up structlog for this process; every line has time (UTC), level, event and its fields."""
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if form == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
+    writer = LineWriter(STDERR)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -21,6 +92,11 @@ def configure_log(level: str, form: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: writer,
         cache_logger_on_first_use=False,
     )
+    try:
+        yield
+    finally:
+        writer.close()
+        structlog.reset_defaults()

@@ -31,7 +31,7 @@ from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
 from rpi_daemon.errors import DeviceError, LockedError, ModelError, NotRunningError, RpiError
 from rpi_daemon.features import BoardSetup
 from rpi_daemon.guard import KILL_FILE, GuardConfig, HealthFlags, KillSwitch, brief, static_safe_writes
-from rpi_daemon.log import configure_log
+from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.pdu_task import PduTask
 from rpi_daemon.pipeline import DecisionDigest, Pipeline, Snapshot, TickInputs
 from rpi_daemon.recording import Recorder
@@ -72,8 +72,8 @@ log = structlog.get_logger("rpi_daemon")
 
 def run_service(config: Config, *, record: Path | None = None) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code. Raises RpiError when it cannot start."""
-    configure_log(config.daemon.log_level, config.daemon.log_format)
-    return asyncio.run(Service(config, record=record).run())
+    with logging_to_stderr(config.daemon.log_level, config.daemon.log_format):
+        return asyncio.run(Service(config, record=record).run())
 
 
 class Service:
