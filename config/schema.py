@@ -234,7 +234,6 @@ class Corrector(Section):
     meter_noise_w: float = Field(
         2.0, ge=0, le=10_000, description="W, noise of the meter; a margin is never below it + the device step"
     )
-    device_step_w: float = Field(1.0, ge=0, le=10_000, description="W, step of a limit on the device")
     hold_s: float = Field(5.0, gt=0, le=3600, description="s that a request stays before it falls")
     fall_per_s: float = Field(
         0.05, gt=0, le=10, description="then it falls by at most this part of the rating per second"
@@ -306,7 +305,7 @@ class Actuator(Section):
         3, ge=1, le=100, description="changes by somebody else on one PDU after which we stop there ..."
     )
     foreign_window_s: float = Field(60.0, gt=0, le=86_400, description="... within this time, s")
-    step_w: float = Field(1.0, gt=0, le=10_000, description="W, device step where the profile does not tell")
+    step_w: float = Field(1.0, gt=0, le=10_000, description="W, step of a limit until the device has told its own")
 
 
 class Schedule(Section):

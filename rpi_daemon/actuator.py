@@ -77,15 +77,13 @@ class Actuator:
         self,
         config: ActuatorConfig,
         rack: RackModel,
-        step_w: FloatArray | None = None,
         writes_per_day: IntArray | None = None,
     ) -> None:
-        """[n] each, where the PDU's profile knows better: `step_w` the device's step, `writes_per_day` its budget."""
+        """`writes_per_day` [n]: the budgets, where the PDUs' profiles know better."""
         n = rack.n
         self._config = config
         self._rack = rack
-        self._step_w = np.full(n, config.step_w) if step_w is None else step_w
-        self._deadband_w = np.maximum(config.deadband * rack.rating_w, self._step_w)
+        self._step_w = np.full(n, config.step_w)  # until the device tells
         self._index = {key: i for i, key in enumerate(zip(rack.pdu_of, rack.number_of, strict=True))}
         self._outlets = {p: np.flatnonzero(np.array(rack.pdu_of) == p) for p in dict.fromkeys(rack.pdu_of)}
         self._serial = dict.fromkeys(self._outlets, 0)
@@ -127,6 +125,8 @@ class Actuator:
             before_w = self._limit_w[i]
             now_w = math.nan if state.limit_w is None or state.enabled is False else state.limit_w
             self._kind[i] = state.kind
+            if state.step_w is not None:
+                self._step_w[i] = state.step_w
             self._limit_w[i] = now_w
             if self._pending[i]:
                 continue
@@ -188,9 +188,10 @@ class Actuator:
             limit_w=self._limit_w.copy(),
             verified_ns=self._verified_ns.copy(),
             kind=tuple(self._kind),
-            asked_w=self._open_w.copy(),
+            open_w=self._open_w.copy(),
             pending=self._pending.copy(),
             uncontrolled=self._uncontrolled_until_ns > now_ns,
+            step_w=self._step_w.copy(),
         )
 
     def foreign_writers(self, now_ns: int) -> frozenset[str]:
@@ -237,13 +238,13 @@ class Actuator:
 
     def _reasons(self, now_ns: int, permitted: Permitted) -> "_Reasons":
         config = self._config
-        old_w, new_w = self._standing_w(), permitted.limit_w
+        old_w, new_w = self._as_asked_w(), permitted.limit_w
         unknown = np.isfinite(new_w) & ~np.isfinite(old_w)
         with np.errstate(invalid="ignore"):
             differs = np.abs(new_w - old_w) > self._step_w
             raises = (new_w > old_w) & differs
             lowers = (new_w < old_w) & differs
-            worth = np.abs(new_w - old_w) >= self._deadband_w
+            worth = np.abs(new_w - old_w) >= self._deadband_w()
             short = old_w < permitted.need_w - self._step_w
         if self._high_ns is None:
             self._high_ns = np.full(len(old_w), now_ns, dtype=np.int64)
@@ -260,7 +261,10 @@ class Actuator:
             lowers=may & lowers & ((hurry & budget) | (worth & held & spare)),
         )
 
-    def _standing_w(self) -> FloatArray:
+    def _deadband_w(self) -> FloatArray:
+        return np.maximum(self._config.deadband * self._rack.rating_w, self._step_w)  # type: ignore[no-any-return]
+
+    def _as_asked_w(self) -> FloatArray:
         """The limits in force, as they were asked for where the device only rounded them: its step is no reason to write."""
         asked_w, rounded_w = self._taken_w
         return np.where(self._limit_w == rounded_w, asked_w, self._limit_w)
@@ -269,12 +273,13 @@ class Actuator:
         """Pending limits that need not be replaced: near what is wanted, enough, and no raise that was withdrawn."""
         cuts = np.array([kind in (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT) for kind in self._kind])
         exact = permitted.protective | permitted.exceeded | cuts
-        near_w = np.where(exact, self._step_w, self._deadband_w)
+        near_w = np.where(exact, self._step_w, self._deadband_w())
         with np.errstate(invalid="ignore"):
             near = np.abs(self._asked_w - permitted.limit_w) <= near_w
             enough = self._asked_w >= permitted.need_w - self._step_w
             withdrawn = (self._asked_w > self._limit_w) & (permitted.limit_w <= self._limit_w)
-        return self._pending & near & enough & ~withdrawn
+        good: BoolArray = self._pending & near & enough & ~withdrawn
+        return good
 
     def _decision(
         self,

@@ -35,7 +35,6 @@ class CorrectorConfig:
     cover: float = 1.1  # of the worst recent under-forecast
     worst_half_life_s: float = 60.0
     meter_noise_w: float = 2.0
-    device_step_w: float = 1.0
     hold_s: float = 5.0  # a request stays this long before it falls
     fall_per_s: float = 0.05  # then it falls by at most this part of the rating per second
     censor_band: float = 0.05  # an enforced limit this close to the draw hides the demand
@@ -87,15 +86,12 @@ class Corrector:
     request.
     """
 
-    def __init__(self, config: CorrectorConfig, rack: RackModel, device_step_w: FloatArray | None = None) -> None:
-        """`device_step_w` [n]: the step of each outlet's limit on its PDU, where known; else the configured one."""
+    def __init__(self, config: CorrectorConfig, rack: RackModel) -> None:
         n = rack.n
         self._config = config
         self._static_safe_w = rack.static_safe_w
         self._rating_w = rack.rating_w
         self._demand_w = np.minimum(rack.rating_w, np.array([rack.loads[i].demand_w for i in rack.load_of]))
-        step_w = np.full(n, config.device_step_w) if device_step_w is None else device_step_w
-        self._floor_w = config.meter_noise_w + step_w
         self._eta_w = config.step_per_escape * rack.rating_w
         self._excess = np.zeros(n)
         self._worst_w = np.zeros(n)
@@ -120,7 +116,7 @@ class Corrector:
         censored = self._censored(readings, in_force)
         self._censored_until_ns[censored] = now_ns + DELAY_NS
         self._learn(residual, dt_s, now_ns)
-        margin_w = self._margin_w()
+        margin_w = self._margin_w(in_force)
 
         raw_w = np.minimum(forecast.running_max_w[:, -1, REQUEST_QUANTILE], self._rating_w) + margin_w
         known = readings.valid & np.isfinite(raw_w)
@@ -168,9 +164,10 @@ class Corrector:
         worked_off = self._config.alarm_episodes_per_day * dt_s / DAY_S
         self._episodes = np.maximum(0.0, self._episodes + fresh - worked_off)
 
-    def _margin_w(self) -> FloatArray:
+    def _margin_w(self, in_force: LimitsInForce) -> FloatArray:
+        floor_w = self._config.meter_noise_w + in_force.step_w
         fast_w = self._worst_w * np.minimum(self._excess / self._config.full_cover_escapes, self._config.cover)
-        margin_w: FloatArray = np.maximum(self._floor_w, np.maximum(self._eta_w * self._excess, fast_w))
+        margin_w: FloatArray = np.maximum(floor_w, np.maximum(self._eta_w * self._excess, fast_w))
         return margin_w
 
 

@@ -200,7 +200,7 @@ def permit(
 
     known = np.isfinite(in_force.limit_w)
     old_w = np.where(known, in_force.limit_w, rack.rating_w)
-    standing_w = np.fmax(old_w, in_force.asked_w)
+    standing_w = np.fmax(old_w, in_force.open_w)
     counted_w = np.where(writable, standing_w, allocation.grant_w)
     frozen = np.zeros_like(writable) if static else held(rack, status)
     raise_w = np.where(writable & ~frozen, np.maximum(0.0, target_w - standing_w), 0.0)
@@ -240,9 +240,7 @@ def permit(
     )
 
 
-def static_safe_writes(
-    rack: RackModel, pdu: str, reading: PduReading, config: GuardConfig, tolerance_w: float = 1.0
-) -> tuple[LimitWrite, ...]:
+def static_safe_writes(rack: RackModel, pdu: str, reading: PduReading, config: GuardConfig) -> tuple[LimitWrite, ...]:
     """STATIC_SAFE for one PDU from its own reading alone: at start, at stop and when the control loop is gone.
 
     Only opted-in outlets; lowerings first; a limit that cuts off is not set below draw + margin, nor when the draw is
@@ -255,11 +253,13 @@ def static_safe_writes(
             continue
         state = reading.limits[number]
         to_w = float(rack.static_safe_w[i])
-        if state.enabled is not False and state.limit_w is not None and abs(state.limit_w - to_w) <= tolerance_w:
-            continue
+        step_w = max(1.0, state.step_w or 0.0)
+        if state.enabled is not False and state.limit_w is not None and -step_w <= state.limit_w - to_w <= 1.0:
+            continue  # the device rounds down
         if state.kind in (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT):
             draw_w = reading.power_w.get(number)
-            if draw_w is None or not to_w >= draw_w + config.trip_margin_share * rack.rating_w[i]:
+            taken_w = to_w - to_w % state.step_w if state.step_w else to_w
+            if draw_w is None or not taken_w >= draw_w + config.trip_margin_share * rack.rating_w[i]:
                 continue
         writes.append(LimitWrite(outlet=number, limit_w=to_w))
     rises = {w.outlet: (reading.limits[w.outlet].limit_w or 0.0) < w.limit_w for w in writes}

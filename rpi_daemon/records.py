@@ -259,6 +259,7 @@ class LimitState:
     enabled: bool | None
     kind: LimitKind
     raw: tuple[tuple[str, int, object], ...] = ()  # (OID or register, type, value): enough to put it back exactly
+    step_w: float | None = None  # the device's step: it rounds down to a multiple of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +371,7 @@ class LimitsInForce:
     limit_w: FloatArray  # last read back
     verified_ns: IntArray  # when it was last read or verified, 0 = never: kind and limit are not known
     kind: tuple[LimitKind, ...]
-    asked_w: FloatArray  # asked for and not yet known to have happened or not; NaN when nothing is open
+    open_w: FloatArray  # largest asked for and not yet known to have happened or not; NaN when nothing is open
     pending: BoolArray  # a write is under way or waiting
     uncontrolled: BoolArray  # the device does not take our writes
+    step_w: FloatArray  # of the device

@@ -104,17 +104,19 @@ def make_limits(
     limit_w: FloatArray,
     *,
     kind: LimitKind | Sequence[LimitKind] = LimitKind.ALARM,
-    asked_w: FloatArray | None = None,
+    open_w: FloatArray | None = None,
     uncontrolled: Sequence[bool] | None = None,
+    step_w: FloatArray | None = None,
 ) -> LimitsInForce:
     n = len(limit_w)
     return LimitsInForce(
         limit_w=limit_w,
         verified_ns=np.ones(n, dtype=np.int64),
         kind=(kind,) * n if isinstance(kind, LimitKind) else tuple(kind),
-        asked_w=np.full(n, np.nan) if asked_w is None else asked_w,
+        open_w=np.full(n, np.nan) if open_w is None else open_w,
         pending=np.zeros(n, dtype=np.bool_),
         uncontrolled=np.zeros(n, dtype=np.bool_) if uncontrolled is None else np.array(uncontrolled, dtype=np.bool_),
+        step_w=np.ones(n) if step_w is None else step_w,
     )
 
 

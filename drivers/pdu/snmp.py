@@ -253,7 +253,9 @@ class SnmpPdu:
             mask = self._mask(limit.enable, outlet, answers)
             enabled = None if mask is None else limit.enable.is_on(mask)
         limit_w = self._watts(limit, _integer(found[0]), outlet, facts)
-        return LimitState(limit_w, enabled, limit.kind, raw if len(raw) == len(oids) else ())
+        step = self._step(limit.scale, limit.digits_oid, outlet, facts)
+        step_w = None if step is None else float(step * self._watts_per_unit(limit) * limit.granularity)
+        return LimitState(limit_w, enabled, limit.kind, raw if len(raw) == len(oids) else (), step_w)
 
     def _mask(self, enable: EnableMask, outlet: int, answers: Answers) -> int | None:
         """The outlet's mask in `answers`, remembered for the next write."""

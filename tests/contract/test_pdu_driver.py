@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rack_examples import make_rack
 
 from rpi_daemon.clock import Clock, ManualClock
 from rpi_daemon.drivers.pdu.profile import Profile, load_profile, profile_names
@@ -14,6 +15,7 @@ from rpi_daemon.drivers.pdu.sim import Faults, PduSimulator, SimUser
 from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
 from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint, SnmpTimeout
 from rpi_daemon.errors import AuthError, ConfigError, DeviceError
+from rpi_daemon.guard import GuardConfig, static_safe_writes
 from rpi_daemon.records import ApplyResult, LimitKind, LimitState, LimitWrite
 
 N = 24
@@ -586,6 +588,13 @@ def test_thresholds_in_amperes_are_written_below_the_watts_asked() -> None:
             assert outcome.verified
             assert outcome.read_back_w == 483.0  # 2.1 A
             assert b.simulator.peek("1.3.6.1.4.1.318.1.1.26.9.4.1.1.7.1") == 21
+            rack = make_rack(2, static_safe_w=500.0)
+            writes = static_safe_writes(rack, "pdu-0", await b.pdu.read(), GuardConfig())
+            assert writes == (LimitWrite(2, 500.0),), "outlet 1 stands as near as the device can"
+            await b.pdu.apply(writes)
+            reading = await b.pdu.read()
+            assert [state.step_w for state in reading.limits.values()] == [23.0, 23.0]
+            assert static_safe_writes(rack, "pdu-0", reading, GuardConfig()) == ()
 
     run(scene)
 

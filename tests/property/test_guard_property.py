@@ -68,7 +68,7 @@ def cases(draw: st.DrawFn) -> Case:
     limits = make_limits(
         _some_nan(draw, draw(watts(n, 2000.0))),
         kind=draw(st.lists(st.sampled_from(list(LimitKind)), min_size=n, max_size=n)),
-        asked_w=_some_nan(draw, draw(watts(n, 2000.0))),
+        open_w=_some_nan(draw, draw(watts(n, 2000.0))),
         uncontrolled=draw(st.lists(st.booleans(), min_size=n, max_size=n)),
     )
     return Case(
@@ -142,7 +142,7 @@ def test_whatever_part_of_the_writes_has_happened_no_rating_is_newly_exceeded(ca
     ours = np.isfinite(got.limit_w)
     env = case.allocation.envelope
     old_w = np.where(np.isfinite(case.limits.limit_w), case.limits.limit_w, case.rack.rating_w)
-    asked_w = np.where(np.isfinite(case.limits.asked_w), case.limits.asked_w, old_w)
+    asked_w = np.where(np.isfinite(case.limits.open_w), case.limits.open_w, old_w)
     new_w = np.where(ours, got.limit_w, old_w)
     writable = case.rack.opted_in & ~case.limits.uncontrolled
     before = env.used(np.where(writable, np.maximum(old_w, asked_w), case.allocation.grant_w))
@@ -164,7 +164,7 @@ def test_lowering_is_urgent_where_somebody_waits_for_the_room(case: Case) -> Non
     waiting = np.array([rule == "room" for rule in got.rule])
     env = case.allocation.envelope
     assert not (waiting.any() and len(env.rows) == 0)
-    standing_w = np.fmax(np.where(np.isfinite(case.limits.limit_w), case.limits.limit_w, 2000.0), case.limits.asked_w)
+    standing_w = np.fmax(np.where(np.isfinite(case.limits.limit_w), case.limits.limit_w, 2000.0), case.limits.open_w)
     assert np.all(got.limit_w[got.urgent] < standing_w[got.urgent])
 
 

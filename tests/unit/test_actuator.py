@@ -146,10 +146,10 @@ def test_the_same_wish_is_asked_once_and_a_new_one_replaces_it() -> None:
     assert bench.want(1.2, 710.0, need_w=700.0) == ()
     (newer,) = bench.want(1.3, 900.0, need_w=900.0)
     assert (newer.serial, newer.limits) == (2, (LimitWrite(1, 900.0),))
-    assert bench.actuator.limits(0).asked_w[0] == 900.0
+    assert bench.actuator.limits(0).open_w[0] == 900.0
     (lower,) = bench.want(1.4, 600.0, need_w=600.0)
     assert lower.limits == (LimitWrite(1, 600.0),)
-    assert bench.actuator.limits(0).asked_w[0] == 900.0, "the larger one may be on its way still"
+    assert bench.actuator.limits(0).open_w[0] == 900.0, "the larger one may be on its way still"
 
 
 def test_a_desired_names_every_open_limit_of_its_pdu_lowering_first() -> None:
@@ -183,7 +183,7 @@ def test_the_read_back_decides() -> None:
     (desired,) = bench.want(1.0, 700.0, need_w=700.0)
     bench.answer(1.2, desired, read_back_w=650.0)
     limits = bench.actuator.limits(0)
-    assert (limits.limit_w[0], limits.pending[0], math.isnan(limits.asked_w[0])) == (650.0, False, True)
+    assert (limits.limit_w[0], limits.pending[0], math.isnan(limits.open_w[0])) == (650.0, False, True)
 
 
 def test_a_limit_that_the_device_rounded_is_not_written_again() -> None:
@@ -221,13 +221,22 @@ def test_a_lost_batch_counts_until_the_next_poll_and_is_tried_again() -> None:
     bench.want(1.0, 700.0, need_w=700.0)
     bench.actuator.lost("pdu-0", round(1.5 * S))
     limits = bench.actuator.limits(0)
-    assert (limits.pending[0], limits.asked_w[0]) == (False, 700.0)
+    assert (limits.pending[0], limits.open_w[0]) == (False, 700.0)
     bench.actuator.observe("pdu-0", _poll(round(1.6 * S), {1: 700.0}))
     limits = bench.actuator.limits(0)
-    assert (limits.limit_w[0], math.isnan(limits.asked_w[0])) == (700.0, True)
+    assert (limits.limit_w[0], math.isnan(limits.open_w[0])) == (700.0, True)
     assert bench.actuator.foreign_writers(round(1.6 * S)) == frozenset()
     (desired,) = bench.want(2.0, 800.0, need_w=800.0)
     assert desired.limits == (LimitWrite(1, 800.0),)
+
+
+def test_the_step_is_the_one_that_the_device_tells() -> None:
+    bench = Bench(deadband=0.001)
+    state = LimitState(460.0, True, LimitKind.ALARM, step_w=230.0)
+    bench.actuator.observe("pdu-0", PduReading(0, None, {}, {}, {}, {1: state}))
+    assert bench.actuator.limits(0).step_w.tolist() == [230.0]
+    assert bench.want(1.0, 689.0, need_w=689.0) == (), "it would stay 460 W"
+    assert len(bench.want(1.1, 691.0, need_w=691.0)) == 1
 
 
 def test_an_unanswered_write_is_forgotten_after_the_lease() -> None:

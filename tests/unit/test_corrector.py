@@ -45,15 +45,19 @@ class Run:
 
 
 def test_margin_has_a_floor_of_meter_noise_and_device_step() -> None:
-    run = Run(CorrectorConfig(meter_noise_w=3.0, device_step_w=23.0, step_per_escape=1e-6))
-    assert run.tick(100.0, 100.0).margin_w[0] == pytest.approx(26.0)
+    run = Run(CorrectorConfig(meter_noise_w=3.0, step_per_escape=1e-6))
+    limits = make_limits(np.array([RATING_W]), step_w=np.array([23.0]))
+    assert run.tick(100.0, 100.0, limits=limits).margin_w[0] == pytest.approx(26.0)
 
 
 def test_device_step_may_differ_by_outlet() -> None:
     rack = make_rack(2)
-    corrector = Corrector(CorrectorConfig(step_per_escape=1e-6, meter_noise_w=2.0), rack, np.array([1.0, 230.0]))
+    corrector = Corrector(CorrectorConfig(step_per_escape=1e-6, meter_noise_w=2.0), rack)
     request = corrector.step(
-        make_forecast(0, np.full(2, 100.0)), None, make_readings(0, np.full(2, 100.0)), make_limits(np.full(2, 500.0))
+        make_forecast(0, np.full(2, 100.0)),
+        None,
+        make_readings(0, np.full(2, 100.0)),
+        make_limits(np.full(2, 500.0), step_w=np.array([1.0, 230.0])),
     )
     assert request.margin_w.tolist() == pytest.approx([3.0, 232.0])
 

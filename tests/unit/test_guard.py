@@ -154,7 +154,7 @@ def test_a_trip_limit_eases_down_to_draw_plus_margin_and_stays_when_blind() -> N
 
 
 def test_a_pending_raise_is_not_permitted_any_more_in_hold() -> None:
-    limits = make_limits(np.array([300.0]), asked_w=np.array([500.0]))
+    limits = make_limits(np.array([300.0]), open_w=np.array([500.0]))
     got = _permit(make_rack(1), np.array([600.0]), limits, HealthFlags(audit_not_durable=True), np.array([100.0]))
     assert got.limit_w[0] == 300.0
     assert got.rule == ("hold",)
@@ -189,6 +189,19 @@ def test_static_safe_from_one_poll_never_cuts_a_load_off() -> None:
     trip = LimitState(900.0, True, LimitKind.TRIP_OFF)
     writes = static_safe_writes(rack, "pdu-0", _poll({1: trip, 2: trip, 3: trip}, {1: 150.0, 2: 50.0}), GuardConfig())
     assert writes == (LimitWrite(2, 200.0),)
+
+
+def test_static_safe_from_one_poll_knows_the_step_of_the_device() -> None:
+    """A threshold in whole amperes: 550 W is 2 A x 230 V on the device, and that is right."""
+    rack = make_rack(3, static_safe_w=550.0)
+    limits = {n: LimitState(w, True, LimitKind.ALARM, step_w=230.0) for n, w in {1: 460.0, 2: 690.0, 3: 230.0}.items()}
+    assert static_safe_writes(rack, "pdu-0", _poll(limits), GuardConfig()) == (
+        LimitWrite(2, 550.0),
+        LimitWrite(3, 550.0),
+    )
+    trip = LimitState(900.0, True, LimitKind.TRIP_OFF, step_w=230.0)
+    writes = static_safe_writes(rack, "pdu-0", _poll({1: trip, 2: trip}, {1: 450.0, 2: 200.0}), GuardConfig())
+    assert writes == (LimitWrite(2, 550.0),), "550 W would be 460 W there, too near 450 W"
 
 
 def test_kill_switch_is_the_presence_of_a_file(tmp_path: Path) -> None:
