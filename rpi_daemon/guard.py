@@ -35,8 +35,11 @@ INVALID_SHARE = 0.2  # of a breaker's readings: beyond it the sum means nothing 
 # cause -> the state it asks for, and whether it stays until somebody acknowledges it
 CAUSES: dict[str, tuple[SafeState, bool]] = {
     "model_fallback": (SafeState.NORMAL, False),
+    "over_derating": (SafeState.NORMAL, False),
     "sensor_stale": (SafeState.HOLD, False),
     "breaker_blind": (SafeState.HOLD, False),
+    # limits at most alarm, so lowering them saves nothing; where they hold, grants are below the rating already
+    "overload": (SafeState.HOLD, False),
     "voltage_lost": (SafeState.HOLD, False),
     "transformer_reversed": (SafeState.HOLD, False),
     "pdu_unreachable": (SafeState.HOLD, False),
@@ -44,7 +47,6 @@ CAUSES: dict[str, tuple[SafeState, bool]] = {
     "audit_not_durable": (SafeState.HOLD, False),
     "foreign_writer": (SafeState.HOLD, True),
     "model_poisoned": (SafeState.HOLD, True),
-    "breaker_over_limit": (SafeState.STATIC_SAFE, True),
     "no_readings": (SafeState.STATIC_SAFE, False),
     "lease_expired": (SafeState.STATIC_SAFE, False),
     "starting": (SafeState.STATIC_SAFE, False),
@@ -54,6 +56,7 @@ CAUSES: dict[str, tuple[SafeState, bool]] = {
 # causes about a part of the rack: True holds whatever shares a breaker with it, False holds only the part
 SCOPED = {
     "sensor_stale": False,
+    "overload": False,
     "voltage_lost": False,
     "transformer_reversed": False,
     "breaker_blind": True,
@@ -76,7 +79,8 @@ class HealthFlags:
     model_poisoned: bool = False
     tick_overrun: bool = False  # more than 3 ticks in a row late
     audit_not_durable: bool = False
-    breaker_over_limit: frozenset[str] = frozenset()  # constraints exceeded by limits of ours
+    over_derating: frozenset[str] = frozenset()  # constraints that carry more than their continuous rating: shown
+    overload: frozenset[str] = frozenset()  # constraints that carry more than their full rating
     no_readings: bool = False
     lease_expired: bool = False
     starting: bool = False
@@ -151,6 +155,36 @@ def blind_constraints(rack: RackModel, valid: BoolArray) -> frozenset[str]:
     """Constraints on which more than a fifth of the outlets' readings are invalid."""
     return frozenset(
         c.name for c in rack.constraints if np.any(c.share > 0.0) and np.mean(~valid[c.share > 0.0]) > INVALID_SHARE
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What a constraint carries of one of its ratings now."""
+
+    constraint: str
+    unit: str  # W, VA or A
+    draw: float  # sum of the outlets that have a reading: at least this much
+    rating: float  # before derating
+    derate: float
+
+    @property
+    def overload(self) -> bool:
+        return self.draw > self.rating
+
+    @property
+    def over_derating(self) -> bool:
+        return self.draw > self.rating * self.derate
+
+
+def loadings(rack: RackModel, readings: Readings) -> tuple[Loading, ...]:
+    """Every rating and what is drawn of it. VA and amps are added arithmetically: never less than the phasor sum."""
+    drawn = {"W": readings.power_w, "VA": readings.apparent_va, "A": readings.rms_a}
+    return tuple(
+        Loading(c.name, unit, float(np.nansum(c.share * drawn[unit])), rating, c.derate)
+        for c in rack.constraints
+        for unit, rating in (("W", c.rating_w), ("VA", c.rating_va), ("A", c.rating_a))
+        if rating is not None
     )
 
 

@@ -12,7 +12,7 @@ from rpi_daemon.allocator import AllocatorConfig, LowestRecent, allocate
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.corrector import Corrector
 from rpi_daemon.features import Features
-from rpi_daemon.guard import GuardConfig, HealthFlags, blind_constraints, ladder, permit
+from rpi_daemon.guard import GuardConfig, HealthFlags, blind_constraints, ladder, loadings, permit
 from rpi_daemon.plans import PlannedWork
 from rpi_daemon.records import (
     Allocation,
@@ -190,6 +190,8 @@ class Pipeline:
     def _flags(self, readings: Readings, inputs: TickInputs) -> HealthFlags:
         """The service's flags, and what the readings themselves say."""
         flags = inputs.flags
+        carried = loadings(self.rack, readings)
+        overload = frozenset(item.constraint for item in carried if item.overload)
         turned = readings.quality & Quality.REVERSED != 0
         return replace(
             flags,
@@ -197,6 +199,8 @@ class Pipeline:
             transformer_reversed=self._named(turned),
             voltage_lost=self._named(readings.quality & Quality.VOLTAGE_LOST != 0),
             breaker_blind=blind_constraints(self.rack, readings.valid),
+            overload=overload,
+            over_derating=frozenset(item.constraint for item in carried if item.over_derating) - overload,
             model_fallback=self._model_expected and self.forecaster.reason != "",
             foreign_writer=self.actuator.foreign_writers(readings.t_mono_ns),
             no_readings=self._blind_s(inputs.now_ns, readings) > BLIND_S,

@@ -30,7 +30,7 @@ from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
 from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
 from rpi_daemon.errors import DeviceError, LockedError, ModelError, NotRunningError, RpiError
 from rpi_daemon.features import BoardSetup
-from rpi_daemon.guard import KILL_FILE, GuardConfig, HealthFlags, KillSwitch, brief, static_safe_writes
+from rpi_daemon.guard import KILL_FILE, GuardConfig, HealthFlags, KillSwitch, brief, loadings, static_safe_writes
 from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.pdu_task import PduTask
 from rpi_daemon.pipeline import DecisionDigest, Pipeline, Snapshot, TickInputs
@@ -502,6 +502,7 @@ class Service:
         before = self.snapshot
         if before is None or before.safe.state != snapshot.safe.state:
             log.warning("state", state=snapshot.safe.state.name, causes=brief(snapshot.safe.causes))
+        log_overloads(self.rack, before, snapshot)
         for name in snapshot.foreign:
             log.warning("limit.foreign_change", outlet=name)
         for desired in snapshot.desired:
@@ -682,6 +683,29 @@ def _write_ms(report: PduReport) -> set[float]:
         return set()
     verified = {outcome.t_verified_ns for outcome in report.result.outcomes} - {None}
     return {(t_ns - report.measured_ns) / 1e6 for t_ns in verified if t_ns is not None}
+
+
+def log_overloads(rack: RackModel, before: Snapshot | None, snapshot: Snapshot) -> None:
+    """One line when it begins and one when it is over: the ladder keeps a cause until it was away for a while."""
+    was, now = _overloads(before), _overloads(snapshot)
+    if was == now:
+        return
+    for item in loadings(rack, snapshot.readings):
+        if item.overload and item.constraint in now - was:
+            log.error(
+                "overload",
+                constraint=item.constraint,
+                draw=_round(item.draw),
+                rating=item.rating,
+                unit=item.unit,
+            )
+    for name in sorted(was - now):
+        log.warning("overload.over", constraint=name)
+
+
+def _overloads(snapshot: Snapshot | None) -> frozenset[str]:
+    causes = snapshot.safe.causes if snapshot is not None else ()
+    return frozenset(cause.removeprefix("overload:") for cause in causes if cause.startswith("overload:"))
 
 
 def _round(value: float | None) -> float | None:

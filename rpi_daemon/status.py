@@ -10,7 +10,7 @@ import numpy as np
 
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.control import SCHEMA
-from rpi_daemon.guard import brief
+from rpi_daemon.guard import brief, loadings
 from rpi_daemon.records import REQUEST_QUANTILE, Quality
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def _outlets(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any]]:
 
 def _constraints(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any]]:
     allocation = snapshot.allocation
+    carried = loadings(service.rack, snapshot.readings)
     rows = []
     for item in service.rack.constraints:
         on = item.share > 0.0
@@ -126,6 +127,16 @@ def _constraints(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any
                 "granted_w": allocation.usage_w[item.name],
                 "ceiling_w": allocation.ceiling_w[item.name],
                 "derate": item.derate,
+                "ratings": [
+                    {
+                        "unit": c.unit,
+                        "draw": c.draw,
+                        "rating": c.rating,
+                        "over": "rating" if c.overload else "derating" if c.over_derating else None,
+                    }
+                    for c in carried
+                    if c.constraint == item.name
+                ],
             }
         )
     return rows

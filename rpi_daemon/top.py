@@ -1,7 +1,7 @@
 """The live view: a table and bars on a terminal, plain lines anywhere else. It reads status documents and nothing else."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -81,12 +81,18 @@ class View:
                 ProgressBar(
                     total=1.0, completed=min(1.0, share), width=40, complete_style=colour, finished_style=colour
                 ),
-                f"draw {watts(item['draw_w'])}  limits {watts(item['limits_w'])}  of {watts(item['ceiling_w'])} W",
+                f"draw {watts(item['draw_w'])}  limits {watts(item['limits_w'])}  of {watts(item['ceiling_w'])} W{_over(item['ratings'])}",
             )
         return bars
 
     def _foot(self, status: Status) -> Text:
         return Text("  ".join(counters(status)), style="dim")
+
+
+def _over(ratings: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(
+        f"  OVER ITS {r['over'].upper()}: {r['draw']:.4g} of {r['rating']:g} {r['unit']}" for r in ratings if r["over"]
+    )
 
 
 def _milliseconds(value: float | None) -> str:

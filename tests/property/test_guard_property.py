@@ -178,7 +178,8 @@ flag_sets = st.builds(
     all_pdus_unreachable=st.booleans(),
     pdu_unreachable=st.frozensets(st.sampled_from(["pdu-0", "pdu-1"])),
     foreign_writer=st.frozensets(st.sampled_from(["pdu-0", "pdu-1"])),
-    breaker_over_limit=st.frozensets(st.sampled_from(["c0"])),
+    overload=st.frozensets(st.sampled_from(["c0"])),
+    over_derating=st.frozensets(st.sampled_from(["c0"])),
 )
 healthy_often = st.one_of(st.just(HealthFlags()), flag_sets)
 

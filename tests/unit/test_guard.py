@@ -16,6 +16,7 @@ from rpi_daemon.guard import (
     blind_constraints,
     held,
     ladder,
+    loadings,
     permit,
     static_safe_writes,
 )
@@ -87,6 +88,8 @@ def _breakers() -> RackModel:
         (HealthFlags(pdu_unreachable=frozenset({"pdu-1"})), [0, 1, 2, 3, 4, 5]),
         (HealthFlags(breaker_blind=frozenset({"b1"})), [3, 4, 5]),
         (HealthFlags(sensor_stale=frozenset({"pdu-2/1"})), [4]),
+        (HealthFlags(overload=frozenset({"b1"})), [3, 4, 5]),
+        (HealthFlags(over_derating=frozenset({"b1"})), []),
         (HealthFlags(transformer_reversed=frozenset({"pdu-2/1"})), [4]),
         (HealthFlags(voltage_lost=frozenset({"pdu-2/1"})), [4]),
         (HealthFlags(audit_not_durable=True), [0, 1, 2, 3, 4, 5]),
@@ -102,6 +105,24 @@ def test_a_breaker_is_blind_when_more_than_a_fifth_of_its_readings_are_invalid()
     valid = np.ones(10, dtype=np.bool_)
     valid[[0, 5, 6]] = False
     assert blind_constraints(rack, valid) == frozenset({"b1"})
+
+
+@pytest.mark.parametrize(
+    ("draw_w", "over"),
+    [
+        ([300.0, 419.0, np.nan], {}),
+        ([300.0, 421.0, np.nan], {"derating": {"W"}}),  # 720 W of 900; VA and A have more room
+        ([300.0, 601.0, np.nan], {"derating": {"W", "VA", "A"}, "rating": {"W"}}),
+        ([300.0, 601.0, 150.0], {"derating": {"W", "VA", "A"}, "rating": {"W", "VA", "A"}}),
+    ],
+)
+def test_what_a_breaker_carries_is_compared_with_each_rating(draw_w: list[float], over: dict[str, set[str]]) -> None:
+    rack = make_rack(4, [constraint("b", [0, 1, 2], 4, w=900.0, va=1050.0, a=4.5)])
+    carried = loadings(rack, make_readings(0, np.array([*draw_w, 9000.0])))
+    assert [item.unit for item in carried] == ["W", "VA", "A"]
+    assert {item.unit for item in carried if item.over_derating} == over.get("derating", set())
+    assert {item.unit for item in carried if item.overload} == over.get("rating", set())
+    assert carried[2].draw == pytest.approx(np.nansum(draw_w) / 230.0)
 
 
 def _permit(

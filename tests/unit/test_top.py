@@ -19,7 +19,19 @@ def _status(**changes: Any) -> dict[str, Any]:
         "samples_total": 1000, "samples_lost": 3, "samples_late": 0, "ticks": 10, "lstm_ticks": 9, "tick_ms_p99": 4.2,
         "writes": 5, "writes_verified": 5, "writes_refused": 0, "prealloc_share": 0.5, "rises": 4,
     }  # fmt: skip
-    constraint = {"id": "L1", "kind": "phase", "draw_w": None, "limits_w": None, "ceiling_w": 3680.0}
+    ratings = [
+        {"unit": "A", "draw": 17.25, "rating": 16.0, "over": "rating"},
+        {"unit": "VA", "draw": 3968.0, "rating": 4000.0, "over": "derating"},
+        {"unit": "W", "draw": 312.0, "rating": 9000.0, "over": None},
+    ]
+    constraint = {
+        "id": "L1",
+        "kind": "phase",
+        "draw_w": None,
+        "limits_w": None,
+        "ceiling_w": 3680.0,
+        "ratings": ratings,
+    }
     return {
         "rack": "lab", "state": "HOLD", "mode": "closed_loop", "uptime_s": 12.3, "why": ["sensor_stale: pdu-a/2"],
         "kill_switch": False, "outlets": [outlet, dark], "constraints": [constraint], "summary": summary, **changes,
@@ -38,6 +50,8 @@ def test_a_screen_has_every_outlet_with_a_dash_where_nothing_is_known() -> None:
     assert {"312", "402", "12", "450", "alarm", "lstm"} <= set(rows["pdu-a/1"].split())
     assert rows["pdu-a/2"].count("—") >= 3
     assert "stale" in rows["pdu-a/2"]
+    assert "OVER ITS RATING: 17.25 of 16 A  OVER ITS DERATING: 3968 of 4000 VA" in text
+    assert text.count("OVER ITS") == 2
     assert "HOLD" in text
     assert "sensor_stale: pdu-a/2" in text
     assert "phase L1" in text
