@@ -1,7 +1,7 @@
 """One control tick, from windows to desired limits: the picture of DESIGN section 2 as text."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -107,6 +107,7 @@ class Pipeline:
         self._guard = guard
         self._lowest = LowestRecent(rack)
         self._seen_ns: int | None = None
+        self._foreseen: tuple[Forecast, Request] | None = None
         self._opted_in = rack.opted_in
         self._released: frozenset[str] = frozenset()
         self._nothing = np.zeros((rack.n, TELEMETRY_COLUMNS))
@@ -117,20 +118,30 @@ class Pipeline:
         foreign = self._take_in(inputs)
         in_force = self.actuator.limits(now_ns)
         readings = self.features.step(now_ns, inputs.utc_ns)
-        residual = self._matcher.match(readings)
-        forecast = self.forecaster.step(self._seen(readings))
-        request = self._corrector.step(forecast, residual, readings, in_force)
-        self._matcher.record(forecast, request.request_w)
+        residual, forecast, request = self._foresee(readings, in_force)
         allocation = self._allocate(readings, request, in_force, inputs.ceilings)
         self.safe = ladder(self.safe, now_ns, self._flags(readings, inputs), inputs.acknowledged, self._guard)
-        permitted = permit(
-            now_ns, inputs.mode, self.safe, self.rack, request, allocation, readings, in_force, self._guard
+        permitted = _where_it_arrives(
+            permit(now_ns, inputs.mode, self.safe, self.rack, request, allocation, readings, in_force, self._guard),
+            self.rack,
+            inputs.flags.pdu_unreachable,
         )
         desired = self.actuator.step(now_ns, permitted, request, forecast)
         return Snapshot(
             now_ns, inputs.utc_ns, inputs.mode, readings, residual, forecast, request, allocation, self.safe,
             permitted, in_force, desired, foreign,
         )  # fmt: skip
+
+    def _foresee(self, readings: Readings, in_force: LimitsInForce) -> tuple[Residual | None, Forecast, Request]:
+        """One step of everything that learns from a window; a tick without a new one goes on with what it has."""
+        if self._foreseen is not None and readings.t_mono_ns <= self._foreseen[0].t_mono_ns:
+            return None, *self._foreseen
+        residual = self._matcher.match(readings)
+        forecast = self.forecaster.step(self._seen(readings))
+        request = self._corrector.step(forecast, residual, readings, in_force)
+        self._matcher.record(forecast, request.request_w)
+        self._foreseen = forecast, request
+        return residual, forecast, request
 
     def _take_in(self, inputs: TickInputs) -> tuple[str, ...]:
         """Hints to the plans, replies to the actuator's memory; returns outlets whose limit somebody else changed."""
@@ -213,6 +224,15 @@ class Pipeline:
         if self._seen_ns is None or readings.valid.any():
             self._seen_ns = now_ns
         return (now_ns - self._seen_ns) / NS_PER_S
+
+
+def _where_it_arrives(permitted: Permitted, rack: RackModel, unreachable: Collection[str]) -> Permitted:
+    """Nothing for a PDU that does not answer: nobody would write it, and its limits are asked for anew once it is back."""
+    if not unreachable:
+        return permitted
+    away = np.array([pdu in unreachable for pdu in rack.pdu_of])
+    rule = tuple("pdu_unreachable" if gone else rule for gone, rule in zip(away, permitted.rule, strict=True))
+    return replace(permitted, limit_w=np.where(away, np.nan, permitted.limit_w), rule=rule)
 
 
 class DecisionDigest:

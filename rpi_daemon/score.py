@@ -35,6 +35,7 @@ class RunScore:
         self._limit_sum_w = 0.0
         self._static_sum_w = 0.0
         self._limit_n = 0
+        self._judged_ns: int | None = None
         self.ticks = 0
         self.windows = 0
         self.requests_judged = 0
@@ -68,8 +69,11 @@ class RunScore:
             self._raises[outlet] = [item for item in waiting if item.old_w < limit_w]
 
     def update(self, readings: Readings, residual: Residual | None) -> None:
-        """Judge one tick. `readings` has the draw; the limits are those verified so far."""
+        """Judge one tick. `readings` has the draw; the limits are those verified so far. A window is judged once."""
         self.ticks += 1
+        if self._judged_ns is not None and readings.t_mono_ns <= self._judged_ns:
+            return
+        self._judged_ns = readings.t_mono_ns
         self.windows += int(np.count_nonzero(readings.valid))
         centre_ns = readings.t_mono_ns - WINDOW_CENTRE_NS
         known = np.isfinite(self._limit_w)
