@@ -178,8 +178,9 @@ class Service:
         ):  # a tick should not wait for other people's work, where we may say so
             os.setpriority(os.PRIO_PROCESS, 0, CONTROL_NICE)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, _say_no_reload)
         loop.add_signal_handler(signal.SIGUSR1, self._engage_kill_switch, "SIGUSR1")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stack.callback(os.close, self._event_fd)
@@ -670,6 +671,11 @@ async def _end(tasks: "Sequence[asyncio.Task[Any]]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _say_no_reload() -> None:
+    """A terminal that closes, or somebody's habit, must not end the daemon."""
+    log.warning("reload.ignored", doing="the configuration is read at start: restart the daemon to change it")
 
 
 def _resolve(future: "asyncio.Future[None]") -> None:

@@ -269,10 +269,14 @@ def test_a_second_simulated_rack_leaves_the_first_alone(place: Place, rack: Rack
     assert (place.folder / "board-a.tty").readlink() == before
 
 
-def test_a_terminal_that_goes_away_stops_the_daemon_in_order(fresh: Place, rack: RackProcess, may_write: None) -> None:
+def test_a_hang_up_does_not_end_the_daemon(fresh: Place, rack: RackProcess, may_write: None) -> None:
     with running(lambda: Daemon(fresh.write())) as daemon:
-        daemon.normal()
-        assert daemon.stop(signal.SIGHUP) == 0
+        ticks = daemon.normal()["summary"]["ticks"]
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.until(
+            lambda s: s["summary"]["ticks"] > ticks + 5 and bool(daemon.log("reload.ignored")), "ticks after it"
+        )
+        assert daemon.stop(signal.SIGINT) == 0
     limits = rack.limits_w()
     assert [limits[f"pdu-b/{n}"] for n in range(1, 7)] == pytest.approx([550.0] * 6, abs=1.0)
 
