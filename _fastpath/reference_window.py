@@ -16,7 +16,8 @@ NO_COUNT = -(2**31)
 HOP = 100
 BLOCK = 20  # half of a 40 ms Hann
 FIRST_BLOCK = 2
-MISSING, SATURATED, NO_VOLTAGE = 1, 2, 8
+MISSING, SATURATED, NO_VOLTAGE, UNCALIBRATED = 1, 2, 8, 16
+UNCERTAIN, NO_DATA = 1 << 3 | 1 << 4, 1 << 5 | 1 << 6  # board status bits
 
 
 class ReferenceKernel:
@@ -70,7 +71,10 @@ class ReferenceKernel:
             return core.WINDOW_LAPPED
         if (present & (scans["flags"] & core.SCAN_FIRST != 0))[1:].any():
             return core.WINDOW_NOT_READY
-        self.out = self.features(scans["counts"], present)
+        measured = present & (scans["status"] & NO_DATA == 0)
+        self.out = self.features(scans["counts"], measured)
+        if np.any(scans["status"] & UNCERTAIN):
+            self.out[:, core.F_QUALITY] += UNCALIBRATED
         return core.WINDOW_OK
 
     def features(self, counts: NDArray[np.int32], present: Mask) -> Array:

@@ -25,7 +25,10 @@
 enum { RPI_WINDOW_OK = 0, RPI_WINDOW_NOT_READY = 1, RPI_WINDOW_LAPPED = 2 };
 
 /* Values of records.Quality; a test holds them equal. */
-enum { RPI_QUALITY_MISSING = 1, RPI_QUALITY_SATURATED = 2, RPI_QUALITY_NO_VOLTAGE = 8 };
+enum { RPI_QUALITY_MISSING = 1, RPI_QUALITY_SATURATED = 2, RPI_QUALITY_NO_VOLTAGE = 8, RPI_QUALITY_UNCALIBRATED = 16 };
+
+/* Board status bits, docs/sensor-board-protocol.md: REFERENCE, TEMPERATURE; and TEST, SETTLING: not a measurement. */
+enum { RPI_STATUS_UNCERTAIN = 1 << 3 | 1 << 4, RPI_STATUS_NO_DATA = 1 << 5 | 1 << 6 };
 
 enum {
     RPI_F_POWER_W, RPI_F_RMS_A, RPI_F_APPARENT_VA, RPI_F_POWER_FACTOR, RPI_F_PEAK_A, RPI_F_CREST, RPI_F_MIN_A,
@@ -77,6 +80,7 @@ typedef struct {
     float *basis;                        /* [n_basis][RPI_WEIGHTED_SCANS] */
     double *out;                         /* [RPI_N_FEATURES][n_outlets] */
     int64_t t_end_ns;                    /* out: time of the last scan */
+    uint32_t status;                     /* out: board status bits of all its scans */
     double rise[RPI_WEIGHTED_SCANS];       /* weights of the 200 scans: rise, then fall */
     double half[RPI_BLOCK];              /* rising half of the 40 ms Hann */
 } rpi_window;
@@ -185,7 +189,8 @@ static inline void rpi_window_turn(const rpi_scan *const *row, uint32_t c, int32
     for (int j = 0; j < 4; j++) memcpy(to + (size_t)j * RPI_ROW, &r[j], sizeof r[j]);
 }
 
-/* Scans `base` .. `base`+n-1 into one row per channel; what is missing becomes RPI_NO_COUNT. n is a multiple of 4.
+/* Scans `base` .. `base`+n-1 into one row per channel; what is missing, or no measurement by its status, becomes
+ * RPI_NO_COUNT. n is a multiple of 4.
  * Returns 0 if a start or a reboot lies within: what is on its two sides was not 1 ms apart.
  */
 static inline int rpi_window_gather(rpi_window *w, const rpi_ring *ring, uint64_t base, uint32_t n) {
@@ -194,6 +199,7 @@ static inline int rpi_window_gather(rpi_window *w, const rpi_ring *ring, uint64_
     int64_t t_ns = 0;
     uint32_t t_at = UINT32_MAX;
     int whole = 1;
+    w->status = 0;
     for (uint32_t k = 0; k < n; k += 4) {
         const rpi_scan *row[4];
         uint32_t present = 0, c = 0;
@@ -202,7 +208,9 @@ static inline int rpi_window_gather(rpi_window *w, const rpi_ring *ring, uint64_
             if (++place == ring->capacity) place = 0;
             if (rpi_scan_index(row[j]) != base + k + j) continue;
             if (k + j > 0 && rpi_scan_flags(row[j]) & RPI_SCAN_FIRST) whole = 0;
-            present |= 1u << j;
+            const uint32_t status = rpi_scan_status(row[j]);
+            w->status |= status;
+            if (!(status & RPI_STATUS_NO_DATA)) present |= 1u << j;
             t_ns = rpi_scan_time(row[j]);
             t_at = k + j;
         }
@@ -245,6 +253,7 @@ static inline void rpi_window_finish(rpi_window *w, uint32_t i, uint32_t n, cons
     const double gain = w->gain[o->current] * o->sign, offset = w->offset[o->current];
     uint32_t quality = (state->holes ? RPI_QUALITY_MISSING : 0u) | (state->clipped ? RPI_QUALITY_SATURATED : 0u);
     quality |= o->voltage >= 0 ? w->pair_flags[o->voltage] : (uint32_t)RPI_QUALITY_NO_VOLTAGE;
+    if (w->status & RPI_STATUS_UNCERTAIN) quality |= RPI_QUALITY_UNCALIBRATED;
 
     uint32_t missing = 0, clipped = 0;
     if (state->holes || state->clipped) {

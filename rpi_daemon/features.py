@@ -22,7 +22,6 @@ class BoardSetup:
     ring: core.Ring
     kernel: core.WindowKernel
     outlets: IntArray  # index in the rack of each outlet of the kernel, in the kernel's order
-    uncalibrated: bool = False
     first: int = 0  # scans below this index are of a former run of the daemon, and in no window
 
 
@@ -120,7 +119,6 @@ class _Board:
         self._ring = setup.ring
         self._kernel = setup.kernel
         self._from = setup.first + setup.kernel.span
-        self._flags = Quality.UNCALIBRATED if setup.uncalibrated else Quality.OK
         self.end = 0
         self._period_ns = 1_000_000_000 // setup.ring.rate_hz
 
@@ -140,7 +138,6 @@ class _Board:
         if not self._kernel.t_end_ns and not self.end:
             return  # nothing of this board has ever been seen, so there is no time to go on from
         window = self._kernel.out.T.copy()
-        window[core.F_QUALITY] += self._flags
         # a window that is missing as a whole carries no time of its own
         self.t_ns = self._kernel.t_end_ns or self.t_ns + (end - self.end) * self._period_ns
         self.window = window

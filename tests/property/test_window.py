@@ -1,5 +1,7 @@
 """The window kernel against its twin, and against waveforms whose power and RMS are known in closed form."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,9 +28,17 @@ FEW = settings(max_examples=60, deadline=None)
 
 
 def ring_of(
-    counts: NDArray[Any], *, first: int = 0, lost: frozenset[int] = frozenset(), capacity: int = 0
+    counts: NDArray[Any],
+    *,
+    first: int = 0,
+    lost: frozenset[int] = frozenset(),
+    capacity: int = 0,
+    status: Mapping[int, int] = MappingProxyType({}),
 ) -> core.Ring:
-    """Scans `first` .. of `counts` [n, n_channels]; those whose row is in `lost` are never written. 1 ms apart."""
+    """Scans `first` .. of `counts` [n, n_channels]; those whose row is in `lost` are never written. 1 ms apart.
+
+    `status`: the board's status bits of a row, 0 if not given.
+    """
     n, channels = counts.shape
     capacity = capacity or n
     memory = np.zeros(core.Ring.bytes_needed(channels, capacity), np.uint8)
@@ -36,7 +46,7 @@ def ring_of(
     rows = np.ascontiguousarray(counts, np.int32)
     for k in range(n):
         if k not in lost:
-            ring.push(first + k, (first + k) * 1_000_000, first + k, 0, rows[k])
+            ring.push(first + k, (first + k) * 1_000_000, first + k, status.get(k, 0), rows[k])
     return ring
 
 
@@ -456,6 +466,9 @@ def scenes(draw: st.DrawFn) -> dict[str, Any]:
         "counts": counts.astype(np.int32),
         "first": draw(st.integers(0, 2000)),
         "lost": frozenset(rng.integers(0, n - 1, draw(st.sampled_from([0, 0, 1, 5, 250]))).tolist()),
+        "status": {
+            int(k): 1 << draw(st.integers(0, 31)) for k in rng.integers(0, n, draw(st.sampled_from([0, 0, 1, 9])))
+        },
         "kernel": {
             "outlets": outlets,
             "gain": rng.uniform(0.001, 1.0, channels),
@@ -472,7 +485,7 @@ def scenes(draw: st.DrawFn) -> dict[str, Any]:
 def test_kernel_equals_its_twin(scene: dict[str, Any]) -> None:
     counts, options = scene["counts"], scene["kernel"]
     channels = counts.shape[1]
-    ring = ring_of(counts, first=scene["first"], lost=scene["lost"], capacity=len(counts) + 7)
+    ring = ring_of(counts, first=scene["first"], lost=scene["lost"], capacity=len(counts) + 7, status=scene["status"])
     twin = ReferenceKernel(channels, **options)
     assert twin.compute(ring, ring.head) == core.WINDOW_OK
     filtered = not options["dc"] and bool(np.any(options["delay_ns"]))
@@ -546,4 +559,4 @@ def test_a_ring_of_another_board_is_refused() -> None:
 
 
 def test_quality_bits_are_those_of_the_records() -> None:
-    assert (Quality.MISSING, Quality.SATURATED, Quality.NO_VOLTAGE) == (1, 2, 8)
+    assert (Quality.MISSING, Quality.SATURATED, Quality.NO_VOLTAGE, Quality.UNCALIBRATED) == (1, 2, 8, 16)

@@ -45,11 +45,11 @@ class Board:
         )
         self.setup = BoardSetup(self.ring, kernel, np.array(outlets))
 
-    def fill(self, first: int, last: int, counts: list[int], *, lost: range = range(0)) -> None:
+    def fill(self, first: int, last: int, counts: list[int], *, lost: range = range(0), status: int = 0) -> None:
         values: NDArray[np.int32] = np.array(counts, np.int32)
         for k in range(first, last):
             if k not in lost:
-                self.ring.push(k, k * MS, k, 0, values)
+                self.ring.push(k, k * MS, k, status, values)
 
 
 def test_outlets_of_two_boards_land_in_their_places() -> None:
@@ -182,13 +182,32 @@ def test_a_ring_too_short_for_its_window_gives_nothing_rather_than_garbage() -> 
     assert np.isnan(r.power_w[0])
 
 
-def test_uncalibrated_boards_are_marked() -> None:
+@pytest.mark.parametrize("bit", [3, 4], ids=["REFERENCE", "TEMPERATURE"])
+def test_a_board_that_doubts_itself_is_marked_and_used(bit: int) -> None:
     a = Board([0])
-    a.fill(0, 200, [40_000, 5000])
-    setup = BoardSetup(a.setup.ring, a.setup.kernel, a.setup.outlets, uncalibrated=True)
-    r = Features(rack(1), [setup]).step(200 * MS, 0)
+    a.fill(0, 150, [40_000, 5000])
+    a.fill(150, 160, [40_000, 5000], status=1 << bit)
+    a.fill(160, 200, [40_000, 5000])
+    r = Features(rack(1), [a.setup]).step(200 * MS, 0)
     assert r.quality[0] == Quality.UNCALIBRATED | Quality.SATURATED
     assert r.max_a[0] == pytest.approx(300.0)  # at least full scale
+    assert r.valid[0]
+
+
+@pytest.mark.parametrize("bit", [5, 6], ids=["TEST", "SETTLING"])
+def test_what_the_board_calls_no_measurement_is_no_data(bit: int) -> None:
+    a = Board([0])
+    a.fill(0, 150, [100, 5000])
+    a.fill(150, 160, [900, 5000], status=1 << bit)
+    a.fill(160, 200, [100, 5000])
+    features = Features(rack(1), [a.setup])
+    r = features.step(200 * MS, 0)
+    assert (r.count[0], r.missing[0], r.quality[0]) == (90, 10, Quality.MISSING)
+    assert r.power_w[0] == pytest.approx(50.0)
+    a.fill(200, 400, [900, 5000], status=1 << bit | 1)
+    r = features.step(400 * MS, 0)
+    assert not r.valid[0]
+    assert (r.count[0], r.t_mono_ns) == (0, 399 * MS)
 
 
 def test_an_outlet_has_one_channel() -> None:
