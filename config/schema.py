@@ -296,7 +296,8 @@ class Actuator(Section):
         10.0,
         gt=0,
         le=3600,
-        description="s after which a write without an answer is forgotten",
+        description="s without a tick after which nothing but STATIC_SAFE is written (what stands stays), and without an "
+        "answer after which a write is forgotten",
     )
     retry_s: float = Field(0.4, ge=0, le=60, description="s between two attempts on one outlet")
     attempts: int = Field(3, ge=1, le=100, description="attempts after which the outlet counts as uncontrolled")

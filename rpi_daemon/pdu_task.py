@@ -33,6 +33,7 @@ class PduTask:
         self.pdu = pdu
         self.reachable = True
         self.last_ok_ns = clock.mono_ns()
+        self.beat_ns = clock.mono_ns()  # when `run` last went round: at least every `poll_s` and the time on the wire
         self.failures = 0
         self.polls = 0
         self._away_ns = 0
@@ -80,7 +81,7 @@ class PduTask:
         """Until `stop`: writes first, then the poll when it is due. An error other than DeviceError ends it."""
         next_poll_ns = self._clock.mono_ns()
         while not self._stop:
-            now_ns = self._clock.mono_ns()
+            self.beat_ns = now_ns = self._clock.mono_ns()
             try:
                 if self._pending and self.reachable:
                     writes, self._pending = self._pending, ()

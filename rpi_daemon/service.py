@@ -37,6 +37,7 @@ from rpi_daemon.pipeline import DecisionDigest, Pipeline, Snapshot, TickInputs
 from rpi_daemon.recording import Recorder
 from rpi_daemon.records import (
     TICK_NS,
+    TICK_S,
     Ceiling,
     Hint,
     LimitWrite,
@@ -63,6 +64,7 @@ BREATH_S = (
 STOP_TIMEOUT_S = 5.0
 DEVICE_DEFAULT_S = 5.0  # all PDUs silent for this long; until then the limits hold, as for one of them
 WATCHDOG_TICKS = 10  # systemd hears of us once a second
+WIRE_S = 30.0  # the longest batch or poll: a device that answers each message, but only just in time
 SOONEST_HINT_S = 0.2  # work that starts now is announced this far ahead, so that a tick sees it coming
 TICK_HISTORY = 36_000  # tick durations kept for the percentiles: an hour
 
@@ -145,7 +147,7 @@ class Service:
             await control.open()
             self._stack.push_async_callback(control.close)
             _notify("READY=1")
-            pipeline = self._pipeline(await boards)
+            pipeline = await self._built(boards)
             running = [asyncio.create_task(task.run(), name=f"pdu {pdu}") for pdu, task in self.tasks.items()]
             if seconds is not None:
                 asyncio.get_running_loop().call_later(seconds, self._stopping.set)
@@ -320,6 +322,14 @@ class Service:
         self.static_safe_s = after_s
         log.info("static_safe.verified", after_s=round(after_s, 3), mode=self.mode.value)
 
+    async def _built(self, boards: "asyncio.Task[list[BoardSetup]]") -> Pipeline:
+        """Wait for the boards and load the model; no tick can ping systemd meanwhile, so this does."""
+        alive = asyncio.create_task(_ping(), name="watchdog at start")
+        try:
+            return await asyncio.to_thread(self._pipeline, await boards)
+        finally:
+            await _end([alive])
+
     async def _open_boards(self) -> list[BoardSetup]:
         """Open every port, then wait for the boards' descriptions."""
         rows = self.config.outlets()
@@ -452,8 +462,17 @@ class Service:
             link.maintain()
         if self.score.ticks % COLLECT_TICKS == 0:
             gc.collect()
-        if self.score.ticks % WATCHDOG_TICKS == 0:
+        if self.score.ticks % WATCHDOG_TICKS == 0 and not self._stuck():
             _notify("WATCHDOG=1")
+
+    def _stuck(self) -> list[str]:
+        """PDUs whose task no longer goes round: systemd hears no more of us, and starts another in our place."""
+        now_ns = self.clock.mono_ns()
+        allowed_ns = {pdu.id: round((pdu.poll_s + WIRE_S) * NS_PER_S) for pdu in self.config.pdu}
+        stuck = [pdu for pdu, task in self.tasks.items() if now_ns - task.beat_ns > allowed_ns[pdu]]
+        if stuck:
+            log.error("watchdog.withheld", pdus=stuck)
+        return stuck
 
     def _flags(self) -> HealthFlags:
         away = frozenset(pdu for pdu, task in self.tasks.items() if not task.reachable)
@@ -676,6 +695,12 @@ async def _end(tasks: "Sequence[asyncio.Task[Any]]") -> None:
 def _say_no_reload() -> None:
     """A terminal that closes, or somebody's habit, must not end the daemon."""
     log.warning("reload.ignored", doing="the configuration is read at start: restart the daemon to change it")
+
+
+async def _ping() -> None:
+    while True:
+        _notify("WATCHDOG=1")
+        await asyncio.sleep(WATCHDOG_TICKS * TICK_S)
 
 
 def _resolve(future: "asyncio.Future[None]") -> None:

@@ -10,8 +10,11 @@ import pytest
 
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.config.load import parse_config
+from rpi_daemon.drivers.base import PduDriver
+from rpi_daemon.pdu_task import PduTask
 from rpi_daemon.pipeline import Pipeline
-from rpi_daemon.service import OVERRUN_TICKS, Service
+from rpi_daemon.records import PduReading
+from rpi_daemon.service import OVERRUN_TICKS, WIRE_S, Service
 
 CONFIG = """
 [rack]
@@ -106,3 +109,44 @@ def test_ticks_that_miss_no_window_are_not_late(tmp_path: Path, tick_s: float) -
     daemon = Ticking(tmp_path, tick_s, ticks=10)
     asyncio.run(_run(daemon))
     assert not any(daemon.overruns)
+
+
+class Device:
+    """A PDU that answers until it hangs, without a word and without a timeout."""
+
+    def __init__(self) -> None:
+        self.hangs = False
+
+    async def read(self) -> PduReading:
+        if self.hangs:
+            await asyncio.Event().wait()
+        return PduReading(0, None, {}, {}, {}, {})
+
+
+def test_systemd_hears_of_a_pdu_task_that_hangs(tmp_path: Path) -> None:
+    async def look() -> None:
+        daemon, device = Ticking(tmp_path, 0.1, 1), Device()
+        task = PduTask(
+            "pdu", cast(PduDriver, device), daemon.manual, poll_s=daemon.config.pdu[0].poll_s, write_allowed=bool
+        )
+        daemon.tasks["pdu"] = task
+        running = asyncio.create_task(task.run())
+
+        async def later(seconds: float) -> list[str]:
+            daemon.manual.advance(seconds)
+            task._wake.set()
+            await asyncio.sleep(0.05)
+            return daemon._stuck()
+
+        try:
+            assert await later(0.0) == []
+            assert await later(1000.0) == []
+            device.hangs = True
+            assert await later(2.0) == []  # now it hangs, and might still be talking
+            assert await later(WIRE_S) == []
+            assert await later(2.0) == ["pdu"]
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(look())
