@@ -87,7 +87,6 @@ class Actuator:
         self._index = {key: i for i, key in enumerate(zip(rack.pdu_of, rack.number_of, strict=True))}
         self._outlets = {p: np.flatnonzero(np.array(rack.pdu_of) == p) for p in dict.fromkeys(rack.pdu_of)}
         self._serial = dict.fromkeys(self._outlets, 0)
-        self._uptime_s: dict[str, float] = {}
         self._settle_s: dict[str, float] = {}
         self._foreign: dict[str, deque[int]] = {pdu: deque() for pdu in self._outlets}
 
@@ -99,6 +98,7 @@ class Actuator:
         self._open_w = np.full(n, np.nan)  # largest that a device may still take
         self._asked_ns = np.full(n, NEVER_NS, dtype=np.int64)
         self._pending = np.zeros(n, dtype=np.bool_)
+        self._doubtful = np.zeros(n, dtype=np.bool_)  # the last write was not verified: only a poll tells what it did
         self._exempt = np.zeros(n, dtype=np.bool_)  # the newest asked is protective
         self._high_ns: IntArray | None = None  # when each limit was last not worth lowering
         self._failures = np.zeros(n, dtype=np.int64)
@@ -112,11 +112,8 @@ class Actuator:
     def observe(self, pdu: str, reading: PduReading) -> tuple[str, ...]:
         """Take a poll of a PDU; returns the ids of our outlets whose limit somebody else changed.
 
-        A PDU whose uptime went back has rebooted: its limits are what they are, and nobody is to blame.
+        Nobody is blamed for what a PDU has after a reboot, nor after a write of ours that was not verified.
         """
-        rebooted = reading.uptime_s is not None and reading.uptime_s < self._uptime_s.get(pdu, 0.0)
-        if reading.uptime_s is not None:
-            self._uptime_s[pdu] = reading.uptime_s
         changed: list[str] = []
         for number, state in reading.limits.items():
             i = self._index.get((pdu, number))
@@ -131,9 +128,11 @@ class Actuator:
             if self._pending[i]:
                 continue
             moved = not math.isnan(before_w) and not abs(now_w - before_w) <= 0.5 * self._step_w[i]
-            if moved and math.isnan(self._open_w[i]) and self._rack.opted_in[i] and not rebooted:
+            ours = self._doubtful[i] or not math.isnan(self._open_w[i]) or reading.rebooted
+            if moved and not ours and self._rack.opted_in[i]:
                 changed.append(self._rack.outlet_ids[i])
             self._open_w[i] = math.nan
+            self._doubtful[i] = False
             self._verified_ns[i] = reading.t_mono_ns
         if changed:
             self._foreign[pdu].append(reading.t_mono_ns)
@@ -144,13 +143,15 @@ class Actuator:
         config = self._config
         for outcome in result.outcomes:
             i = self._index[pdu, outcome.outlet]
-            self._count(i, outcome.t_sent_ns)
+            if outcome.t_sent_ns:
+                self._count(i, outcome.t_sent_ns)
             if outcome.asked_w == self._asked_w[i]:
                 self._pending[i] = False
             if outcome.read_back_w is not None:
                 self._limit_w[i] = outcome.read_back_w
                 if not self._pending[i]:
                     self._open_w[i] = math.nan
+            self._doubtful[i] = not outcome.verified
             if outcome.verified:
                 self._taken_w[:, i] = outcome.asked_w, self._limit_w[i]
                 self._verified_ns[i] = now_ns if outcome.t_verified_ns is None else outcome.t_verified_ns

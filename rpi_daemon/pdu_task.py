@@ -47,7 +47,6 @@ class PduTask:
         self._wake = asyncio.Event()
         self._wire = asyncio.Lock()
         self._stop = False
-        self._uptime_s: float | None = None
 
     def submit(self, desired: Desired, measured_ns: int) -> None:
         """Replace what is still waiting, whole; never blocks. `measured_ns`: the newest scan that the decision has seen."""
@@ -124,11 +123,9 @@ class PduTask:
             reading = await self._driver.read()
         self.polls += 1
         self._succeeded()
-        rebooted = reading.uptime_s is not None and self._uptime_s is not None and reading.uptime_s < self._uptime_s
-        self._uptime_s = reading.uptime_s if reading.uptime_s is not None else self._uptime_s
-        if rebooted:
+        if reading.rebooted:
             log.warning("pdu.rebooted", pdu=self.pdu, uptime_s=reading.uptime_s)
-        self._inbox.append(PduReport(self.pdu, reading=reading, rebooted=rebooted))
+        self._inbox.append(PduReport(self.pdu, reading=reading))
 
     async def _wait(self, seconds: float) -> None:
         self._wake.clear()

@@ -158,9 +158,9 @@ class Pipeline:
             if name == "foreign_writer":
                 self.actuator.forgive(pdu)  # else its last minute's changes would stop us again at once
         for report in inputs.reports:
-            if report.rebooted:
-                self.actuator.forgive(report.pdu)
             if report.reading is not None:
+                if report.reading.rebooted:
+                    self.actuator.forgive(report.pdu)
                 foreign.extend(self.actuator.observe(report.pdu, report.reading))
             if report.result is not None:
                 self.actuator.confirm(report.pdu, inputs.now_ns, report.result)

@@ -273,6 +273,7 @@ class PduReading:
     on: Mapping[int, bool | None]
     limits: Mapping[int, LimitState]
     energy_wh: Mapping[int, float | None] = field(default_factory=dict)
+    rebooted: bool = False  # since the reading before: its limits are what they are, and nobody is to blame
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +321,6 @@ class PduReport:
     pdu: str
     reading: PduReading | None = None
     result: ApplyResult | None = None
-    rebooted: bool = False
     lost: bool = False  # what was submitted has ended without an answer
     error: str | None = None
     measured_ns: int | None = None  # of a result: the newest scan behind the tick that asked; None where no tick did

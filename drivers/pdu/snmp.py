@@ -107,13 +107,13 @@ class SnmpPdu:
         self._facts: dict[int, _Facts] | None = None
         self._facts_due_ns = 0
         self._masks: dict[int, int] = {}
-        self._uptime: tuple[int, float] | None = None  # (our clock in ns, the device's uptime in s)
+        self._uptime: tuple[int, float] | None = None  # (our clock in ns, the device's uptime in s); outlives `open`
+        self._reboot_untold = False  # seen by a read that failed, for the next one to tell
 
     async def open(self) -> None:
         """Connect; safe to call again after an error."""
         self._facts = None
         self._masks.clear()
-        self._uptime = None
         await self.session.open()
 
     async def close(self) -> None:
@@ -171,12 +171,14 @@ class SnmpPdu:
         answers = await self._get([uptime_oid, *self._read_oids(facts)])
         uptime_s = self._uptime_s(answers.get(uptime_oid))
         if self._rebooted(t_mono_ns, uptime_s):
+            self._reboot_untold = True
             self._facts = None
             facts = await self._known_facts()
             answers = await self._get(self._read_oids(facts))
         limits = {}
         if self.profile.limit is not None:
             limits = {o: self._limit_state(self.profile.limit, o, facts[o], answers) for o in self.options.outlets}
+        rebooted, self._reboot_untold = self._reboot_untold, False
         meter = self.profile.metering
         return PduReading(
             t_mono_ns=t_mono_ns,
@@ -186,6 +188,7 @@ class SnmpPdu:
             on=self._states(answers),
             limits=limits,
             energy_wh=self._measured("energy", meter.energy, facts, answers),
+            rebooted=rebooted,
         )
 
     def _read_oids(self, facts: Mapping[int, _Facts]) -> list[str]:

@@ -30,10 +30,10 @@ RATING_W = 2000.0
 
 
 def _poll(
-    t_ns: int, limits_w: dict[int, float | None], kind: LimitKind = LimitKind.ALARM, uptime_s: float | None = None
+    t_ns: int, limits_w: dict[int, float | None], kind: LimitKind = LimitKind.ALARM, rebooted: bool = False
 ) -> PduReading:
     states = {number: LimitState(w, True, kind) for number, w in limits_w.items()}
-    return PduReading(t_ns, uptime_s, {}, {}, {}, states)
+    return PduReading(t_ns, None, {}, {}, {}, states, rebooted=rebooted)
 
 
 def _granted(t_ns: int, limit_w: FloatArray) -> Permitted:
@@ -332,9 +332,32 @@ def test_a_fight_ends_within_ten_writes() -> None:
 
 def test_after_a_reboot_nobody_is_blamed() -> None:
     bench = Bench()
-    assert bench.actuator.observe("pdu-0", _poll(S, {1: 500.0}, uptime_s=1000.0)) == ()
-    assert bench.actuator.observe("pdu-0", _poll(2 * S, {1: 2000.0}, uptime_s=3.0)) == ()
+    assert bench.actuator.observe("pdu-0", _poll(2 * S, {1: 2000.0}, rebooted=True)) == ()
     assert bench.actuator.limits(0).limit_w[0] == 2000.0
+    assert bench.actuator.observe("pdu-0", _poll(3 * S, {1: 1000.0})) == ("pdu-0/1",)
+
+
+def test_a_device_that_keeps_the_threshold_disabled_is_no_foreign_writer() -> None:
+    bench = Bench()
+    disabled = LimitState(700.0, False, LimitKind.ALARM)
+    for k in range(1, 6):
+        now_ns = 10 * k * S
+        bench.actuator.observe("pdu-0", PduReading(now_ns, None, {}, {}, {}, {1: disabled}))
+        wanted = np.array([700.0])
+        for desired in bench.actuator.step(now_ns, _granted(now_ns, wanted), make_request(now_ns, wanted), None):
+            bench.answer(10.0 * k, desired, read_back_w=700.0)
+        changed = bench.actuator.observe("pdu-0", PduReading(now_ns + S, None, {}, {}, {}, {1: disabled}))
+        assert changed == ()
+    assert bench.actuator.limits(60 * S).uncontrolled[0]
+    assert bench.actuator.foreign_writers(60 * S) == frozenset()
+
+
+def test_a_write_that_was_refused_before_the_wire_does_not_count() -> None:
+    bench = Bench()
+    outcome = WriteOutcome(1, 700.0, None, False, "out of range", 0, None)
+    bench.actuator.confirm("pdu-0", S, ApplyResult((outcome,), 0))
+    assert bench.actuator.writes_used(S).tolist() == [0]
+    assert bench.actuator.protective_writes.tolist() == [0]
 
 
 def test_settling_is_measured_from_asking_to_verified() -> None:
