@@ -149,10 +149,19 @@ def _loads(config: Config) -> Iterator[Found]:
             continue
         if load.critical and load.sheddable:
             yield ("load", i, "sheddable"), f"load {load.id!r} is critical; it cannot be sheddable"
-        if load.floor_w > sum(static[o] for o in fed[load.id]):
-            yield ("load", i, "floor_w"), f"{load.floor_w:g} W is above the STATIC_SAFE limits of its outlets"
-        if load.demand_w is not None and load.demand_w > sum(rating[o] for o in fed[load.id]):
-            yield ("load", i, "demand_w"), f"{load.demand_w:g} W is above the ratings of its outlets"
+        # each outlet must carry all of it: losing a feed moves the whole draw to the other
+        static_o = min(fed[load.id], key=static.__getitem__)
+        rating_o = min(fed[load.id], key=rating.__getitem__)
+        if load.floor_w > static[static_o]:
+            yield (
+                ("load", i, "floor_w"),
+                f"{load.floor_w:g} W is above static_safe_w = {static[static_o]:g} W of outlet {static_o}, which must carry it alone",
+            )
+        if load.demand_w is not None and load.demand_w > rating[rating_o]:
+            yield (
+                ("load", i, "demand_w"),
+                f"{load.demand_w:g} W is above rating_w = {rating[rating_o]:g} W of outlet {rating_o}, which must carry it alone",
+            )
     for i, entry in enumerate(config.schedule):
         if entry.load not in fed:
             yield (

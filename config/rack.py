@@ -23,7 +23,7 @@ def rack_model(config: Config) -> RackModel:
                 outlets=outlets,
                 tier=word.tier,
                 floor_w=word.floor_w,
-                demand_w=word.demand_w if word.demand_w is not None else sum(rows[i].rating_w for i in outlets),
+                demand_w=word.demand_w if word.demand_w is not None else min(rows[i].rating_w for i in outlets),
                 sheddable=word.sheddable,
                 critical=word.critical,
             )

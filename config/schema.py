@@ -183,9 +183,13 @@ class Load(Section):
 
     id: str = Field(min_length=1, description="load named by an outlet", examples=["server-1"])
     tier: int = Field(1, ge=0, le=9, description="priority tier, 0 is served first")
-    floor_w: float = Field(0.0, ge=0, le=1_000_000, description="W it cannot do without")
+    floor_w: float = Field(
+        0.0, ge=0, le=1_000_000, description="W it cannot do without; one outlet alone must carry it"
+    )
     demand_w: PositiveW | None = Field(
-        None, description="W it may be granted at most; the outlets' rating if not given", examples=[500.0]
+        None,
+        description="W it may be granted at most; the rating of its (smaller) outlet if not given",
+        examples=[500.0],
     )
     sheddable: bool = Field(False, description="may be switched off as a last resort")
     critical: bool = Field(False, description="must never be switched off")

@@ -49,6 +49,12 @@ outlets = ["a/*"]
 """
 
 
+TWO_FEEDS = (
+    BASE.replace('"1-2"\nload = "n{n}"', '"1"\nload = "n"')
+    + '[[outlet]]\npdu = "a"\nnumbers = "2"\nload = "n"\nrating_w = 400.0\nstatic_safe_w = 200.0\n[[load]]\nid = "n"\n'
+)
+
+
 def parse(text: str, env: Mapping[str, str] = ENV, base_dir: Path = Path("/nowhere")) -> Config:
     return parse_config(text, "t.toml", base_dir=base_dir, env=env)
 
@@ -94,6 +100,16 @@ def test_the_base_is_good() -> None:
         (BASE.replace('user = "u"', 'version = "2c"'), 11, "plain text; set allow_insecure = true"),
         (BASE + '[[load]]\nid = "n1"\ncritical = true\nsheddable = true\n', 28, "is critical; it cannot be sheddable"),
         (BASE + '[[load]]\nid = "n9"\n', 26, "no outlet feeds a load called 'n9'; known: n1, n2"),
+        (
+            TWO_FEEDS + "floor_w = 250.0\n",
+            28,
+            "250 W is above static_safe_w = 200 W of outlet a/2, which must carry it alone",
+        ),
+        (
+            TWO_FEEDS + "demand_w = 450.0\n",
+            28,
+            "450 W is above rating_w = 400 W of outlet a/2, which must carry it alone",
+        ),
         (BASE.replace("[rack]", "[rack"), 1, "not valid TOML"),
     ],
 )
@@ -101,6 +117,12 @@ def test_a_mistake_names_its_line_and_what_is_allowed(text: str, line: int, says
     found = mistakes(text)
     pattern = re.escape(says).replace(r"\.\*", ".*")
     assert any(re.search(pattern, item) and (f":{line}:" in item or "TOML" in item) for item in found), found
+
+
+def test_either_feed_carries_the_whole_load() -> None:
+    rack = rack_model(parse(TWO_FEEDS + "floor_w = 200.0\n"))
+    assert [(load.outlets, load.floor_w, load.demand_w) for load in rack.loads] == [((0, 1), 200.0, 400.0)]
+    parse(TWO_FEEDS + "demand_w = 400.0\n")
 
 
 def test_a_reversed_transformer_is_said_at_its_channel() -> None:
