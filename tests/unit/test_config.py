@@ -102,12 +102,12 @@ def test_the_base_is_good() -> None:
         (BASE + '[[load]]\nid = "n9"\n', 26, "no outlet feeds a load called 'n9'; known: n1, n2"),
         (
             TWO_FEEDS + "floor_w = 250.0\n",
-            28,
+            33,
             "250 W is above static_safe_w = 200 W of outlet a/2, which must carry it alone",
         ),
         (
             TWO_FEEDS + "demand_w = 450.0\n",
-            28,
+            33,
             "450 W is above rating_w = 400 W of outlet a/2, which must carry it alone",
         ),
         (BASE.replace("[rack]", "[rack"), 1, "not valid TOML"),
