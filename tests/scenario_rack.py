@@ -325,8 +325,16 @@ class Daemon(Child):
 
     def log(self, event: str | None = None) -> list[dict[str, Any]]:
         """Its structured log lines, of one event if named."""
-        lines = [json.loads(line) for line in self.words().splitlines() if line.startswith("{")]
+        lines = [json.loads(line) for line in self.words().splitlines() if line.startswith("{") and line.endswith("}")]
         return [line for line in lines if event in (None, line["event"])]
+
+    def logged(self, event: str) -> dict[str, Any]:
+        """The first log line of this event, as soon as it is there: the log is written beside the loop."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (lines := self.log(event)):
+            assert time.monotonic() < deadline, f"{event} was not logged: {self.words()}"
+            self.pause()
+        return lines[0]
 
     def _hang_up(self) -> None:
         if self._client is not None:

@@ -2,6 +2,7 @@
 
 import select
 import socket
+from datetime import UTC, datetime
 from pathlib import Path
 
 from scenario_rack import PATIENCE_S, Daemon, Place, RackProcess, limit_of, running
@@ -14,7 +15,9 @@ def test_advisory_writes_nothing_and_ready_follows_the_comparison(place: Place, 
         notify.bind(str(address))
         with running(lambda: Daemon(place.write(mode="advisory"), env={"NOTIFY_SOCKET": str(address)})) as daemon:
             assert _heard(notify, address) == b"READY=1"
-            (compared,) = daemon.log("static_safe.compared")
+            ready = datetime.now(UTC)
+            compared = daemon.logged("static_safe.compared")
+            assert datetime.fromisoformat(compared["timestamp"]) < ready
             assert compared["differs"] == {"pdu-a": [1, 2, 3, 4, 5], "pdu-b": [1, 2, 3, 4, 5, 6]}
 
             status = daemon.normal()

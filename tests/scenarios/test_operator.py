@@ -41,7 +41,7 @@ def daemon(place: Place, rack: RackProcess, found: dict[str, dict[int, LimitStat
         yield process
 
 
-def _no_set_for(daemon: Daemon, rack: RackProcess, ticks: int = 20) -> None:
+def _no_set_for(daemon: Daemon, rack: RackProcess, ticks: int = 12) -> None:
     """Over this many ticks no PDU gets a SET."""
     before, tick = rack.sets(), daemon.status()["summary"]["ticks"]
     daemon.until(lambda s: s["summary"]["ticks"] >= tick + ticks, f"{ticks} ticks")
