@@ -44,6 +44,7 @@ class Features:
             raise ConfigError(f"a board measures outlet {measured.max()}, the rack has 0 to {rack.n - 1}")
         self._n = rack.n
         self._nominal_v = rack.nominal_v
+        self._t_mono_ns = 0
         self._lowest_v = lowest_voltage * rack.nominal_v
         self._noise_w = noise_w
         self._boards = [_Board(setup) for setup in boards]
@@ -57,7 +58,8 @@ class Features:
         """Readings at the tick `now_ns` (CLOCK_MONOTONIC); their time is that of the newest scan used.
 
         An outlet whose board has no window that ended in the last 150 ms is STALE: NaN, not valid. Without any such
-        window the time is the tick's own.
+        window the time is the tick's own. It never goes back, and never lies ahead: the first window after a gap may be
+        older than the tick before it, which then had none.
         """
         rows = np.full((core.N_FEATURES, self._n), np.nan)
         rows[core.F_COUNT : core.F_SATURATED + 1] = 0.0
@@ -68,7 +70,8 @@ class Features:
             if board.window is not None and now_ns - board.t_ns <= STALE_NS:
                 rows[:, board.outlets] = board.window
                 t_mono_ns = max(t_mono_ns, board.t_ns)
-        return self._readings(rows, t_mono_ns or now_ns, utc_ns - (now_ns - t_mono_ns if t_mono_ns else 0))
+        self._t_mono_ns = max(self._t_mono_ns, min(t_mono_ns or now_ns, now_ns))
+        return self._readings(rows, self._t_mono_ns, utc_ns - (now_ns - self._t_mono_ns))
 
     def _readings(self, rows: FloatArray, t_mono_ns: int, t_utc_ns: int) -> Readings:
         quality = rows[core.F_QUALITY].astype(np.int64)

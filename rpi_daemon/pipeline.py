@@ -137,7 +137,7 @@ class Pipeline:
         if self._foreseen is not None and readings.t_mono_ns <= self._foreseen[0].t_mono_ns:
             return None, *self._foreseen
         residual = self._matcher.match(readings)
-        forecast = self.forecaster.step(self._seen(readings))
+        forecast = self.forecaster.step(self._forecast_input(readings))
         request = self._corrector.step(forecast, residual, readings, in_force)
         self._matcher.record(forecast, request.request_w)
         self._foreseen = forecast, request
@@ -168,7 +168,7 @@ class Pipeline:
                 self.actuator.lost(report.pdu, inputs.now_ns)
         return tuple(foreign)
 
-    def _seen(self, readings: Readings) -> ForecastInput:
+    def _forecast_input(self, readings: Readings) -> ForecastInput:
         return ForecastInput(
             t_mono_ns=readings.t_mono_ns,
             t_utc_s=readings.t_utc_ns / NS_PER_S,

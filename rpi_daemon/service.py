@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import structlog
 
+from rpi_daemon._fastpath import core
 from rpi_daemon.actuator import FoundLimits, Lease, write_durably
 from rpi_daemon.assembly import build_pipeline, settings, write_budgets
 from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
@@ -399,7 +400,7 @@ class Service:
 
     def _windows(self) -> list[int]:
         """The number of the newest complete window of each board."""
-        return [link.ring.head // 100 for link in self.boards]
+        return [link.ring.head // core.WINDOW_HOP for link in self.boards]
 
     async def _wait_for_windows(self, old: list[int], deadline_ns: int) -> bool:
         """Until every connected board has a newer window, or the deadline; True if windows ended the wait."""

@@ -215,3 +215,17 @@ def test_an_outlet_has_one_channel() -> None:
         Features(rack(2), [Board([0, 1]).setup, Board([1]).setup])
     with pytest.raises(ConfigError, match="outlet 2"):
         Features(rack(2), [Board([2]).setup])
+
+
+def test_the_time_of_readings_never_goes_back() -> None:
+    board = Board([0])
+    features = Features(rack(1), [board.setup])
+    board.fill(0, 200, [100, 5000])
+    assert features.step(210 * MS, 0).t_mono_ns == 199 * MS
+    assert features.step(360 * MS, 1_000 * MS).t_mono_ns == 360 * MS  # stale
+    board.fill(200, 300, [100, 5000])
+    late = features.step(370 * MS, 1_010 * MS)
+    assert late.valid.all()
+    assert (late.t_mono_ns, late.t_utc_ns) == (360 * MS, 1_000 * MS)
+    board.fill(300, 400, [100, 5000])
+    assert features.step(410 * MS, 0).t_mono_ns == 399 * MS
