@@ -200,6 +200,12 @@ def held(rack: RackModel, status: SafeStatus) -> BoolArray:
     return out
 
 
+def writable(rack: RackModel, status: SafeStatus, in_force: LimitsInForce) -> BoolArray:
+    """Outlets [n] that take our limits: opted in, read at least once, the device obeys, nobody else writes there."""
+    taken: BoolArray = rack.opted_in & ~in_force.uncontrolled & (in_force.verified_ns > 0) & ~_silenced(rack, status)
+    return taken
+
+
 def permit(
     now_ns: int,
     mode: Mode,
@@ -216,12 +222,12 @@ def permit(
     Whatever subset of the returned limits reaches the devices, and in whatever order, no row of the envelope is
     exceeded that was not exceeded before: until a lowering is verified, the old limit counts, and a raise only gets
     room that is free now. So it is with raises to STATIC_SAFE; but the configured values all together are always
-    allowed, whatever today's power factor makes of them in amps. Outlets that we do not write count with their grant.
+    allowed, whatever today's power factor makes of them in amps. Outlets that we do not write count with their grant; but
+    of those opted in, a limit that the device enforces counts while it is the higher one: the load may draw up to it.
     """
-    writable = rack.opted_in & ~in_force.uncontrolled & ~_silenced(rack, status)
-    writable &= in_force.verified_ns > 0
+    ours = writable(rack, status, in_force)
     if mode is not Mode.CLOSED_LOOP:
-        writable = np.zeros_like(writable)
+        ours = np.zeros_like(ours)
     static = status.state >= SafeState.STATIC_SAFE
     enforced = np.array([kind.enforced for kind in in_force.kind])
     cuts = np.array([kind in (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT) for kind in in_force.kind])
@@ -235,9 +241,11 @@ def permit(
     known = np.isfinite(in_force.limit_w)
     old_w = np.where(known, in_force.limit_w, rack.rating_w)
     standing_w = np.fmax(old_w, in_force.open_w)
-    counted_w = np.where(writable, standing_w, allocation.grant_w)
-    frozen = np.zeros_like(writable) if static else held(rack, status)
-    raise_w = np.where(writable & ~frozen, np.maximum(0.0, target_w - standing_w), 0.0)
+    stuck = rack.opted_in & ~ours & enforced
+    counted_w = np.where(ours, standing_w, allocation.grant_w)
+    counted_w = np.where(stuck, np.maximum(counted_w, standing_w), counted_w)
+    frozen = np.zeros_like(ours) if static else held(rack, status)
+    raise_w = np.where(ours & ~frozen, np.maximum(0.0, target_w - standing_w), 0.0)
     env = allocation.envelope
     cap = np.maximum(env.cap, env.used(rack.static_safe_w)) if static else env.cap
     free, tight, over = _room(env, cap, counted_w, raise_w)
@@ -249,7 +257,7 @@ def permit(
         cut_off = cuts & ~(limit_w >= least_w)
         eased_w = np.where(cut_off & (least_w < most_w), least_w, np.nan)
     limit_w = np.where(cut_off, eased_w, limit_w)
-    limit_w = np.where(writable & (limit_w >= lowest_w) & (known | ~frozen), limit_w, np.nan)
+    limit_w = np.where(ours & (limit_w >= lowest_w) & (known | ~frozen), limit_w, np.nan)
 
     lower = limit_w < standing_w
     rule = np.where(limit_w < target_w, "room", "granted").astype(object)

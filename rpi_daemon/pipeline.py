@@ -12,7 +12,7 @@ from rpi_daemon.allocator import AllocatorConfig, LowestRecent, allocate
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.corrector import Corrector
 from rpi_daemon.features import Features
-from rpi_daemon.guard import GuardConfig, HealthFlags, blind_constraints, ladder, loadings, permit
+from rpi_daemon.guard import GuardConfig, HealthFlags, blind_constraints, ladder, loadings, permit, writable
 from rpi_daemon.plans import PlannedWork
 from rpi_daemon.records import (
     Allocation,
@@ -119,8 +119,8 @@ class Pipeline:
         in_force = self.actuator.limits(now_ns)
         readings = self.features.step(now_ns, inputs.utc_ns)
         residual, forecast, request = self._foresee(readings, in_force)
-        allocation = self._allocate(readings, request, in_force, inputs.ceilings)
         self.safe = ladder(self.safe, now_ns, self._flags(readings, inputs), inputs.acknowledged, self._guard)
+        allocation = self._allocate(readings, request, in_force, inputs.ceilings)
         permitted = _where_it_arrives(
             permit(now_ns, inputs.mode, self.safe, self.rack, request, allocation, readings, in_force, self._guard),
             self.rack,
@@ -194,7 +194,7 @@ class Pipeline:
             power_factor,
             voltage_v,
             self._allocator,
-            controlled=self.rack.opted_in & ~in_force.uncontrolled,
+            controlled=writable(self.rack, self.safe, in_force),
             drawn_w=np.where([kind.enforced for kind in in_force.kind], 0.0, readings.power_w),
         )
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rack_examples import make_limits, make_readings, make_request, racks, watts
 
 from rpi_daemon.allocator import AllocatorConfig, allocate
-from rpi_daemon.guard import CAUSES, GuardConfig, HealthFlags, at_start, held, ladder, permit
+from rpi_daemon.guard import CAUSES, GuardConfig, HealthFlags, at_start, held, ladder, permit, writable
 from rpi_daemon.records import (
     Allocation,
     FloatArray,
@@ -144,8 +144,11 @@ def test_whatever_part_of_the_writes_has_happened_no_rating_is_newly_exceeded(ca
     old_w = np.where(np.isfinite(case.limits.limit_w), case.limits.limit_w, case.rack.rating_w)
     asked_w = np.where(np.isfinite(case.limits.open_w), case.limits.open_w, old_w)
     new_w = np.where(ours, got.limit_w, old_w)
-    writable = case.rack.opted_in & ~case.limits.uncontrolled
-    before = env.used(np.where(writable, np.maximum(old_w, asked_w), case.allocation.grant_w))
+    taken = writable(case.rack, case.status, case.limits)
+    enforced = np.array([kind.enforced for kind in case.limits.kind])
+    stuck_w = np.where(case.rack.opted_in & enforced, np.maximum(old_w, asked_w), 0.0)
+    others_w = np.maximum(case.allocation.grant_w, stuck_w)
+    before = env.used(np.where(taken, np.maximum(old_w, asked_w), others_w))
     cap = env.cap
     if case.status.state >= SafeState.STATIC_SAFE:
         cap = np.maximum(cap, env.used(case.rack.static_safe_w))
@@ -153,7 +156,7 @@ def test_whatever_part_of_the_writes_has_happened_no_rating_is_newly_exceeded(ca
     for _ in range(10):
         which = choose.integers(0, 3, case.rack.n)
         standing_w = np.where(which == 0, old_w, np.where(which == 1, asked_w, new_w))
-        used = env.used(np.where(writable, standing_w, case.allocation.grant_w))
+        used = env.used(np.where(taken, standing_w, others_w))
         assert np.all(used <= np.maximum(cap, before) + EPSILON_W)
 
 

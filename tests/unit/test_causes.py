@@ -41,6 +41,7 @@ numbers = "1-2"
 load = "n{n}"
 rating_w = 2000.0
 static_safe_w = 500.0
+closed_loop = true
 [[constraint]]
 id = "breaker"
 kind = "breaker"
@@ -128,3 +129,9 @@ def test_an_overload_lowers_no_alarm_threshold_by_itself(rig: Rig) -> None:
         rig.snapshot.allocation.envelope.used(rig.snapshot.allocation.grant_w)
         <= rig.snapshot.allocation.envelope.cap + 1e-6
     )
+
+
+def test_outlets_whose_pdu_was_never_read_are_planned_with_what_they_need_and_get_no_slack(rig: Rig) -> None:
+    snapshot = rig.run((1.0, 1.0))
+    assert snapshot.permitted.rule == ("never read", "never read")
+    np.testing.assert_allclose(snapshot.allocation.grant_w, snapshot.request.request_w)

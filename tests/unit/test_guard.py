@@ -19,6 +19,7 @@ from rpi_daemon.guard import (
     loadings,
     permit,
     static_safe_writes,
+    writable,
 )
 from rpi_daemon.records import (
     FloatArray,
@@ -163,6 +164,27 @@ def allocate_grant(rack: RackModel, request_w: FloatArray) -> float:
     nothing = np.full(rack.n, np.nan)
     grant_w = allocate(0, request_w, rack, (), nothing, nothing, AllocatorConfig()).grant_w
     return float(min(grant_w[0], 1.1 * request_w[0]))
+
+
+def test_an_outlet_takes_our_limits_when_nothing_speaks_against_it() -> None:
+    rack = make_rack(6, per_pdu=1, opted_in=[True, False, True, True, True, True])
+    limits = make_limits(np.full(6, 300.0), uncontrolled=[False, False, True, False, False, False])
+    limits.verified_ns[3] = 0
+    status = ladder(NORMAL, 0, HealthFlags(foreign_writer=frozenset({"pdu-4"})))
+    assert writable(rack, status, limits).tolist() == [True, False, False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("kind", "opted_in", "at_most_w"),
+    [(LimitKind.TRIP_OFF, True, 100.0), (LimitKind.ALARM, True, 700.0), (LimitKind.TRIP_OFF, False, 700.0)],
+)
+def test_a_limit_that_holds_and_cannot_be_lowered_keeps_its_room(
+    kind: LimitKind, opted_in: bool, at_most_w: float
+) -> None:
+    rack = make_rack(2, [constraint("b", [0, 1], 2, w=1000.0)], opted_in=[True, opted_in])
+    limits = make_limits(np.array([50.0, 700.0]), kind=[LimitKind.ALARM, kind], uncontrolled=[False, True])
+    got = _permit(rack, np.array([600.0, 100.0]), limits, HealthFlags(), np.full(2, 50.0))
+    assert at_most_w - 100.0 < got.limit_w[0] <= at_most_w + 1e-6  # of 800 W, beside 700 W or the 100 W that it needs
 
 
 def test_a_trip_limit_eases_down_to_draw_plus_margin_and_stays_when_blind() -> None:
