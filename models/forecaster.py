@@ -12,7 +12,7 @@ from rpi_daemon.errors import ModelError
 from rpi_daemon.models.baseline import Ewma, Persistence, Ridge, known_plan, ordered, running_max
 from rpi_daemon.models.inputs import Inputs, InputStream
 from rpi_daemon.models.manifest import LoadedModel, load_model
-from rpi_daemon.records import HORIZONS_S, QUANTILES, BoolArray, Forecast, ForecastInput
+from rpi_daemon.records import HORIZONS_S, QUANTILES, REQUEST_QUANTILE, BoolArray, Forecast, ForecastInput
 
 Float32 = NDArray[np.float32]
 
@@ -65,8 +65,8 @@ class _State:
 class LstmForecaster:
     """One LSTM for all outlets (batch = outlets), run as a stream: one 100 ms step per tick.
 
-    An outlet begins afresh after a gap of more than 0.5 s and answers NaN until it was primed with 5 readings. The 0.99
-    quantile of the running maximum never lies below the present draw plus the announced work, and the upper quantiles
+    An outlet begins afresh after a gap of more than 0.5 s and answers NaN until it was primed with 5 readings. The 0.9
+    and 0.99 quantiles of the running maximum never lie below the present draw plus the announced work, and the upper quantiles
     not above the rating unless the draw, its announced change or the median do.
     """
 
@@ -107,7 +107,8 @@ class LstmForecaster:
         y = self._state.step(seen.columns, seen.restarted, seen.live)
         quantile_w = y.T.reshape(*_SHAPE, self._n) * seen.scale_w + np.where(seen.ready, seen.base_w, np.nan)
         announced_w = seen.base_w + running_max(known_plan(x.planned_w))
-        np.maximum(quantile_w[1, :, -1], announced_w, out=quantile_w[1, :, -1])
+        above = quantile_w[1, :, REQUEST_QUANTILE:]  # what requests build on, and beyond
+        np.maximum(above, announced_w[:, None], out=above)
         # A quiet outlet's rare jumps count many scales; when an announcement widens the scale, they would count as watts
         # that the outlet cannot draw. The median is left alone: the stack judges it.
         ceiling_w = np.maximum(np.maximum(x.rating_w, announced_w[-1]), quantile_w[:, :, :1])
