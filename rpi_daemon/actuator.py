@@ -1,13 +1,9 @@
 """From permitted limits to writes: when each is worth one, in what order, and what became of it."""
 
-import json
 import math
-import os
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +20,6 @@ from rpi_daemon.records import (
     IntArray,
     LimitKind,
     LimitsInForce,
-    LimitState,
     LimitWrite,
     PduReading,
     Permitted,
@@ -399,82 +394,3 @@ def _turn(
     if c.to_w >= outlet_w[c.load]:
         return True
     return cap_w[c.load] <= c.to_w and draw_w.get(c.load, math.inf) + margin_w <= c.to_w
-
-
-@dataclass(frozen=True, slots=True)
-class FoundLimits:
-    """The limits found at first contact, per PDU and outlet number; kept on disk before the first write."""
-
-    pdus: Mapping[str, Mapping[int, LimitState]]
-
-    def with_pdu(self, pdu: str, reading: PduReading) -> "FoundLimits":
-        """Add a PDU's limits; an outlet that is already there stays as it was first found."""
-        return FoundLimits({**self.pdus, pdu: {**reading.limits, **self.pdus.get(pdu, {})}})
-
-    def writes(self, pdu: str, outlets: Collection[int]) -> tuple[LimitWrite, ...]:
-        """What puts the found limits of these outlets of a PDU back exactly, by outlet number."""
-        states = sorted(self.pdus.get(pdu, {}).items())
-        return tuple(LimitWrite(n, math.nan if s.limit_w is None else s.limit_w, s) for n, s in states if n in outlets)
-
-    def to_json(self) -> str:
-        pdus = {
-            pdu: {
-                str(number): {
-                    "limit_w": s.limit_w,
-                    "enabled": s.enabled,
-                    "kind": s.kind.value,
-                    "raw": [[oid, tag, {"hex": v.hex()} if isinstance(v, bytes) else v] for oid, tag, v in s.raw],
-                }
-                for number, s in limits.items()
-            }
-            for pdu, limits in self.pdus.items()
-        }
-        return json.dumps({"schema": 1, "pdus": pdus}, indent=1, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> "FoundLimits":
-        """Raises ConfigError when the text is damaged or of another schema."""
-        try:
-            data = json.loads(text)
-            if data["schema"] != 1:
-                raise ValueError(f"schema {data['schema']}")
-            return cls({p: {int(k): _state(v) for k, v in limits.items()} for p, limits in data["pdus"].items()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"the file of found limits is damaged ({error}); restore it from a backup, or delete it to take "
-                "the limits that stand on the PDUs now as the found ones"
-            ) from error
-
-
-def _state(item: Any) -> LimitState:
-    raw = tuple((oid, tag, bytes.fromhex(v["hex"]) if isinstance(v, dict) else v) for oid, tag, v in item["raw"])
-    return LimitState(limit_w=item["limit_w"], enabled=item["enabled"], kind=LimitKind(item["kind"]), raw=raw)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace a small file so that a crash leaves the old one or the new: tmp, fsync, rename, fsync folder."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-class Lease:
-    """Renewed by a live control loop; a PDU task writes nothing but STATIC_SAFE once it has expired."""
-
-    def __init__(self, lease_s: float, now_ns: int) -> None:
-        self._lease_ns = round(lease_s * NS_PER_S)
-        self._renewed_ns = now_ns
-
-    def renew(self, now_ns: int) -> None:
-        self._renewed_ns = now_ns
-
-    def expired(self, now_ns: int) -> bool:
-        return now_ns - self._renewed_ns > self._lease_ns

@@ -156,3 +156,17 @@ class PduTask:
             self.reachable = False
             self._away_ns = self._clock.mono_ns()
             log.error("pdu.unreachable", pdu=self.pdu, error=sentence)
+
+
+class Lease:
+    """Renewed by each tick; a PDU task writes nothing but STATIC_SAFE and found limits once it has expired."""
+
+    def __init__(self, lease_s: float, now_ns: int) -> None:
+        self._lease_ns = round(lease_s * NS_PER_S)
+        self._renewed_ns = now_ns
+
+    def renew(self, now_ns: int) -> None:
+        self._renewed_ns = now_ns
+
+    def expired(self, now_ns: int) -> bool:
+        return now_ns - self._renewed_ns > self._lease_ns

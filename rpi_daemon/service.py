@@ -20,7 +20,6 @@ import numpy as np
 import structlog
 
 from rpi_daemon._fastpath import core
-from rpi_daemon.actuator import FoundLimits, Lease, write_durably
 from rpi_daemon.assembly import build_pipeline, settings, write_budgets
 from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
 from rpi_daemon.config.rack import rack_model
@@ -31,9 +30,10 @@ from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
 from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
 from rpi_daemon.errors import DeviceError, LockedError, ModelError, NotRunningError, RpiError
 from rpi_daemon.features import BoardSetup
+from rpi_daemon.found import FoundLimits, write_durably
 from rpi_daemon.guard import KILL_FILE, GuardConfig, HealthFlags, KillSwitch, brief, loadings, static_safe_writes
 from rpi_daemon.log import logging_to_stderr
-from rpi_daemon.pdu_task import PduTask
+from rpi_daemon.pdu_task import Lease, PduTask
 from rpi_daemon.pipeline import DecisionDigest, Pipeline, Snapshot, TickInputs
 from rpi_daemon.recording import Recorder
 from rpi_daemon.records import (
@@ -139,7 +139,7 @@ class Service:
             self._stack.push_async_callback(_end, [boards])
             if await self._open_pdus():
                 await boards
-            self._save_found()
+            self._save_found(self._found)
             await self._static_safe_everywhere("start")
             self._say_static_safe()
             control = ControlServer(
@@ -195,15 +195,16 @@ class Service:
         except OSError as error:
             raise RpiError(f"{found}: {error.strerror}; the daemon's user must own daemon.state_dir") from None
 
-    def _save_found(self) -> None:
+    def _save_found(self, limits: FoundLimits) -> None:
         """Before the first write: what is put back at `limit restore`."""
         found = self.state_dir / FOUND_FILE
         try:
-            write_durably(found, self._found.to_json())
+            write_durably(found, limits.to_json())
         except OSError as error:
             raise RpiError(
                 f"{found}: {error.strerror}; nothing is written to a PDU before the limits found on it are saved"
             ) from None
+        self._found = limits
 
     def _engage_kill_switch(self, reason: str) -> None:
         """On a signal or on request; on a full or read-only disk it holds in memory, until `resume` or a restart."""
@@ -235,7 +236,11 @@ class Service:
             met = met or options.id not in self._found.pdus
             self._found = self._found.with_pdu(options.id, await driver.read())
             self.tasks[options.id] = PduTask(
-                options.id, driver, self.clock, poll_s=options.poll_s, write_allowed=self._write_allowed
+                options.id,
+                driver,
+                self.clock,
+                poll_s=options.poll_s,
+                write_allowed=partial(self._write_allowed, options.id),
             )
             log.info(
                 "pdu.found", pdu=options.id, vendor=identity.vendor, model=identity.model, outlets=identity.n_outlets
@@ -486,6 +491,7 @@ class Service:
     def _count(self, report: PduReport) -> None:
         if report.reading is not None:
             self._note_limits(report.pdu, report.reading)
+            self._find_more(report.pdu, report.reading)
         self.write_ms.extend(_write_ms(report))
         for outcome in report.result.outcomes if report.result is not None else ():
             self.writes += 1
@@ -497,6 +503,15 @@ class Service:
                     outcome.read_back_w,
                     outcome.t_verified_ns or self.clock.mono_ns(),
                 )
+
+    def _find_more(self, pdu: str, reading: PduReading) -> None:
+        """Limits that a device lacked when we met it, and has by now: saved before they may be written."""
+        found = self._found.with_pdu(pdu, reading)
+        if any(found.knows(pdu, n) and not self._found.knows(pdu, n) for n in reading.limits):
+            try:
+                self._save_found(found)
+            except RpiError as error:
+                log.error("found_limits.not_saved", error=str(error))
 
     def _note_limits(self, pdu: str, reading: PduReading) -> None:
         for number, state in reading.limits.items():
@@ -542,9 +557,9 @@ class Service:
                     protective=d.protective,
                 )
 
-    def _write_allowed(self, write: LimitWrite) -> bool:
+    def _write_allowed(self, pdu: str, write: LimitWrite) -> bool:
         """Asked at the driver's door, immediately before each write."""
-        if self.killed():
+        if self.killed() or not self._found.knows(pdu, write.outlet):
             return False
         if write.restore is not None or self._static_safe_only:
             return True

@@ -1,16 +1,12 @@
 """Write economy, read-back, foreign writers, found limits."""
 
 import math
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rack_examples import make_forecast, make_rack, make_request
 
-from rpi_daemon.actuator import Actuator, ActuatorConfig, FoundLimits, Lease, write_durably
+from rpi_daemon.actuator import Actuator, ActuatorConfig
 from rpi_daemon.errors import ConfigError
 from rpi_daemon.records import (
     TICK_NS,
@@ -367,73 +363,11 @@ def test_settling_is_measured_from_asking_to_verified() -> None:
     assert bench.actuator.settle_s() == {"pdu-0": pytest.approx(0.75)}
 
 
-raw_values = st.one_of(st.integers(-(2**31), 2**64 - 1), st.binary(max_size=40), st.text(max_size=20), st.none())
-states = st.builds(
-    LimitState,
-    limit_w=st.one_of(st.none(), st.floats(0.0, 1e6)),
-    enabled=st.one_of(st.none(), st.booleans()),
-    kind=st.sampled_from(list(LimitKind)),
-    raw=st.lists(st.tuples(st.text(max_size=30), st.integers(0, 255), raw_values), max_size=4).map(tuple),
-)
-found_limits = st.builds(
-    FoundLimits,
-    st.dictionaries(st.text(max_size=10), st.dictionaries(st.integers(1, 48), states, max_size=4), max_size=3),
-)
-
-
-@settings(max_examples=50, deadline=None)
-@given(found_limits)
-def test_found_limits_survive_the_disk(found: FoundLimits) -> None:
-    assert FoundLimits.from_json(found.to_json()) == found
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.one_of(st.text(max_size=60), found_limits.map(lambda x: x.to_json()[:-3])))
-def test_a_damaged_file_is_a_clear_mistake(text: str) -> None:
-    with pytest.raises(ConfigError, match="found limits is damaged"):
-        FoundLimits.from_json(text)
-
-
-def test_found_limits_stay_as_first_found_and_go_back_exactly() -> None:
-    first, later = LimitState(800.0, True, LimitKind.ALARM, (("1.3.6", 66, 8),)), LimitState(1.0, True, LimitKind.ALARM)
-    reading = replace(_poll(0, {}), limits={2: first, 1: LimitState(None, None, LimitKind.ALARM)})
-    found = FoundLimits({}).with_pdu("pdu-0", reading).with_pdu("pdu-0", replace(reading, limits={2: later}))
-    back, later_too = found.writes("pdu-0", [1, 2]), found.writes("pdu-9", [1])
-    assert [w.outlet for w in back] == [1, 2]
-    assert back[1] == LimitWrite(2, 800.0, first)
-    assert math.isnan(back[0].limit_w)
-    assert found.writes("pdu-0", [2]) == back[1:]
-    assert later_too == ()
-
-
-def test_an_outlet_that_joins_later_is_found_later() -> None:
-    old, new = LimitState(800.0, True, LimitKind.ALARM), LimitState(1.0, True, LimitKind.ALARM)
-    reading = replace(_poll(0, {}), limits={1: old})
-    found = FoundLimits({}).with_pdu("pdu-0", reading).with_pdu("pdu-0", replace(reading, limits={1: new, 2: new}))
-    assert found.pdus["pdu-0"] == {1: old, 2: new}
-
-
 def test_a_change_on_an_outlet_that_was_given_back_is_no_foreign_change() -> None:
     bench = Bench(n=2)
     bench.actuator.observe("pdu-0", _poll(0, {1: 500.0, 2: 500.0}))
     bench.actuator.opt_in(np.array([False, True]))
     assert bench.actuator.observe("pdu-0", _poll(S, {1: 300.0, 2: 300.0})) == (bench.rack.outlet_ids[1],)
-
-
-def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "found.json"
-    write_durably(path, "one")
-    write_durably(path, "two")
-    assert path.read_text() == "two"
-    assert [p.name for p in tmp_path.iterdir()] == ["found.json"]
-
-
-def test_a_lease_ends_without_renewal() -> None:
-    lease = Lease(10.0, 0)
-    assert not lease.expired(10 * S)
-    assert lease.expired(10 * S + 1)
-    lease.renew(10 * S)
-    assert not lease.expired(20 * S)
 
 
 @pytest.mark.parametrize("wrong", [{"deadband": -0.1}, {"writes_per_day": 0}, {"raise_reserve": 1.5}, {"lease_s": 0.0}])

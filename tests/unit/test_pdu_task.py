@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from rpi_daemon.clock import ManualClock
+from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.drivers.base import MayWrite, always
 from rpi_daemon.errors import DeviceError
-from rpi_daemon.pdu_task import PduTask
+from rpi_daemon.pdu_task import Lease, PduTask
 from rpi_daemon.records import (
     ApplyResult,
     Desired,
@@ -317,3 +317,11 @@ def test_stop_ends_it_after_what_it_is_doing() -> None:
         await asyncio.wait_for(running, PATIENCE_S)
 
     asyncio.run(act())
+
+
+def test_a_lease_ends_without_renewal() -> None:
+    lease = Lease(10.0, 0)
+    assert not lease.expired(10 * NS_PER_S)
+    assert lease.expired(10 * NS_PER_S + 1)
+    lease.renew(10 * NS_PER_S)
+    assert not lease.expired(20 * NS_PER_S)

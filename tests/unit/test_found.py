@@ -1,0 +1,84 @@
+"""Found limits: as first found, on disk and back."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rpi_daemon.errors import ConfigError
+from rpi_daemon.found import FoundLimits, write_durably
+from rpi_daemon.records import LimitKind, LimitState, LimitWrite, PduReading
+
+raw_values = st.one_of(st.integers(-(2**31), 2**64 - 1), st.binary(max_size=40), st.text(max_size=20), st.none())
+states = st.builds(
+    LimitState,
+    limit_w=st.one_of(st.none(), st.floats(0.0, 1e6)),
+    enabled=st.one_of(st.none(), st.booleans()),
+    kind=st.sampled_from(list(LimitKind)),
+    raw=st.lists(st.tuples(st.text(max_size=30), st.integers(0, 255), raw_values), max_size=4).map(tuple),
+)
+found_limits = st.builds(
+    FoundLimits,
+    st.dictionaries(st.text(max_size=10), st.dictionaries(st.integers(1, 48), states, max_size=4), max_size=3),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(found_limits)
+def test_found_limits_survive_the_disk(found: FoundLimits) -> None:
+    assert FoundLimits.from_json(found.to_json()) == found
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.one_of(st.text(max_size=60), found_limits.map(lambda x: x.to_json()[:-3])))
+def test_a_damaged_file_is_a_clear_mistake(text: str) -> None:
+    with pytest.raises(ConfigError, match="found limits is damaged"):
+        FoundLimits.from_json(text)
+
+
+def _reading(limits: dict[int, LimitState]) -> PduReading:
+    return PduReading(0, None, {}, {}, {}, limits)
+
+
+def _state(limit_w: float, value: int) -> LimitState:
+    return LimitState(limit_w, True, LimitKind.ALARM, (("1.3.6", 66, value),))
+
+
+def test_found_limits_stay_as_first_found_and_go_back_exactly() -> None:
+    first, later, missing = _state(800.0, 8), _state(1.0, 1), replace(_state(0.0, 0), limit_w=None)
+    found = FoundLimits({}).with_pdu("pdu-0", _reading({2: first, 1: missing}))
+    found = found.with_pdu("pdu-0", _reading({2: later}))
+    back = found.writes("pdu-0", [1, 2])
+    assert [w.outlet for w in back] == [1, 2]
+    assert back[1] == LimitWrite(2, 800.0, first)
+    assert math.isnan(back[0].limit_w)
+    assert found.writes("pdu-0", [2]) == back[1:]
+    assert found.writes("pdu-9", [1]) == ()
+
+
+def test_an_outlet_that_joins_later_is_found_later() -> None:
+    old, new = _state(800.0, 8), _state(1.0, 1)
+    found = FoundLimits({}).with_pdu("pdu-0", _reading({1: old})).with_pdu("pdu-0", _reading({1: new, 2: new}))
+    assert found.pdus["pdu-0"] == {1: old, 2: new}
+
+
+def test_a_limit_that_could_not_be_read_is_not_found_yet() -> None:
+    unread, later = LimitState(None, None, LimitKind.ALARM), _state(700.0, 7)
+    found = FoundLimits({}).with_pdu("pdu-0", _reading({1: unread}))
+    assert not found.knows("pdu-0", 1)
+    assert not found.knows("pdu-0", 2)
+    assert found.writes("pdu-0", [1]) == ()
+    found = FoundLimits.from_json(found.to_json()).with_pdu("pdu-0", _reading({1: later}))
+    assert found.knows("pdu-0", 1)
+    assert found.pdus["pdu-0"] == {1: later}
+
+
+def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    write_durably(path, "one")
+    write_durably(path, "two")
+    assert path.read_text() == "two"
+    assert [p.name for p in tmp_path.iterdir()] == ["found.json"]
