@@ -2,15 +2,13 @@
 
 import asyncio
 import contextlib
-import fcntl
 import gc
 import math
 import os
 import signal
-import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,10 +26,11 @@ from rpi_daemon.control import SOCKET_NAME, ControlServer
 from rpi_daemon.drivers.pdu.profile import load_profile
 from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
 from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
-from rpi_daemon.errors import DeviceError, LockedError, ModelError, NotRunningError, RpiError
+from rpi_daemon.errors import DeviceError, ModelError, NotRunningError, RpiError
 from rpi_daemon.features import BoardSetup
 from rpi_daemon.found import FoundLimits, write_durably
 from rpi_daemon.guard import KILL_FILE, GuardConfig, HealthFlags, KillSwitch, brief, loadings, static_safe_writes
+from rpi_daemon.host import WATCHDOG_S, folder_lock, keep_pinging, notify, pdu_lock, process_age_s
 from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.pdu_task import Lease, PduTask
 from rpi_daemon.pipeline import DecisionDigest, Pipeline, Snapshot, TickInputs
@@ -64,7 +63,7 @@ BREATH_S = (
 )
 STOP_TIMEOUT_S = 5.0
 DEVICE_DEFAULT_S = 5.0  # all PDUs silent for this long; until then the limits hold, as for one of them
-WATCHDOG_TICKS = 10  # systemd hears of us once a second
+WATCHDOG_TICKS = round(WATCHDOG_S / TICK_S)
 WIRE_S = 30.0  # the longest batch or poll: a device that answers each message, but only just in time
 SOONEST_HINT_S = 0.2  # work that starts now is announced this far ahead, so that a tick sees it coming
 TICK_HISTORY = 36_000  # tick durations kept for the percentiles: an hour
@@ -147,7 +146,7 @@ class Service:
             )
             await control.open()
             self._stack.push_async_callback(control.close)
-            _notify("READY=1")
+            notify("READY=1")
             pipeline = await self._built(boards)
             running = [asyncio.create_task(task.run(), name=f"pdu {pdu}") for pdu, task in self.tasks.items()]
             if seconds is not None:
@@ -155,7 +154,7 @@ class Service:
             try:
                 await self._loop(pipeline, running)
             finally:
-                _notify("STOPPING=1")
+                notify("STOPPING=1")
                 self._static_safe_only = True
                 for task in self.tasks.values():
                     task.stop()
@@ -173,9 +172,9 @@ class Service:
                 raise RpiError(
                     f"{folder}: {error.strerror}; create it, or change daemon.state_dir / runtime_dir"
                 ) from None
-        self._stack.enter_context(_folder_lock(self.runtime_dir))
+        self._stack.enter_context(folder_lock(self.runtime_dir))
         for pdu in self.config.pdu:
-            self._stack.enter_context(_pdu_lock(pdu))
+            self._stack.enter_context(pdu_lock(pdu.id, pdu.host, pdu.port))
         with contextlib.suppress(
             PermissionError
         ):  # a tick should not wait for other people's work, where we may say so
@@ -321,7 +320,7 @@ class Service:
         return [write.outlet for write in writes]
 
     def _say_static_safe(self) -> None:
-        after_s = _process_age_s()
+        after_s = process_age_s()
         if self.static_safe_differs:
             log.warning("static_safe.compared", after_s=round(after_s, 3), differs=self.static_safe_differs)
             return
@@ -330,7 +329,7 @@ class Service:
 
     async def _built(self, boards: "asyncio.Task[list[BoardSetup]]") -> Pipeline:
         """Wait for the boards and load the model; no tick can ping systemd meanwhile, so this does."""
-        alive = asyncio.create_task(_ping(), name="watchdog at start")
+        alive = asyncio.create_task(keep_pinging(), name="watchdog at start")
         try:
             return await asyncio.to_thread(self._pipeline, await boards)
         finally:
@@ -469,7 +468,7 @@ class Service:
         if self.score.ticks % COLLECT_TICKS == 0:
             gc.collect()
         if self.score.ticks % WATCHDOG_TICKS == 0 and not self._stuck():
-            _notify("WATCHDOG=1")
+            notify("WATCHDOG=1")
 
     def _stuck(self) -> list[str]:
         """PDUs whose task no longer goes round: systemd hears no more of us, and starts another in our place."""
@@ -713,12 +712,6 @@ def _say_no_reload() -> None:
     log.warning("reload.ignored", doing="the configuration is read at start: restart the daemon to change it")
 
 
-async def _ping() -> None:
-    while True:
-        _notify("WATCHDOG=1")
-        await asyncio.sleep(WATCHDOG_TICKS * TICK_S)
-
-
 def _resolve(future: "asyncio.Future[None]") -> None:
     if not future.done():
         future.set_result(None)
@@ -764,49 +757,3 @@ def _number(request: dict[str, Any], key: str, least: float = 1e-9) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= 1e6:
         raise RpiError(f"{key} is {value!r}; a number from {least:g} to 1e6 is needed")
     return float(value)
-
-
-def _process_age_s() -> float:
-    """Seconds since this process was started (proc(5): field 22 of stat, in clock ticks since boot)."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-
-
-@contextlib.contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
-    """One daemon per runtime folder; the lock goes with the process."""
-    path = folder / "daemon.lock"
-    try:
-        file = path.open("w")
-    except OSError as error:
-        raise RpiError(f"{path}: {error.strerror}; the daemon's user must be able to write there") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LockedError(
-                f"{folder}: another daemon runs here; stop it, or give this one its own runtime_dir"
-            ) from None
-        yield
-
-
-@contextlib.contextmanager
-def _pdu_lock(pdu: Pdu) -> Iterator[None]:
-    """One daemon of this host per PDU: an abstract socket name, gone with the process, whoever the user is."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
-        try:
-            lock.bind(f"\0rpi-daemon/pdu/{pdu.host}/{pdu.port}")
-        except OSError:
-            raise LockedError(
-                f"PDU {pdu.id!r} ({pdu.host} port {pdu.port}): another daemon of this host controls it"
-            ) from None
-        yield
-
-
-def _notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); nothing happens without NOTIFY_SOCKET."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
-        sender.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)

@@ -1,0 +1,65 @@
+"""The host that the daemon runs on: one daemon per folder and PDU, words for systemd, the age of this process."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rpi_daemon.errors import LockedError, RpiError
+
+WATCHDOG_S = 1.0  # systemd hears of us this often
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """One daemon per runtime folder; the lock goes with the process."""
+    path = folder / "daemon.lock"
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise RpiError(f"{path}: {error.strerror}; the daemon's user must be able to write there") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LockedError(
+                f"{folder}: another daemon runs here; stop it, or give this one its own runtime_dir"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def pdu_lock(pdu: str, host: str, port: int) -> Iterator[None]:
+    """One daemon of this host per PDU: an abstract socket name, gone with the process, whoever the user is."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
+        try:
+            lock.bind(f"\0rpi-daemon/pdu/{host}/{port}")
+        except OSError:
+            raise LockedError(f"PDU {pdu!r} ({host} port {port}): another daemon of this host controls it") from None
+        yield
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)); nothing happens without NOTIFY_SOCKET."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
+        sender.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+async def keep_pinging() -> None:
+    """Feed systemd's watchdog until cancelled."""
+    while True:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(WATCHDOG_S)
+
+
+def process_age_s() -> float:
+    """Seconds since this process was started (proc(5): field 22 of stat, in clock ticks since boot)."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
