@@ -29,7 +29,6 @@ from rpi_daemon.records import (
 
 DAY_NS = 86_400 * NS_PER_S
 NEVER_NS = -(1 << 62)
-SETTLE_FADE = 0.999  # per verified write
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +80,6 @@ class Actuator:
         self._step_w = np.full(n, config.step_w)  # until the device tells
         self._index = {key: i for i, key in enumerate(zip(rack.pdu_of, rack.number_of, strict=True))}
         self._outlets = {p: np.flatnonzero(np.array(rack.pdu_of) == p) for p in dict.fromkeys(rack.pdu_of)}
-        self._serial = dict.fromkeys(self._outlets, 0)
-        self._settle_s: dict[str, float] = {}
         self._foreign: dict[str, deque[int]] = {pdu: deque() for pdu in self._outlets}
 
         self._limit_w = np.full(n, np.nan)
@@ -102,7 +99,6 @@ class Actuator:
         self._budget = np.full(n, config.writes_per_day) if writes_per_day is None else writes_per_day
         self._counted: deque[tuple[int, int]] = deque()  # (time, outlet) of the writes that count
         self._used = np.zeros(n, dtype=np.int64)
-        self._protective = np.zeros(n, dtype=np.int64)
 
     def observe(self, pdu: str, reading: PduReading) -> tuple[str, ...]:
         """Take a poll of a PDU; returns the ids of our outlets whose limit somebody else changed.
@@ -150,8 +146,6 @@ class Actuator:
             if outcome.verified:
                 self._taken_w[:, i] = outcome.asked_w, self._limit_w[i]
                 self._verified_ns[i] = now_ns if outcome.t_verified_ns is None else outcome.t_verified_ns
-                took_s = float(self._verified_ns[i] - self._asked_ns[i]) / NS_PER_S
-                self._settle_s[pdu] = max(took_s, SETTLE_FADE * self._settle_s.get(pdu, 0.0))
                 self._failures[i] = 0
                 continue
             self._failures[i] += 1
@@ -204,15 +198,6 @@ class Actuator:
             self._used[self._counted.popleft()[1]] -= 1
         return self._used.copy()
 
-    def settle_s(self) -> dict[str, float]:
-        """Per PDU, about the longest recent time from asking to verified; more than the horizon is too slow for it."""
-        return dict(self._settle_s)
-
-    @property
-    def protective_writes(self) -> IntArray:
-        """Writes since start that were exempt from the budget, [n]."""
-        return self._protective.copy()
-
     def step(
         self, now_ns: int, permitted: Permitted, request: Request, forecast: Forecast | None
     ) -> tuple[Desired, ...]:
@@ -233,6 +218,16 @@ class Actuator:
         return tuple(desired)
 
     def _reasons(self, now_ns: int, permitted: Permitted) -> "_Reasons":
+        """Why each outlet is worth a write now; `retry_s` after a failure, and within the budget unless protective.
+
+        | the new limit is               | written when it differs by more than the step and                          |
+        |--------------------------------|----------------------------------------------------------------------------|
+        | the first known                | always                                                                     |
+        | higher                         | the old one is below `need_w`, or it differs by the dead band              |
+        | lower, `exceeded`              | always                                                                     |
+        | lower, `urgent`                | it differs by the dead band                                                |
+        | lower                          | it has differed by the dead band for `lower_hold_s`; keeps `raise_reserve` |
+        """
         config = self._config
         old_w, new_w = self._as_asked_w(), permitted.limit_w
         unknown = np.isfinite(new_w) & ~np.isfinite(old_w)
@@ -309,24 +304,19 @@ class Actuator:
         """Lowerings first: the device may take the batch one by one."""
         self._pending[self._outlets[pdu]] = False
         self._pending[outlets] = True
-        self._serial[pdu] += 1
         rises = self._asked_w[outlets] > self._limit_w[outlets]
         ordered = outlets[np.argsort(rises, kind="stable")]
         return Desired(
             pdu=pdu,
-            serial=self._serial[pdu],
             t_mono_ns=now_ns,
             limits=tuple(LimitWrite(self._rack.number_of[i], float(self._asked_w[i])) for i in ordered),
-            protective=bool(self._exempt[outlets].any()),
             decisions=decisions,
         )
 
     def _count(self, i: int, t_ns: int) -> None:
-        if self._exempt[i]:
-            self._protective[i] += 1
-            return
-        self._counted.append((t_ns, i))
-        self._used[i] += 1
+        if not self._exempt[i]:
+            self._counted.append((t_ns, i))
+            self._used[i] += 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,7 @@ class PduTask:
     def _failed(self, sentence: str) -> None:
         self.failures += 1
         self.withdraw()  # what it asks for is old when the PDU is back; the next tick asks again
-        self._inbox.append(PduReport(self.pdu, lost=True, error=sentence))
+        self._inbox.append(PduReport(self.pdu, lost=True))
         if self.reachable and self.failures >= FAILURES_TO_OPEN:
             self.reachable = False
             self._away_ns = self._clock.mono_ns()

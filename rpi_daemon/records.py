@@ -322,7 +322,6 @@ class PduReport:
     reading: PduReading | None = None
     result: ApplyResult | None = None
     lost: bool = False  # what was submitted has ended without an answer
-    error: str | None = None
     measured_ns: int | None = None  # of a result: the newest scan behind the tick that asked; None where no tick did
 
 
@@ -354,13 +353,11 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """The newest desired limits of one PDU; a later one replaces it whole. `serial` grows by one at each change."""
+    """The newest desired limits of one PDU; a later one replaces it whole."""
 
     pdu: str
-    serial: int
     t_mono_ns: int
     limits: tuple[LimitWrite, ...]
-    protective: bool
     decisions: tuple[Decision, ...] = ()
 
 

@@ -105,7 +105,7 @@ class Bench:
 
     def ask(self, **limits_w: float) -> None:
         limits = tuple(LimitWrite(int(name[1:]), w) for name, w in limits_w.items())
-        self.task.submit(Desired("pdu", 1, self.clock.mono_ns(), limits, False), self.clock.mono_ns())
+        self.task.submit(Desired("pdu", self.clock.mono_ns(), limits), self.clock.mono_ns())
 
 
 def scenario(play: Callable[[Bench], Coroutine[Any, Any, None]], **options: Any) -> None:
@@ -175,7 +175,7 @@ def test_silence_opens_the_breaker_and_old_wishes_are_not_written_when_it_is_bac
         await bench.until(lambda: bench.task.failures > failures)
         lost = bench.task.take_reports()
         assert lost
-        assert all(r.lost and r.error == "did not answer" for r in lost)
+        assert all(r.lost for r in lost)
         bench.device.silent = False
         await bench.until(lambda: bench.task.reachable)
         polls = bench.task.polls
