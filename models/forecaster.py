@@ -139,7 +139,8 @@ class ForecasterStack:
 
     Not usable: the primary raised ModelError, gave an old answer or took more than half a tick, a number is not finite
     or lies out of physical bounds (0 to 1.5 x the rating or the present draw). Every member steps at every tick, so that
-    a fall-back is warm. A row that nobody can answer is NaN with the source "none".
+    a fall-back is warm; where the primary answered every row, that waits for `catch_up`, when the limits are on their
+    way. A row that nobody can answer is NaN with the source "none".
     """
 
     name = "stack"
@@ -153,6 +154,7 @@ class ForecasterStack:
         self._reason = ""
         self._counts = {f.name: 0 for f in (*((primary,) if primary else ()), *fallbacks)} | {NO_FORECAST: 0}
         self._latest: dict[str, Forecast] = {}
+        self._owed: ForecastInput | None = None  # a tick that the fall-backs have not stepped yet
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -162,7 +164,14 @@ class ForecasterStack:
     @property
     def latest(self) -> Mapping[str, Forecast]:
         """What each member said in the newest tick, for scores."""
+        self.catch_up()
         return self._latest
+
+    def catch_up(self) -> None:
+        """Let the fall-backs see the newest tick, if they have not; nothing is lost when nobody calls before the next."""
+        if self._owed is not None:
+            x, self._owed = self._owed, None
+            self._latest |= {f.name: f.step(x) for f in self._fallbacks}
 
     @property
     def reason(self) -> str:
@@ -171,23 +180,28 @@ class ForecasterStack:
 
     def reset(self, outlets: BoolArray | None = None) -> None:
         """Every member forgets these outlets (all by default)."""
+        self.catch_up()
         for member in (*((self._primary,) if self._primary else ()), *self._fallbacks):
             member.reset(outlets)
 
     def step(self, x: ForecastInput) -> Forecast:
         """One tick of every member, and the choice."""
-        answers = [a for a in (self._ask_primary(x), *(f.step(x) for f in self._fallbacks)) if a is not None]
-        self._latest = {a.source[0]: a for a in answers}
+        self.catch_up()
         n = len(x.power_w)
+        primary = self._ask_primary(x)
+        self._latest = {} if primary is None else {primary.source[0]: primary}
+        self._owed = x
+        if primary is not None and usable(primary, x).all():
+            self._counts[primary.source[0]] += n
+            return primary
+        self.catch_up()
+        answers = list(self._latest.values())
         value_w = np.full((n, *_SHAPE[1:]), np.nan)
         running_max_w = np.full_like(value_w, np.nan)
         source = np.full(n, NO_FORECAST, dtype=object)
         waiting = np.ones(n, np.bool_)
         for answer in answers:
             take = waiting & usable(answer, x)
-            if take.all():
-                self._counts[answer.source[0]] += n
-                return answer
             value_w[take] = answer.value_w[take]
             running_max_w[take] = answer.running_max_w[take]
             source[take] = answer.source[0]

@@ -458,6 +458,7 @@ class Service:
         """What may wait until the limits are on their way."""
         assert self.snapshot is not None
         snapshot = self.snapshot
+        self.pipeline.forecaster.catch_up()
         self.score.update(snapshot.readings, snapshot.residual)
         valid = snapshot.readings.valid
         self.lstm_ticks += bool(valid.any()) and all(

@@ -290,6 +290,19 @@ def test_a_primary_that_is_late_again_and_again_is_rested() -> None:
     assert primary.resets == 1
 
 
+def test_fall_backs_see_every_tick_whoever_calls_for_it(model: LoadedModel) -> None:
+    prompt, lazy = default_stack(2, model), default_stack(2, model)
+    alone = Ridge(2)
+    rng = np.random.default_rng(3)
+    for k in range(60):
+        x = tick(k, 300.0 + 20.0 * rng.standard_normal(2))
+        said = alone.step(x)
+        assert prompt.step(x).source == lazy.step(x).source
+        prompt.catch_up()
+        np.testing.assert_array_equal(prompt.latest["ridge"].value_w, said.value_w)
+    np.testing.assert_array_equal(lazy.latest["ridge"].value_w, prompt.latest["ridge"].value_w)
+
+
 def test_without_a_reading_nobody_answers(model: LoadedModel) -> None:
     stack = default_stack(2, model)
     for k in range(10):
