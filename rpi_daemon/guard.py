@@ -253,6 +253,8 @@ def permit(
     limit_w = np.minimum(target_w, most_w + free * raise_w)
 
     least_w = readings.power_w + config.trip_margin_share * rack.rating_w
+    coarse = in_force.step_w > 1.0  # the device rounds down: the next step up, or it would stand below
+    least_w = np.where(coarse, np.ceil(least_w / in_force.step_w) * in_force.step_w, least_w)
     with np.errstate(invalid="ignore"):
         cut_off = cuts & ~(limit_w >= least_w)
         eased_w = np.where(cut_off & (least_w < most_w), least_w, np.nan)

@@ -196,6 +196,13 @@ def test_a_trip_limit_eases_down_to_draw_plus_margin_and_stays_when_blind() -> N
     assert got.rule == ("draw + margin", "draw + margin")
 
 
+def test_a_trip_limit_of_coarse_step_is_not_rounded_down_onto_the_draw() -> None:
+    rack = make_rack(2)
+    limits = make_limits(np.full(2, 1150.0), kind=LimitKind.TRIP_OFF, step_w=np.array([230.0, 1.0]))
+    got = _permit(rack, np.full(2, 10.0), limits, HealthFlags(no_readings=True), np.full(2, 500.0))
+    assert got.limit_w.tolist() == pytest.approx([690.0, 600.0])  # 600 W would be 2 A x 230 V = 460 W
+
+
 def test_a_pending_raise_is_not_permitted_any_more_in_hold() -> None:
     limits = make_limits(np.array([300.0]), open_w=np.array([500.0]))
     got = _permit(make_rack(1), np.array([600.0]), limits, HealthFlags(audit_not_durable=True), np.array([100.0]))
