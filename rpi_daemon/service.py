@@ -26,20 +26,19 @@ from rpi_daemon.control import SOCKET_NAME, ControlServer
 from rpi_daemon.drivers.pdu.profile import load_profile
 from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
 from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
-from rpi_daemon.errors import DeviceError, ModelError, NotRunningError, RpiError
+from rpi_daemon.errors import DeviceError, ModelError, RpiError
 from rpi_daemon.features import BoardSetup
 from rpi_daemon.found import FoundLimits, write_durably
 from rpi_daemon.guard import KILL_FILE, GuardConfig, HealthFlags, KillSwitch, brief, loadings, static_safe_writes
 from rpi_daemon.host import WATCHDOG_S, folder_lock, keep_pinging, notify, pdu_lock, process_age_s
 from rpi_daemon.log import logging_to_stderr
+from rpi_daemon.operator import Operator
 from rpi_daemon.pdu_task import Lease, PduTask
 from rpi_daemon.pipeline import DecisionDigest, Pipeline, Snapshot, TickInputs
 from rpi_daemon.recording import Recorder
 from rpi_daemon.records import (
     TICK_NS,
     TICK_S,
-    Ceiling,
-    Hint,
     LimitWrite,
     Mode,
     PduIdentity,
@@ -49,7 +48,6 @@ from rpi_daemon.records import (
 )
 from rpi_daemon.score import RunScore
 from rpi_daemon.sensing import BoardLink, PacedBoardLink
-from rpi_daemon.status import status_document
 
 FOUND_FILE = "found-limits.json"
 STATIC_SAFE_ATTEMPTS = 3  # per PDU
@@ -58,14 +56,11 @@ COLLECT_TICKS = 100
 CONTROL_NICE = -10
 LATE_TICK_NS = 150_000_000  # from one tick to the next; more means that a window went by
 OVERRUN_TICKS = 3  # late ticks in a row that hold the limits
-BREATH_S = (
-    0.005  # after each tick for PDU tasks, signals and requests, however late it is: the next window is 95 ms away
-)
+BREATH_S = 0.005  # after each tick for PDU tasks, signals, requests, however late: the next window is 95 ms away
 STOP_TIMEOUT_S = 5.0
 DEVICE_DEFAULT_S = 5.0  # all PDUs silent for this long; until then the limits hold, as for one of them
 WATCHDOG_TICKS = round(WATCHDOG_S / TICK_S)
 WIRE_S = 30.0  # the longest batch or poll: a device that answers each message, but only just in time
-SOONEST_HINT_S = 0.2  # work that starts now is announced this far ahead, so that a tick sees it coming
 TICK_HISTORY = 36_000  # tick durations kept for the percentiles: an hour
 
 
@@ -85,7 +80,7 @@ class Service:
         self.config = config
         self.clock = clock or SystemClock()
         self.rack: RackModel = rack_model(config)
-        self._opted_in = self.rack.opted_in.copy()  # before anything was given back
+        self.opted_in = self.rack.opted_in.copy()  # before anything was given back
         self.mode = Mode(config.daemon.mode)
         self.state_dir = config.path(config.daemon.state_dir)
         self.runtime_dir = config.path(config.daemon.runtime_dir)
@@ -110,15 +105,11 @@ class Service:
         self._guard = settings(GuardConfig, config.guard)
         self._record_dir = record
         self._recorder: Recorder | None = None
-        self._found = FoundLimits({})
-        self._hints: list[Hint] = []
-        self._acknowledged: set[str] = set()
-        self._ceilings: dict[str, tuple[Ceiling, int]] = {}
-        self._released: frozenset[str] = frozenset()  # outlets given back to their owner
+        self.found = FoundLimits({})
+        self.operator = Operator(self)
         self._late_ticks = 0
-        self._killed = False  # the kill switch could not be written to disk
+        self.killed_in_memory = False  # the kill switch could not be written to disk
         self._stopping = asyncio.Event()
-        self._operator = asyncio.Lock()  # one command that writes at a time
         self._static_safe_only = True  # until the loop runs, and again once it stops
         self._lease = Lease(config.actuator.lease_s, self.started_ns)
         self._event_fd = -1
@@ -138,11 +129,11 @@ class Service:
             self._stack.push_async_callback(_end, [boards])
             if await self._open_pdus():
                 await boards
-            self._save_found(self._found)
+            self._save_found(self.found)
             await self._static_safe_everywhere("start")
             self._say_static_safe()
             control = ControlServer(
-                self.runtime_dir / SOCKET_NAME, int(self.config.daemon.socket_mode, 8), self._answer
+                self.runtime_dir / SOCKET_NAME, int(self.config.daemon.socket_mode, 8), self.operator.answer
             )
             await control.open()
             self._stack.push_async_callback(control.close)
@@ -183,12 +174,12 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, _say_no_reload)
-        loop.add_signal_handler(signal.SIGUSR1, self._engage_kill_switch, "SIGUSR1")
+        loop.add_signal_handler(signal.SIGUSR1, self.engage_kill_switch, "SIGUSR1")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stack.callback(os.close, self._event_fd)
         found = self.state_dir / FOUND_FILE
         try:
-            self._found = FoundLimits.from_json(found.read_text(encoding="utf-8"))
+            self.found = FoundLimits.from_json(found.read_text(encoding="utf-8"))
         except FileNotFoundError:
             log.info("found_limits.none", path=str(found))
         except OSError as error:
@@ -203,20 +194,20 @@ class Service:
             raise RpiError(
                 f"{found}: {error.strerror}; nothing is written to a PDU before the limits found on it are saved"
             ) from None
-        self._found = limits
+        self.found = limits
 
-    def _engage_kill_switch(self, reason: str) -> None:
+    def engage_kill_switch(self, reason: str) -> None:
         """On a signal or on request; on a full or read-only disk it holds in memory, until `resume` or a restart."""
         try:
             self.kill_switch.engage(reason)
         except OSError as error:
-            self._killed = True
+            self.killed_in_memory = True
             log.error("kill_switch.not_on_disk", error=str(error))
         log.warning("kill_switch.engaged", reason=reason)
 
     def killed(self) -> bool:
         """Whether nothing may be written to any PDU."""
-        return self._killed or self.kill_switch.engaged()
+        return self.killed_in_memory or self.kill_switch.engaged()
 
     async def _open_pdus(self) -> bool:
         """Connect, identify, and note what was found; True if a PDU is met for the first time."""
@@ -232,8 +223,8 @@ class Service:
                 self._opt_out(
                     options.id, "profile is not proven on this device; meters only (accept_unproven = true writes)"
                 )
-            met = met or options.id not in self._found.pdus
-            self._found = self._found.with_pdu(options.id, await driver.read())
+            met = met or options.id not in self.found.pdus
+            self.found = self.found.with_pdu(options.id, await driver.read())
             self.tasks[options.id] = PduTask(
                 options.id,
                 driver,
@@ -271,8 +262,8 @@ class Service:
         mine = np.array([p == pdu for p in self.rack.pdu_of])
         if (self.rack.opted_in & mine).any():
             log.warning("pdu.meters_only", pdu=pdu, reason=reason)
-        self._opted_in &= ~mine
-        self.rack = replace(self.rack, opted_in=self._opted_in.copy())
+        self.opted_in &= ~mine
+        self.rack = replace(self.rack, opted_in=self.opted_in.copy())
 
     async def _static_safe_everywhere(self, when: str) -> None:
         """Write STATIC_SAFE and verify it, on all PDUs at once: one that is silent does not keep it from the others."""
@@ -437,13 +428,13 @@ class Service:
             mode=Mode.ADVISORY if self.killed() else self.mode,
             flags=self._flags(),
             reports=reports,
-            hints=tuple(self._hints),
-            ceilings=self._ceilings_now(now_ns),
-            acknowledged=tuple(self._acknowledged),
-            released=self._released,
+            hints=tuple(self.operator.hints),
+            ceilings=self.operator.ceilings_at(now_ns),
+            acknowledged=tuple(self.operator.acknowledged),
+            released=self.operator.released,
         )
-        self._hints.clear()
-        self._acknowledged.clear()
+        self.operator.hints.clear()
+        self.operator.acknowledged.clear()
         snapshot = pipeline.step(inputs)
         for desired in snapshot.desired:
             self.tasks[desired.pdu].submit(desired, snapshot.readings.t_mono_ns)
@@ -506,8 +497,8 @@ class Service:
 
     def _find_more(self, pdu: str, reading: PduReading) -> None:
         """Limits that a device lacked when we met it, and has by now: saved before they may be written."""
-        found = self._found.with_pdu(pdu, reading)
-        if any(found.knows(pdu, n) and not self._found.knows(pdu, n) for n in reading.limits):
+        found = self.found.with_pdu(pdu, reading)
+        if any(found.knows(pdu, n) and not self.found.knows(pdu, n) for n in reading.limits):
             try:
                 self._save_found(found)
             except RpiError as error:
@@ -520,19 +511,6 @@ class Service:
 
     def _index(self, pdu: str, number: int) -> int:
         return self.rack.outlet_ids.index(f"{pdu}/{number}")
-
-    def ceilings(self) -> list[dict[str, Any]]:
-        """What operators set, for views."""
-        now_ns = self.clock.mono_ns()
-        return [
-            {"outlet": name, "limit_w": c.limit_w, "reason": c.reason, "left_s": round((end_ns - now_ns) / NS_PER_S, 1)}
-            for name, (c, end_ns) in self._ceilings.items()
-            if end_ns > now_ns
-        ]
-
-    def _ceilings_now(self, now_ns: int) -> tuple[Ceiling, ...]:
-        self._ceilings = {name: entry for name, entry in self._ceilings.items() if entry[1] > now_ns}
-        return tuple(ceiling for ceiling, _ in self._ceilings.values())
 
     def _log_changes(self, snapshot: Snapshot) -> None:
         before = self.snapshot
@@ -559,7 +537,7 @@ class Service:
 
     def _write_allowed(self, pdu: str, write: LimitWrite) -> bool:
         """Asked at the driver's door, immediately before each write."""
-        if self.killed() or not self._found.knows(pdu, write.outlet):
+        if self.killed() or not self.found.knows(pdu, write.outlet):
             return False
         if write.restore is not None or self._static_safe_only:
             return True
@@ -575,130 +553,6 @@ class Service:
         if not self.static_safe_differs:
             log.info("static_safe.left")
         return True
-
-    # -- requests from the control socket
-
-    async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        commands = {
-            "status": self._status,
-            "mode": self._set_mode,
-            "kill": self._kill,
-            "acknowledge": self._acknowledge,
-            "limit_set": self._limit_set,
-            "limit_restore": self._limit_restore,
-            "hint": self._hint,
-        }
-        command = commands.get(request["command"])
-        if command is None:
-            raise RpiError(f"unknown command {request['command']!r}; known: {', '.join(commands)}")
-        if self.snapshot is None and request["command"] not in ("status", "kill"):
-            raise NotRunningError("the daemon is still starting; try again in a moment")
-        return await command(request)
-
-    async def _status(self, request: dict[str, Any]) -> dict[str, Any]:
-        return status_document(self)
-
-    async def _set_mode(self, request: dict[str, Any]) -> dict[str, Any]:
-        name = request.get("mode")
-        if name not in (Mode.ADVISORY.value, Mode.CLOSED_LOOP.value):
-            raise RpiError(f"mode {name!r} is not advisory or closed_loop")
-        async with self._operator:
-            if name == Mode.ADVISORY.value and self.mode is Mode.CLOSED_LOOP:
-                await self._restore(self.rack.outlet_ids)
-            elif name == Mode.CLOSED_LOOP.value:
-                self._release(frozenset())
-            self.mode = Mode(name)
-        log.warning("mode", mode=self.mode.value)
-        return {"mode": self.mode.value}
-
-    async def _kill(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._engage_kill_switch(str(request.get("reason", "control socket")))
-        return {"kill_switch": True}
-
-    async def _acknowledge(self, request: dict[str, Any]) -> dict[str, Any]:
-        latched = self.snapshot.safe.latched if self.snapshot is not None else ()
-        self._acknowledged.update(latched)
-        self._killed = False
-        return {"acknowledged": list(latched)}
-
-    async def _limit_set(self, request: dict[str, Any]) -> dict[str, Any]:
-        outlet = self._known_outlet(request.get("outlet"))
-        limit_w, ttl_s = _number(request, "limit_w"), _number(request, "ttl_s")
-        ceiling = Ceiling(outlet, limit_w, "operator", str(request.get("reason", "")))
-        self._ceilings[outlet] = (ceiling, self.clock.mono_ns() + round(ttl_s * NS_PER_S))
-        log.warning("ceiling", outlet=outlet, limit_w=limit_w, ttl_s=ttl_s, reason=ceiling.reason)
-        return {"outlet": outlet, "limit_w": limit_w, "ttl_s": ttl_s}
-
-    async def _limit_restore(self, request: dict[str, Any]) -> dict[str, Any]:
-        names = request.get("outlets") or []
-        if not isinstance(names, list):
-            raise RpiError(f"outlets is {names!r}; a list of outlet names is needed")
-        named = [self._known_outlet(name) for name in names]
-        async with self._operator:
-            restored, verified = await self._restore(named or self.rack.outlet_ids)
-        log.warning("restored", outlets=named or "all", verified=verified, reason=request.get("reason"))
-        return {"restored": restored, "verified": verified, "mode": self.mode.value}
-
-    async def _hint(self, request: dict[str, Any]) -> dict[str, Any]:
-        load = request.get("load")
-        names = [item.name for item in self.rack.loads]
-        if load not in names:
-            raise RpiError(f"no load is called {load!r}; known: {', '.join(names)}")
-        self.pipeline.plans.check_room(len(self._hints))
-        in_s = max(_number(request, "in_s", least=0.0), SOONEST_HINT_S)
-        start_ns = self.clock.mono_ns() + round(in_s * NS_PER_S)
-        self._hints.append(Hint(load, _number(request, "delta_w", least=-1e6), start_ns, _number(request, "for_s")))
-        return {"load": load}
-
-    def _known_outlet(self, name: object) -> str:
-        if name not in self.rack.outlet_ids:
-            raise RpiError(f"no outlet is called {name!r}; known: {', '.join(self.rack.outlet_ids)}")
-        return str(name)
-
-    def _release(self, outlets: frozenset[str]) -> None:
-        """Outlets that are their owner's again: not written, not watched for changes by others."""
-        self._released = outlets
-        ours = np.array([name not in outlets for name in self.rack.outlet_ids])
-        self.rack = replace(self.rack, opted_in=self._opted_in & ours)
-
-    async def _restore(self, outlets: Sequence[str]) -> tuple[int, int]:
-        """Put found limits back on outlets that we may write, and let go of them until `mode closed_loop`.
-
-        Returns how many there were and how many are verified. Every PDU has its turn; what could not be put back stays
-        ours, so that no limit is left there without a loop behind it, and DeviceError names it. Without any outlet of
-        ours left the mode is advisory.
-        """
-        if self.killed():
-            raise RpiError("the kill switch is engaged: nothing is written; `rpi-daemon resume` releases it")
-        chosen = {name for i, name in enumerate(self.rack.outlet_ids) if self._opted_in[i] and name in outlets}
-        self._release(self._released | frozenset(outlets))
-        failed: dict[str, str] = {}
-        for pdu in self.tasks:
-            failed |= await self._restore_pdu(pdu, [name for name in self.rack.outlet_ids if name in chosen])
-        if failed:
-            self._release(self._released - failed.keys())
-            words = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-            raise DeviceError(
-                f"{len(chosen) - len(failed)} of {len(chosen)} found limits are back; these are not and stay ours: {words}"
-            )
-        if len(self._released) == self.rack.n:
-            self.mode = Mode.ADVISORY
-        return len(chosen), len(chosen)
-
-    async def _restore_pdu(self, pdu: str, names: Sequence[str]) -> dict[str, str]:
-        """The found limits of these outlets, as far as they are on this PDU; those that are not back, with the reason."""
-        mine = {self.rack.number_of[i]: name for i, name in enumerate(self.rack.outlet_ids)
-                if name in names and self.rack.pdu_of[i] == pdu}  # fmt: skip
-        writes = self._found.writes(pdu, mine)
-        if not writes:
-            return {}
-        try:
-            result = await self.tasks[pdu].write_exclusive(writes)
-        except DeviceError as error:
-            return dict.fromkeys(mine.values(), str(error))
-        if result is None:
-            return dict.fromkeys(mine.values(), "the kill switch was engaged")
-        return {mine[o.outlet]: o.refused or "holds another value" for o in result.outcomes if not o.verified}
 
 
 async def _end(tasks: "Sequence[asyncio.Task[Any]]") -> None:
@@ -751,10 +605,3 @@ def _overloads(snapshot: Snapshot | None) -> frozenset[str]:
 
 def _round(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else round(value, 1)
-
-
-def _number(request: dict[str, Any], key: str, least: float = 1e-9) -> float:
-    value = request.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= 1e6:
-        raise RpiError(f"{key} is {value!r}; a number from {least:g} to 1e6 is needed")
-    return float(value)

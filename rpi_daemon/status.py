@@ -36,7 +36,7 @@ def status_document(service: "Service") -> dict[str, Any]:
         "kill_switch": service.killed(),
         "static_safe_verified_s": service.static_safe_s,
         "static_safe_differs": service.static_safe_differs,
-        "ceilings": service.ceilings(),
+        "ceilings": service.operator.ceilings(),
         "outlets": _outlets(service, snapshot) if snapshot else [],
         "constraints": _constraints(service, snapshot) if snapshot else [],
         "forecast": _forecast(service) if snapshot else {},

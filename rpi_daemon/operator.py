@@ -1,0 +1,181 @@
+"""What operators ask for over the control socket: commands, and what they leave for the next tick."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import structlog
+
+from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.errors import DeviceError, NotRunningError, RpiError
+from rpi_daemon.records import Ceiling, Hint, Mode
+from rpi_daemon.status import status_document
+
+if TYPE_CHECKING:
+    from rpi_daemon.service import Service
+
+SOONEST_HINT_S = 0.2  # work that starts now is announced this far ahead, so that a tick sees it coming
+
+log = structlog.get_logger("rpi_daemon")
+
+
+class Operator:
+    """Answers requests, in the daemon's loop. A tick takes `hints` and `acknowledged` away; the rest stays."""
+
+    def __init__(self, service: "Service") -> None:
+        self.hints: list[Hint] = []
+        self.acknowledged: set[str] = set()
+        self.released: frozenset[str] = frozenset()  # outlets given back to their owner
+        self._ceilings: dict[str, tuple[Ceiling, int]] = {}
+        self._service = service
+        self._writing = asyncio.Lock()  # one command that writes at a time
+
+    def ceilings(self) -> list[dict[str, Any]]:
+        """What operators set, for views."""
+        now_ns = self._service.clock.mono_ns()
+        return [
+            {"outlet": name, "limit_w": c.limit_w, "reason": c.reason, "left_s": round((end_ns - now_ns) / NS_PER_S, 1)}
+            for name, (c, end_ns) in self._ceilings.items()
+            if end_ns > now_ns
+        ]
+
+    def ceilings_at(self, now_ns: int) -> tuple[Ceiling, ...]:
+        """Those that still hold."""
+        self._ceilings = {name: entry for name, entry in self._ceilings.items() if entry[1] > now_ns}
+        return tuple(ceiling for ceiling, _ in self._ceilings.values())
+
+    async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One request to its end. Raises RpiError, with a sentence for who asked."""
+        commands = {
+            "status": self._status,
+            "mode": self._set_mode,
+            "kill": self._kill,
+            "acknowledge": self._acknowledge,
+            "limit_set": self._limit_set,
+            "limit_restore": self._limit_restore,
+            "hint": self._hint,
+        }
+        command = commands.get(request["command"])
+        if command is None:
+            raise RpiError(f"unknown command {request['command']!r}; known: {', '.join(commands)}")
+        if self._service.snapshot is None and request["command"] not in ("status", "kill"):
+            raise NotRunningError("the daemon is still starting; try again in a moment")
+        return await command(request)
+
+    async def _status(self, request: dict[str, Any]) -> dict[str, Any]:
+        return status_document(self._service)
+
+    async def _set_mode(self, request: dict[str, Any]) -> dict[str, Any]:
+        name = request.get("mode")
+        if name not in (Mode.ADVISORY.value, Mode.CLOSED_LOOP.value):
+            raise RpiError(f"mode {name!r} is not advisory or closed_loop")
+        async with self._writing:
+            if name == Mode.ADVISORY.value and self._service.mode is Mode.CLOSED_LOOP:
+                await self._restore(self._service.rack.outlet_ids)
+            elif name == Mode.CLOSED_LOOP.value:
+                self._release(frozenset())
+            self._service.mode = Mode(name)
+        log.warning("mode", mode=self._service.mode.value)
+        return {"mode": self._service.mode.value}
+
+    async def _kill(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._service.engage_kill_switch(str(request.get("reason", "control socket")))
+        return {"kill_switch": True}
+
+    async def _acknowledge(self, request: dict[str, Any]) -> dict[str, Any]:
+        latched = self._service.snapshot.safe.latched if self._service.snapshot is not None else ()
+        self.acknowledged.update(latched)
+        self._service.killed_in_memory = False
+        return {"acknowledged": list(latched)}
+
+    async def _limit_set(self, request: dict[str, Any]) -> dict[str, Any]:
+        outlet = self._known_outlet(request.get("outlet"))
+        limit_w, ttl_s = _number(request, "limit_w"), _number(request, "ttl_s")
+        ceiling = Ceiling(outlet, limit_w, "operator", str(request.get("reason", "")))
+        self._ceilings[outlet] = (ceiling, self._service.clock.mono_ns() + round(ttl_s * NS_PER_S))
+        log.warning("ceiling", outlet=outlet, limit_w=limit_w, ttl_s=ttl_s, reason=ceiling.reason)
+        return {"outlet": outlet, "limit_w": limit_w, "ttl_s": ttl_s}
+
+    async def _limit_restore(self, request: dict[str, Any]) -> dict[str, Any]:
+        names = request.get("outlets") or []
+        if not isinstance(names, list):
+            raise RpiError(f"outlets is {names!r}; a list of outlet names is needed")
+        named = [self._known_outlet(name) for name in names]
+        async with self._writing:
+            restored, verified = await self._restore(named or self._service.rack.outlet_ids)
+        log.warning("restored", outlets=named or "all", verified=verified, reason=request.get("reason"))
+        return {"restored": restored, "verified": verified, "mode": self._service.mode.value}
+
+    async def _hint(self, request: dict[str, Any]) -> dict[str, Any]:
+        load = request.get("load")
+        names = [item.name for item in self._service.rack.loads]
+        if load not in names:
+            raise RpiError(f"no load is called {load!r}; known: {', '.join(names)}")
+        self._service.pipeline.plans.check_room(len(self.hints))
+        in_s = max(_number(request, "in_s", least=0.0), SOONEST_HINT_S)
+        start_ns = self._service.clock.mono_ns() + round(in_s * NS_PER_S)
+        self.hints.append(Hint(load, _number(request, "delta_w", least=-1e6), start_ns, _number(request, "for_s")))
+        return {"load": load}
+
+    def _known_outlet(self, name: object) -> str:
+        if name not in self._service.rack.outlet_ids:
+            raise RpiError(f"no outlet is called {name!r}; known: {', '.join(self._service.rack.outlet_ids)}")
+        return str(name)
+
+    def _release(self, outlets: frozenset[str]) -> None:
+        """Outlets that are their owner's again: not written, not watched for changes by others."""
+        self.released = outlets
+        ours = np.array([name not in outlets for name in self._service.rack.outlet_ids])
+        self._service.rack = replace(self._service.rack, opted_in=self._service.opted_in & ours)
+
+    async def _restore(self, outlets: Sequence[str]) -> tuple[int, int]:
+        """Put found limits back on outlets that we may write, and let go of them until `mode closed_loop`.
+
+        Returns how many there were and how many are verified. Every PDU has its turn; what could not be put back stays
+        ours, so that no limit is left there without a loop behind it, and DeviceError names it. Without any outlet of
+        ours left the mode is advisory.
+        """
+        if self._service.killed():
+            raise RpiError("the kill switch is engaged: nothing is written; `rpi-daemon resume` releases it")
+        chosen = {
+            name
+            for i, name in enumerate(self._service.rack.outlet_ids)
+            if self._service.opted_in[i] and name in outlets
+        }
+        self._release(self.released | frozenset(outlets))
+        failed: dict[str, str] = {}
+        for pdu in self._service.tasks:
+            failed |= await self._restore_pdu(pdu, [name for name in self._service.rack.outlet_ids if name in chosen])
+        if failed:
+            self._release(self.released - failed.keys())
+            words = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+            raise DeviceError(
+                f"{len(chosen) - len(failed)} of {len(chosen)} found limits are back; these are not and stay ours: {words}"
+            )
+        if len(self.released) == self._service.rack.n:
+            self._service.mode = Mode.ADVISORY
+        return len(chosen), len(chosen)
+
+    async def _restore_pdu(self, pdu: str, names: Sequence[str]) -> dict[str, str]:
+        """The found limits of these outlets, as far as they are on this PDU; those that are not back, with the reason."""
+        mine = {self._service.rack.number_of[i]: name for i, name in enumerate(self._service.rack.outlet_ids)
+                if name in names and self._service.rack.pdu_of[i] == pdu}  # fmt: skip
+        writes = self._service.found.writes(pdu, mine)
+        if not writes:
+            return {}
+        try:
+            result = await self._service.tasks[pdu].write_exclusive(writes)
+        except DeviceError as error:
+            return dict.fromkeys(mine.values(), str(error))
+        if result is None:
+            return dict.fromkeys(mine.values(), "the kill switch was engaged")
+        return {mine[o.outlet]: o.refused or "holds another value" for o in result.outcomes if not o.verified}
+
+
+def _number(request: dict[str, Any], key: str, least: float = 1e-9) -> float:
+    value = request.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= 1e6:
+        raise RpiError(f"{key} is {value!r}; a number from {least:g} to 1e6 is needed")
+    return float(value)
