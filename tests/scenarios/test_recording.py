@@ -67,7 +67,7 @@ def test_another_input_gives_other_decisions(recorded: Recorded, tmp_path: Path)
     ticks = folder / "ticks.jsonl"
     lines = ticks.read_text().splitlines()
     record = json.loads(lines[40])
-    record["inputs"]["ceilings"] = [{"constraint": "pdu-b/1", "limit_w": 20.0, "source": "nobody", "reason": "test"}]
+    record["inputs"]["ceilings"] = [{"constraint": "pdu-a/1", "limit_w": 20.0, "source": "nobody", "reason": "test"}]
     ticks.write_text("\n".join([*lines[:40], json.dumps(record), *lines[41:60]]) + "\n")
     done = cli(recorded.config, "dry-run", "--recording", str(folder), "--json", timeout_s=60.0)
     assert done.returncode == 1
