@@ -110,7 +110,7 @@ class Service:
         self._late_ticks = 0
         self.killed_in_memory = False  # the kill switch could not be written to disk
         self._stopping = asyncio.Event()
-        self._static_safe_only = True  # until the loop runs, and again once it stops
+        self._loop_runs = False  # before and after it nothing but STATIC_SAFE is ever handed to a PDU
         self._lease = Lease(config.actuator.lease_s, self.started_ns)
         self._event_fd = -1
         self._stack = contextlib.AsyncExitStack()
@@ -146,7 +146,7 @@ class Service:
                 await self._loop(pipeline, running)
             finally:
                 notify("STOPPING=1")
-                self._static_safe_only = True
+                self._loop_runs = False
                 for task in self.tasks.values():
                     task.stop()
                 await asyncio.wait(running, timeout=STOP_TIMEOUT_S)
@@ -370,7 +370,7 @@ class Service:
         gc.collect()
         gc.freeze()
         gc.disable()  # a full collection takes longer than a tick may; it comes after a tick instead, see `_after_tick`
-        self._static_safe_only = False
+        self._loop_runs = True
         self.loop_started_ns = self.clock.mono_ns()
         self.loop_started_cpu_s = time.process_time()
         before_ns = self.loop_started_ns
@@ -539,7 +539,7 @@ class Service:
         """Asked at the driver's door, immediately before each write."""
         if self.killed() or not self.found.knows(pdu, write.outlet):
             return False
-        if write.restore is not None or self._static_safe_only:
+        if write.restore is not None or not self._loop_runs:
             return True
         return self.mode is Mode.CLOSED_LOOP and not self._lease.expired(self.clock.mono_ns())
 
