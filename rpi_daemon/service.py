@@ -45,6 +45,8 @@ from rpi_daemon.records import (
     PduReading,
     PduReport,
     RackModel,
+    SafeState,
+    SafeStatus,
 )
 from rpi_daemon.score import RunScore
 from rpi_daemon.sensing import BoardLink, PacedBoardLink
@@ -514,7 +516,7 @@ class Service:
 
     def _log_changes(self, snapshot: Snapshot) -> None:
         before = self.snapshot
-        if before is None or before.safe.state != snapshot.safe.state:
+        if before is None or _standing(before.safe) != _standing(snapshot.safe):
             log.warning("state", state=snapshot.safe.state.name, causes=brief(snapshot.safe.causes))
         log_overloads(self.rack, before, snapshot)
         for name in snapshot.foreign:
@@ -601,6 +603,11 @@ def log_overloads(rack: RackModel, before: Snapshot | None, snapshot: Snapshot) 
 def _overloads(snapshot: Snapshot | None) -> frozenset[str]:
     causes = snapshot.safe.causes if snapshot is not None else ()
     return frozenset(cause.removeprefix("overload:") for cause in causes if cause.startswith("overload:"))
+
+
+def _standing(safe: SafeStatus) -> tuple[SafeState, frozenset[str]]:
+    """The state and the kinds of its causes: a change of either is worth a line, one more outlet of the same kind is not."""
+    return safe.state, frozenset(cause.partition(":")[0] for cause in safe.causes)
 
 
 def _round(value: float | None) -> float | None:
