@@ -4,9 +4,10 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rpi_daemon.config.schema import Config, Constraint, Pdu, expand_numbers
+from rpi_daemon.config.schema import Cap, Config, Constraint, Pdu, TrapSink, expand_numbers
 
-Found = tuple[tuple[str | int, ...], str]
+Loc = tuple[str | int, ...]
+Found = tuple[Loc, str]
 LOOSE_FILE_BITS = 0o077
 
 
@@ -19,6 +20,8 @@ def cross_check(config: Config, base_dir: Path, env: Mapping[str, str]) -> Itera
     yield from _loads(config)
     yield from _pdus(config, base_dir, env)
     yield from _boards(config, base_dir)
+    yield from _caps(config, base_dir, env)
+    yield from _trap_sinks(config, base_dir, env)
 
 
 def _close(name: str, known: Sequence[str]) -> str:
@@ -27,7 +30,7 @@ def _close(name: str, known: Sequence[str]) -> str:
 
 
 def _unique(config: Config) -> Iterator[Found]:
-    for section in ("board", "pdu", "constraint", "load"):
+    for section in ("board", "pdu", "constraint", "load", "trap_sink"):
         seen: dict[str, int] = {}
         for i, item in enumerate(getattr(config, section)):
             if item.id in seen:
@@ -72,9 +75,11 @@ def _channels(config: Config) -> Iterator[Found]:
                     f"{channel!r}: outlet {name} is measured by board {seen[name]!r} already",
                 )
             seen[name] = board.id
+    pdus = [pdu.id for pdu in config.pdu]
     for outlet in config.outlets():
-        if config.board and outlet.id not in seen:
-            yield ("outlet", outlet.group), f"outlet {outlet.id} has no current channel on any board"
+        pdu = outlet.meter.partition("/")[0]
+        if outlet.id not in seen and pdu not in pdus:
+            yield ("outlet", outlet.group, "meter"), f"no PDU is called {pdu!r}{_close(pdu, pdus)}"
 
 
 def _constraints(config: Config) -> Iterator[Found]:
@@ -171,42 +176,79 @@ def _loads(config: Config) -> Iterator[Found]:
 
 
 def _pdus(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Found]:
-    addresses: dict[tuple[str, int], str] = {}
+    addresses: dict[tuple[str | None, int | None, int], str] = {}
     for i, pdu in enumerate(config.pdu):
-        place = (pdu.host, pdu.port)
+        wire = pdu.serial_port if pdu.driver == "modbus_rtu" else pdu.host
+        if wire is None:
+            yield (
+                ("pdu", i),
+                f"needs {'serial_port' if pdu.driver == 'modbus_rtu' else 'host'} for driver {pdu.driver!r}",
+            )
+        place = (wire, pdu.port, -1 if pdu.driver == "snmp" else pdu.device_id)
         if place in addresses:
-            yield ("pdu", i, "host"), f"{pdu.host} port {pdu.port} is PDU {addresses[place]!r} already"
+            yield ("pdu", i), f"stands at the same address as PDU {addresses[place]!r}"
         addresses[place] = pdu.id
-        if pdu.version == "2c":
-            if not pdu.allow_insecure:
-                yield (
-                    ("pdu", i, "version"),
-                    "2c sends the community and every limit in plain text; set allow_insecure = true to accept that, or use '3'",
-                )
-            yield from _secret(pdu, i, "community", base_dir, env, least=1)
-        else:
-            if pdu.user is None:
-                yield ("pdu", i, "user"), "is needed for version 3"
-            yield from _secret(pdu, i, "auth_key", base_dir, env, least=8)
-            yield from _secret(pdu, i, "priv_key", base_dir, env, least=8)
+        if pdu.driver == "modbus_tcp" and not pdu.allow_insecure:
+            yield (
+                ("pdu", i, "driver"),
+                "Modbus TCP has no authentication; set allow_insecure = true to accept that on this network",
+            )
+        if pdu.driver == "snmp":
+            yield from _snmp_secrets(("pdu", i), pdu, base_dir, env)
 
 
-def _secret(pdu: Pdu, i: int, name: str, base_dir: Path, env: Mapping[str, str], least: int) -> Iterator[Found]:
-    file_name = getattr(pdu, f"{name}_file")
-    variable = getattr(pdu, f"{name}_env")
+def _trap_sinks(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Found]:
+    for i, sink in enumerate(config.trap_sink):
+        yield from _snmp_secrets(("trap_sink", i), sink, base_dir, env)
+
+
+def _caps(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Found]:
+    loads = sorted({outlet.load for outlet in config.outlets()})
+    seen: dict[str, int] = {}
+    for i, cap in enumerate(config.cap):
+        if cap.load not in loads:
+            yield ("cap", i, "load"), f"no outlet feeds a load called {cap.load!r}{_close(cap.load, loads)}"
+        if cap.load in seen:
+            yield ("cap", i, "load"), f"load {cap.load!r} has cap {seen[cap.load] + 1} already"
+        seen[cap.load] = i
+        if cap.tls_ca_file is not None and not (base_dir / cap.tls_ca_file).is_file():
+            yield ("cap", i, "tls_ca_file"), f"{base_dir / cap.tls_ca_file}: no such file"
+        yield from _secret(cap, ("cap", i), "password", base_dir, env, least=1)
+
+
+def _snmp_secrets(place: Loc, section: Pdu | TrapSink, base_dir: Path, env: Mapping[str, str]) -> Iterator[Found]:
+    if section.version == "2c":
+        if not section.allow_insecure:
+            yield (
+                (*place, "version"),
+                "2c sends the community and everything else in plain text; set allow_insecure = true to accept that, or use '3'",
+            )
+        yield from _secret(section, place, "community", base_dir, env, least=1)
+    else:
+        if section.user is None:
+            yield (*place, "user"), "is needed for version 3"
+        yield from _secret(section, place, "auth_key", base_dir, env, least=8)
+        yield from _secret(section, place, "priv_key", base_dir, env, least=8)
+
+
+def _secret(
+    section: Pdu | TrapSink | Cap, place: Loc, name: str, base_dir: Path, env: Mapping[str, str], least: int
+) -> Iterator[Found]:
+    file_name = getattr(section, f"{name}_file")
+    variable = getattr(section, f"{name}_env")
     if (file_name is None) == (variable is None):
-        yield ("pdu", i, f"{name}_file"), f"give one of {name}_file and {name}_env"
+        yield (*place, f"{name}_file"), f"give one of {name}_file and {name}_env"
     elif variable is not None:
         if len(env.get(variable, "")) < least:
             yield (
-                ("pdu", i, f"{name}_env"),
+                (*place, f"{name}_env"),
                 f"environment variable {variable} is not set, or shorter than {least} characters",
             )
     else:
-        yield from _secret_file(base_dir / file_name, ("pdu", i, f"{name}_file"), least)
+        yield from _secret_file(base_dir / file_name, (*place, f"{name}_file"), least)
 
 
-def _secret_file(path: Path, loc: tuple[str | int, ...], least: int) -> Iterator[Found]:
+def _secret_file(path: Path, loc: Loc, least: int) -> Iterator[Found]:
     try:
         mode = path.stat().st_mode
         text = path.read_text(encoding="utf-8").strip()
@@ -224,6 +266,10 @@ def _boards(config: Config, base_dir: Path) -> Iterator[Found]:
     for i, board in enumerate(config.board):
         if board.driver == "serial" and board.port is None:
             yield ("board", i, "port"), "is needed for driver 'serial'"
+        if board.driver == "iio" and board.iio_device is None:
+            yield ("board", i, "iio_device"), "is needed for driver 'iio'"
+        if board.calibration is not None and not (base_dir / board.calibration).is_file():
+            yield ("board", i, "calibration"), f"{base_dir / board.calibration}: no such file"
         if board.driver == "replay" and board.trace is None:
             yield ("board", i, "trace"), "is needed for driver 'replay'"
         if board.driver == "replay" and board.trace is not None and not (base_dir / board.trace).is_file():

@@ -83,8 +83,8 @@ class Board(Section):
     """A sensor board, or what stands in for one."""
 
     id: Name = Field(description="name of the board", examples=["board-1"])
-    driver: Literal["serial", "simulated", "replay"] = Field(
-        "serial", description="serial is real; the others need no hardware"
+    driver: Literal["serial", "iio", "simulated", "replay"] = Field(
+        "serial", description="serial and iio (Linux Industrial I/O) are real; the others need no hardware"
     )
     board_id: int = Field(0, ge=0, le=255, description="id that the board sends in its frames")
     port: str | None = Field(
@@ -93,7 +93,15 @@ class Board(Section):
         examples=["/dev/serial/by-id/usb-sensor-board-0001"],
     )
     baud: int = Field(3_000_000, ge=9600, le=20_000_000, description="serial: line rate, bit/s; USB CDC ignores it")
+    iio_device: str | None = Field(
+        None, description="iio: name or folder of the device", examples=["/sys/bus/iio/devices/iio:device0"]
+    )
     trace: str | None = Field(None, description="replay: recorded trace (CSV or NPZ)", examples=["trace.csv"])
+    calibration: str | None = Field(
+        None,
+        description="file that `rpi-daemon calibrate` wrote; the board's own scale if not given",
+        examples=["board-1.calibration.json"],
+    )
     channels: list[str] = Field(
         min_length=1,
         max_length=128,
@@ -116,15 +124,32 @@ class Board(Section):
 
 
 class Pdu(Section):
-    """A power distribution unit."""
+    """A power distribution unit, a power shelf, or a meter."""
 
     id: Name = Field(description="name of the PDU", examples=["pdu-a"])
-    driver: Literal["snmp"] = Field("snmp", description="protocol")
+    driver: Literal["snmp", "modbus_tcp", "modbus_rtu"] = Field("snmp", description="protocol")
     profile: str = Field(
-        description="vendor profile: raritan_px, apc_rpdu2, or a path to your own", examples=["raritan_px"]
+        description="snmp: vendor profile; modbus: register map; by name, or the path of your own",
+        examples=["raritan_px"],
     )
-    host: str = Field(min_length=1, description="address of the PDU's management port", examples=["192.0.2.10"])
-    port: int = Field(161, ge=1, le=65535, description="UDP port")
+    host: str | None = Field(
+        None, min_length=1, description="snmp, modbus_tcp: address of the management port", examples=["192.0.2.10"]
+    )
+    port: int | None = Field(
+        None, ge=1, le=65535, description="snmp: UDP port, 161 if not given; modbus_tcp: TCP port, 502", examples=[161]
+    )
+    unit: int | None = Field(
+        None, ge=0, le=255, description="snmp: place in a chain of PDUs; the profile's own if not given", examples=[1]
+    )
+    serial_port: str | None = Field(
+        None,
+        description="modbus_rtu: device of the bus; several devices may share it",
+        examples=["/dev/serial/by-id/usb-rs485-0001"],
+    )
+    baud: int = Field(19_200, ge=300, le=1_000_000, description="modbus_rtu: line rate, bit/s")
+    parity: Literal["none", "even", "odd"] = Field("none", description="modbus_rtu: parity")
+    stop_bits: int = Field(1, ge=1, le=2, description="modbus_rtu: stop bits")
+    device_id: int = Field(1, ge=0, le=247, description="modbus: device (unit) number on the bus or behind the gateway")
     version: Literal["3", "2c"] = Field("3", description="SNMP version; 2c is plain text and needs allow_insecure")
     user: str | None = Field(None, description="v3: user name", examples=["rpi-daemon"])
     auth: Literal["SHA-1", "SHA-256", "SHA-512"] = Field("SHA-256", description="v3: authentication")
@@ -147,7 +172,10 @@ class Pdu(Section):
     community_env: str | None = Field(
         None, description="2c: or the environment variable that holds it", examples=["RPI_PDU_COMMUNITY"]
     )
-    allow_insecure: bool = Field(False, description="accept version 2c on this PDU; stays visible in status")
+    allow_insecure: bool = Field(
+        False,
+        description="accept a protocol without authentication (SNMP 2c, Modbus TCP) on this PDU; stays visible in status",
+    )
     accept_unproven: bool = Field(False, description="write with a profile that was never proven on this device")
     timeout_s: float = Field(0.25, ge=0.02, le=10, description="s to wait for one reply")
     retries: int = Field(1, ge=0, le=5, description="more tries after the first")
@@ -173,6 +201,11 @@ class Outlet(Section):
     phases: list[Literal["L1", "L2", "L3", "DC"]] = Field(
         ["L1"], min_length=1, max_length=2, description="one phase, or two line-to-line"
     )
+    meter: str | None = Field(
+        None,
+        description="slow meter that stands for outlets which no board measures: 'PDU/{n}'; the outlet's own PDU if not given",
+        examples=["meter-1/{n}"],
+    )
     rating_w: PositiveW = Field(description="W, what the outlet may carry continuously", examples=[600.0])
     static_safe_w: PositiveW = Field(description="W, limit at start, at stop and in every fault", examples=[400.0])
     closed_loop: bool = Field(False, description="the outlet opts in to limits written by the daemon")
@@ -193,6 +226,100 @@ class Load(Section):
     )
     sheddable: bool = Field(False, description="may be switched off as a last resort")
     critical: bool = Field(False, description="must never be switched off")
+
+
+class Cap(Section):
+    """A server's own power cap, set on its management controller (BMC). This one is enforced: the server throttles itself."""
+
+    load: str = Field(
+        min_length=1, description="load named by an outlet; one cap holds for all its outlets", examples=["server-1"]
+    )
+    driver: Literal["redfish"] = Field("redfish", description="protocol")
+    host: str = Field(min_length=1, description="address of the BMC", examples=["192.0.2.30"])
+    port: int = Field(443, ge=1, le=65535, description="TCP port")
+    user: str = Field(min_length=1, description="user name on the BMC", examples=["rpi-daemon"])
+    password_file: str | None = Field(None, description="file with the password, mode 0600", examples=["bmc.key"])
+    password_env: str | None = Field(
+        None, description="or the environment variable that holds it", examples=["RPI_BMC_PASSWORD"]
+    )
+    tls_ca_file: str | None = Field(
+        None,
+        description="PEM file of the authority that signed the BMC's certificate; the system's if not given",
+        examples=["bmc-ca.pem"],
+    )
+    tls_fingerprint: str | None = Field(
+        None,
+        pattern=r"^([0-9A-Fa-f]{2}:?){32}$",
+        description="SHA-256 of a self-signed certificate, in place of an authority",
+        examples=["00:11:22:33:44:55:66:77:88:99:aa:bb:cc:dd:ee:ff:00:11:22:33:44:55:66:77:88:99:aa:bb:cc:dd:ee:ff"],
+    )
+    allow_insecure: bool = Field(False, description="do not verify the BMC's certificate; stays visible in status")
+    closed_loop: bool = Field(False, description="the server opts in to caps written by the daemon")
+    lowest_w: PositiveW | None = Field(
+        None, description="W, never capped below this; what the BMC allows if not given", examples=[200.0]
+    )
+    timeout_s: float = Field(2.0, ge=0.1, le=60, description="s to wait for one answer")
+    poll_s: float = Field(5.0, ge=0.5, le=300, description="s between two polls of power and cap")
+
+
+class Traps(Section):
+    """What facilities hear by SNMP; see config/RPI-DAEMON-MIB.txt."""
+
+    enterprise: int = Field(
+        32_473,
+        ge=1,
+        le=2**31 - 1,
+        description="enterprise number of our MIB; 32473 is reserved for documentation (RFC 5612)",
+    )
+    heartbeat_s: float = Field(300.0, ge=0, le=86_400, description="s between two heartbeats; 0 sends none")
+    per_minute: int = Field(
+        60,
+        ge=1,
+        le=1200,
+        description="messages per sink and minute at most; informs wait, traps are counted as dropped",
+    )
+    queue: int = Field(
+        20_000,
+        ge=100,
+        le=1_000_000,
+        description="informs kept on disk for a sink that is down; beyond it the oldest are dropped and counted",
+    )
+
+
+class TrapSink(Section):
+    """A receiver of our traps."""
+
+    id: Name = Field(description="name of the receiver", examples=["facility"])
+    host: str = Field(min_length=1, description="address", examples=["192.0.2.20"])
+    port: int = Field(162, ge=1, le=65535, description="UDP port")
+    kind: Literal["inform", "trap"] = Field(
+        "inform", description="inform is acknowledged and repeated until then; trap is sent once"
+    )
+    version: Literal["3", "2c"] = Field("3", description="SNMP version; 2c is plain text and needs allow_insecure")
+    user: str | None = Field(None, description="v3: user name", examples=["rpi-daemon"])
+    auth: Literal["SHA-1", "SHA-256", "SHA-512"] = Field("SHA-256", description="v3: authentication")
+    auth_key_file: str | None = Field(
+        None, description="v3: file with the authentication pass phrase, mode 0600", examples=["trap-auth.key"]
+    )
+    auth_key_env: str | None = Field(
+        None, description="v3: or the environment variable that holds it", examples=["RPI_TRAP_KEY"]
+    )
+    priv: Literal["AES-128"] = Field("AES-128", description="v3: encryption")
+    priv_key_file: str | None = Field(
+        None, description="v3: file with the encryption pass phrase, mode 0600", examples=["trap-priv.key"]
+    )
+    priv_key_env: str | None = Field(
+        None, description="v3: or the environment variable that holds it", examples=["RPI_TRAP_KEY"]
+    )
+    community_file: str | None = Field(
+        None, description="2c: file with the community, mode 0600", examples=["trap-community"]
+    )
+    community_env: str | None = Field(
+        None, description="2c: or the environment variable that holds it", examples=["RPI_TRAP_COMMUNITY"]
+    )
+    allow_insecure: bool = Field(False, description="accept version 2c for this sink; stays visible in status")
+    min_severity: Literal["info", "warning", "critical"] = Field("info", description="least severity that is sent")
+    timeout_s: float = Field(2.0, ge=0.1, le=60, description="s to wait for an acknowledgement")
 
 
 class Constraint(Section):
@@ -339,6 +466,7 @@ class OutletRow(BaseModel):
     rating_w: float
     static_safe_w: float
     closed_loop: bool
+    meter: str  # 'PDU/NUMBER' whose own reading stands for the outlet where no board measures it
     group: int  # which [[outlet]] table it comes from
 
 
@@ -348,10 +476,11 @@ class Config(Section):
     rack: Rack = Rack()
     daemon: Daemon = Daemon()
     sampling: Sampling = Sampling()
-    board: list[Board] = Field(min_length=1, description="sensor boards")
+    board: list[Board] = Field([], description="sensor boards; outlets that none measures go by a slow meter")
     pdu: list[Pdu] = Field(min_length=1, description="power distribution units")
     outlet: list[Outlet] = Field(min_length=1, description="outlets")
     load: list[Load] = []
+    cap: list[Cap] = []
     constraint: list[Constraint] = Field(min_length=1, description="breakers, phases, feeds, the rack")
     forecast: Forecasting = Forecasting()
     corrector: Corrector = Corrector()
@@ -359,6 +488,8 @@ class Config(Section):
     guard: Guard = Guard()
     actuator: Actuator = Actuator()
     schedule: list[Schedule] = []
+    traps: Traps = Traps()
+    trap_sink: list[TrapSink] = []
     base_dir: str = Field("", exclude=True, description="folder that relative paths are taken from; set by the loader")
 
     def outlets(self) -> list[OutletRow]:
@@ -373,6 +504,7 @@ class Config(Section):
                 rating_w=group.rating_w,
                 static_safe_w=group.static_safe_w,
                 closed_loop=group.closed_loop,
+                meter=(group.meter or f"{group.pdu}/{{n}}").replace("{n}", str(number)),
                 group=i,
             )
             for i, group in enumerate(self.outlet)
@@ -399,9 +531,9 @@ class Config(Section):
         """A path of the file, relative ones taken from the file's own folder."""
         return Path(self.base_dir) / text
 
-    def secret(self, pdu: Pdu, name: str) -> str:
-        """A secret of a PDU ("auth_key", "priv_key", "community"), from its file or environment; never logged."""
-        variable = getattr(pdu, f"{name}_env")
+    def secret(self, section: Pdu | Cap | TrapSink, name: str) -> str:
+        """A secret ("auth_key", "priv_key", "community", "password"), from its file or environment; never logged."""
+        variable = getattr(section, f"{name}_env")
         if variable is not None:
             return os.environ.get(variable, "")
-        return self.path(getattr(pdu, f"{name}_file")).read_text(encoding="utf-8").strip()
+        return self.path(getattr(section, f"{name}_file")).read_text(encoding="utf-8").strip()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from rpi_daemon.records import ApplyResult, LimitWrite, PduIdentity, PduReading
+from rpi_daemon.records import ApplyResult, CapIdentity, CapOutcome, CapReading, LimitWrite, PduIdentity, PduReading
 
 MayWrite = Callable[[LimitWrite], bool]  # whether this write may go out now
 
@@ -34,6 +34,31 @@ class PduDriver(Protocol):
 
     async def close(self) -> None:
         """Let go of the connection; safe to call twice."""
+
+
+class CapDriver(Protocol):
+    """One server's own power cap. Says what the wire said, or raises DeviceError / AuthError; never invents a number."""
+
+    async def open(self) -> None:
+        """Connect and log in."""
+
+    async def identify(self) -> CapIdentity:
+        """Ask which kind of cap the server has, and between which bounds; raises DeviceError if it has none."""
+
+    async def read(self) -> CapReading:
+        """Power now, and the cap as it stands."""
+
+    async def apply(self, cap_w: float | None, may_write: Callable[[], bool] = lambda: True) -> CapOutcome:
+        """Set the cap (None: take it off), wait until the server has taken it, read it back. The read-back decides.
+
+        `may_write` is asked immediately before each message that writes, repetitions included.
+        """
+
+    async def restore(self, found: CapReading, may_write: Callable[[], bool] = lambda: True) -> CapOutcome:
+        """Put a found cap back exactly as it was read."""
+
+    async def close(self) -> None:
+        """Log out and let go of the connection; safe to call twice."""
 
 
 class SensorSource(Protocol):

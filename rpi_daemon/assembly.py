@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
 from rpi_daemon.actuator import Actuator, ActuatorConfig
 from rpi_daemon.allocator import AllocatorConfig
 from rpi_daemon.clock import Clock
 from rpi_daemon.config.schema import Config, Section
 from rpi_daemon.corrector import Corrector, CorrectorConfig
-from rpi_daemon.drivers.pdu.profile import load_profile
 from rpi_daemon.features import BoardSetup, Features
 from rpi_daemon.guard import GuardConfig, at_start
 from rpi_daemon.pipeline import Pipeline
@@ -45,12 +42,6 @@ def build_pipeline(
         guard=settings(GuardConfig, config.guard),
         model_expected=config.forecast.primary == "lstm",
     )
-
-
-def write_budgets(config: Config) -> IntArray:
-    """Writes per outlet and day, [n]: the configured number of its PDU, or its profile's own."""
-    per_pdu = {pdu.id: pdu.writes_per_day or load_profile(pdu.profile).pace.writes_per_outlet_day for pdu in config.pdu}
-    return np.array([per_pdu[row.pdu] for row in config.outlets()], dtype=np.int64)
 
 
 def settings(kind: type[T], section: Section) -> T:

@@ -97,11 +97,10 @@ def run(config_path: Path, record: Path | None) -> None:
 def check_config(config_path: Path, as_json: bool) -> None:
     """Find every mistake in a configuration that can be found without hardware."""
     from rpi_daemon.config.load import load_config
-    from rpi_daemon.drivers.pdu.profile import load_profile
+    from rpi_daemon.devices import check_devices
 
     config = load_config(config_path)
-    for pdu in config.pdu:
-        load_profile(pdu.profile)
+    check_devices(config)
     if config.forecast.primary == "lstm":
         from rpi_daemon.models.forecaster import SHIPPED
         from rpi_daemon.models.manifest import load_model

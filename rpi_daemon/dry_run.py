@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from rpi_daemon._fastpath.core import Ring
-from rpi_daemon.assembly import build_pipeline, write_budgets
+from rpi_daemon.assembly import build_pipeline
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.config.load import load_config, parse_config
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import Board, Config
+from rpi_daemon.devices import write_budgets
 from rpi_daemon.drivers.sensors.replay import ReplaySource
 from rpi_daemon.drivers.sensors.traces import Trace, read_traces
 from rpi_daemon.guard import HealthFlags

@@ -33,13 +33,13 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def pdu_lock(pdu: str, host: str, port: int) -> Iterator[None]:
+def pdu_lock(pdu: str, address: str) -> Iterator[None]:
     """One daemon of this host per PDU: an abstract socket name, gone with the process, whoever the user is."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
         try:
-            lock.bind(f"\0rpi-daemon/pdu/{host}/{port}")
+            lock.bind(f"\0rpi-daemon/pdu/{address}")
         except OSError:
-            raise LockedError(f"PDU {pdu!r} ({host} port {port}): another daemon of this host controls it") from None
+            raise LockedError(f"PDU {pdu!r} ({address}): another daemon of this host controls it") from None
         yield
 
 

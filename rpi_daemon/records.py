@@ -326,6 +326,43 @@ class PduReport:
 
 
 @dataclass(frozen=True, slots=True)
+class CapIdentity:
+    """What a server can do to itself."""
+
+    vendor: str
+    model: str
+    firmware: str
+    serial: str
+    mechanism: str  # which property sets the cap: "environment_metrics" or "power_control"
+    lowest_w: float | None  # bounds that the server states; None: it states none
+    highest_w: float | None
+    on_exceed: str | None  # its LimitException: what it does when the cap cannot be kept; None: it does not say
+
+
+@dataclass(frozen=True, slots=True)
+class CapReading:
+    """One poll of a server's cap. None is "not known"; `cap_w` None with `active` False: no cap is set."""
+
+    t_mono_ns: int
+    power_w: float | None
+    cap_w: float | None
+    active: bool | None
+    raw: tuple[tuple[str, object], ...] = ()  # (property, value): enough to put it back exactly
+
+
+@dataclass(frozen=True, slots=True)
+class CapOutcome:
+    """What became of one cap. The read-back decides; `verified`: it is active at the asked value."""
+
+    asked_w: float | None
+    read_back_w: float | None
+    verified: bool
+    refused: str | None  # the server's word, when it gave one
+    t_sent_ns: int
+    t_verified_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Hint:
     """Work announced by somebody: at `t_mono_ns` the load's draw begins to change by `delta_w`, for `for_s`."""
 

@@ -18,14 +18,13 @@ import numpy as np
 import structlog
 
 from rpi_daemon._fastpath import core
-from rpi_daemon.assembly import build_pipeline, settings, write_budgets
+from rpi_daemon.assembly import build_pipeline, settings
 from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
 from rpi_daemon.config.rack import rack_model
-from rpi_daemon.config.schema import Board, Config, OutletRow, Pdu
+from rpi_daemon.config.schema import Board, Config, OutletRow
 from rpi_daemon.control import SOCKET_NAME, ControlServer
-from rpi_daemon.drivers.pdu.profile import load_profile
-from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
-from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
+from rpi_daemon.devices import address_of, pdu_driver, write_budgets
+from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.errors import DeviceError, ModelError, RpiError
 from rpi_daemon.features import BoardSetup
 from rpi_daemon.found import FoundLimits, write_durably
@@ -88,7 +87,7 @@ class Service:
         self.runtime_dir = config.path(config.daemon.runtime_dir)
         self.kill_switch = KillSwitch(self.state_dir / KILL_FILE)
         self.boards: list[BoardLink] = []
-        self.drivers: dict[str, SnmpPdu] = {}
+        self.drivers: dict[str, PduDriver] = {}
         self.identities: dict[str, PduIdentity] = {}
         self.tasks: dict[str, PduTask] = {}
         self.score = RunScore(self.rack)
@@ -167,7 +166,7 @@ class Service:
                 ) from None
         self._stack.enter_context(folder_lock(self.runtime_dir))
         for pdu in self.config.pdu:
-            self._stack.enter_context(pdu_lock(pdu.id, pdu.host, pdu.port))
+            self._stack.enter_context(pdu_lock(pdu.id, address_of(pdu)))
         with contextlib.suppress(
             PermissionError
         ):  # a tick should not wait for other people's work, where we may say so
@@ -215,7 +214,7 @@ class Service:
         """Connect, identify, and note what was found; True if a PDU is met for the first time."""
         met = False
         for options in self.config.pdu:
-            driver = SnmpPdu(self._driver_options(options), self.clock)
+            driver = pdu_driver(self.config, options, self.clock)
             self._stack.push_async_callback(driver.close)
             self.drivers[options.id] = driver
             await driver.open()
@@ -238,27 +237,6 @@ class Service:
                 "pdu.found", pdu=options.id, vendor=identity.vendor, model=identity.model, outlets=identity.n_outlets
             )
         return met
-
-    def _driver_options(self, pdu: Pdu) -> SnmpPduOptions:
-        outlets = tuple(row.number for row in self.config.outlets() if row.pdu == pdu.id)
-        return SnmpPduOptions(
-            endpoint=SnmpEndpoint(
-                host=pdu.host,
-                port=pdu.port,
-                version=pdu.version,
-                community=self.config.secret(pdu, "community") if pdu.version == "2c" else "",
-                user=pdu.user or "",
-                auth=pdu.auth,
-                auth_key=self.config.secret(pdu, "auth_key") if pdu.version == "3" else "",
-                priv=pdu.priv,
-                priv_key=self.config.secret(pdu, "priv_key") if pdu.version == "3" else "",
-                timeout_s=pdu.timeout_s,
-                retries=pdu.retries,
-            ),
-            profile=load_profile(pdu.profile),
-            outlets=outlets,
-            nominal_v=self.config.rack.nominal_v,
-        )
 
     def _opt_out(self, pdu: str, reason: str) -> None:
         mine = np.array([p == pdu for p in self.rack.pdu_of])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rpi_daemon.config.load import read_config
 from rpi_daemon.config.schema import Board, Config, Pdu
-from rpi_daemon.drivers.pdu.profile import load_profile
+from rpi_daemon.devices import SNMP_PORT, snmp_profile
 from rpi_daemon.drivers.pdu.sim import PduSimulator, SimUser, command
 from rpi_daemon.drivers.sensors.board_sim import PtyPort, SimulatedBoard, obey, run_board
 from rpi_daemon.drivers.sensors.paced import board_plant, servers_for
@@ -92,14 +92,14 @@ class SimulatedRack:
                 priv_key=secret(pdu, "priv_key"),
             )
         return PduSimulator(
-            load_profile(pdu.profile),
-            max(numbers),
+            snmp_profile(self._config, pdu),
+            max(numbers, default=1),
             power_w=power_w,
             voltage_v=self._config.rack.nominal_v,
             community=self._config.secret(pdu, "community") if pdu.version == "2c" else None,
             user=user,
-            host=pdu.host,
-            port=pdu.port,
+            host=pdu.host or "",
+            port=pdu.port or SNMP_PORT,
         )
 
     async def start(self) -> None:

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 from rpi_daemon.config.load import load_config
 from rpi_daemon.control import SOCKET_NAME, ControlClient
+from rpi_daemon.devices import snmp_endpoint
 from rpi_daemon.drivers.pdu.profile import load_profile
 from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
-from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
 from rpi_daemon.errors import NotRunningError
 
 PATIENCE_S = 25.0  # two busy cores; a condition that is met ends the wait at once
@@ -367,18 +367,7 @@ def on_pdu(config: Path, pdu_id: str, outlets: Sequence[int], use: Callable[[Snm
     """Do something on a PDU as another manager would."""
     loaded = load_config(config)
     pdu = next(item for item in loaded.pdu if item.id == pdu_id)
-    v3 = pdu.version == "3"
-    endpoint = SnmpEndpoint(
-        host=pdu.host,
-        port=pdu.port,
-        version=pdu.version,
-        community="" if v3 else loaded.secret(pdu, "community"),
-        user=pdu.user or "",
-        auth=pdu.auth,
-        auth_key=loaded.secret(pdu, "auth_key") if v3 else "",
-        priv=pdu.priv,
-        priv_key=loaded.secret(pdu, "priv_key") if v3 else "",
-    )
+    endpoint = snmp_endpoint(loaded, pdu)
 
     async def act() -> T:
         driver = SnmpPdu(SnmpPduOptions(endpoint, load_profile(pdu.profile), tuple(outlets), nominal_v=230.0))

@@ -33,7 +33,7 @@ CURRENT, VOLTAGE = (ChannelDescription(kind, 1, 0.5, 0, 30_000, "") for kind in 
 DESCRIPTION = BoardDescription(1000, 1_000_000, "SN1", "1.0", 0, (CURRENT, VOLTAGE))
 ROW = OutletRow(
     id="pdu/1", pdu="pdu", number=1, load="x", phases=("L1",), rating_w=2000.0, static_safe_w=500.0,
-    closed_loop=False, group=0,
+    closed_loop=False, meter="pdu/1", group=0,
 )  # fmt: skip
 RACK = RackModel(
     rack="r", outlet_ids=("pdu/1",), pdu_of=("pdu",), number_of=(1,), load_of=np.zeros(1, np.int64),

@@ -1,0 +1,89 @@
+"""From configuration to drivers: which driver speaks to which device, and what is known of it without asking."""
+
+from pathlib import Path
+
+import numpy as np
+
+from rpi_daemon.clock import Clock
+from rpi_daemon.config.schema import Config, Pdu
+from rpi_daemon.drivers.base import PduDriver
+from rpi_daemon.drivers.pdu.profile import Profile, load_profile
+from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
+from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
+from rpi_daemon.errors import ConfigError
+from rpi_daemon.records import IntArray
+
+SNMP_PORT, MODBUS_PORT = 161, 502
+
+
+def pdu_driver(config: Config, pdu: Pdu, clock: Clock) -> PduDriver:
+    """The driver of one configured PDU or meter, not open yet. Raises ConfigError."""
+    if pdu.driver != "snmp":
+        raise ConfigError(f"PDU {pdu.id!r}: driver {pdu.driver!r} is not there yet")
+    options = SnmpPduOptions(
+        endpoint=snmp_endpoint(config, pdu),
+        profile=snmp_profile(config, pdu),
+        outlets=numbers_of(config, pdu.id),
+        unit=pdu.unit,
+        nominal_v=config.rack.nominal_v,
+    )
+    return SnmpPdu(options, clock)
+
+
+def snmp_endpoint(config: Config, pdu: Pdu) -> SnmpEndpoint:
+    """Where and how to speak SNMP; the secrets are read here."""
+    v3 = pdu.version == "3"
+    return SnmpEndpoint(
+        host=pdu.host or "",
+        port=pdu.port or SNMP_PORT,
+        version=pdu.version,
+        community="" if v3 else config.secret(pdu, "community"),
+        user=pdu.user or "",
+        auth=pdu.auth,
+        auth_key=config.secret(pdu, "auth_key") if v3 else "",
+        priv=pdu.priv,
+        priv_key=config.secret(pdu, "priv_key") if v3 else "",
+        timeout_s=pdu.timeout_s,
+        retries=pdu.retries,
+    )
+
+
+def snmp_profile(config: Config, pdu: Pdu) -> Profile:
+    """The vendor profile that a PDU names: a shipped one, or a file beside the configuration. Raises ConfigError."""
+    return load_profile(pdu.profile if "/" not in pdu.profile else Path(config.base_dir) / pdu.profile)
+
+
+def numbers_of(config: Config, pdu: str) -> tuple[int, ...]:
+    """The outlet numbers that are read on a PDU: its own outlets, and those that stand for others as a slow meter."""
+    rows = config.outlets()
+    measured = {name for board in config.board for name in board.currents()}
+    own = {row.number for row in rows if row.pdu == pdu}
+    meters = (row.meter.partition("/") for row in rows if row.id not in measured)
+    return tuple(sorted(own | {int(number) for name, _, number in meters if name == pdu}))
+
+
+def address_of(pdu: Pdu) -> str:
+    """What no two daemons may drive at once: a network address, or a device on a serial bus."""
+    if pdu.driver == "modbus_rtu":
+        return f"{pdu.serial_port}/{pdu.device_id}"
+    if pdu.driver == "modbus_tcp":
+        return f"{pdu.host}/{pdu.port or MODBUS_PORT}/{pdu.device_id}"
+    return f"{pdu.host}/{pdu.port or SNMP_PORT}"
+
+
+def write_budgets(config: Config) -> IntArray:
+    """Writes per outlet and day, [n]: the configured number of its PDU, or what its family stands."""
+    per_pdu = {pdu.id: pdu.writes_per_day or snmp_profile(config, pdu).pace.writes_per_outlet_day for pdu in config.pdu}
+    return np.array([per_pdu[row.pdu] for row in config.outlets()], dtype=np.int64)
+
+
+def check_devices(config: Config) -> None:
+    """What the devices' own files say of a configuration. Raises ConfigError with a line per mistake."""
+    mistakes = []
+    for pdu in config.pdu:
+        try:
+            snmp_profile(config, pdu)
+        except ConfigError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
