@@ -1,5 +1,6 @@
 """From configuration to drivers: which driver speaks to which device, and what is known of it without asking."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,11 @@ def snmp_endpoint(config: Config, pdu: Pdu) -> SnmpEndpoint:
 def snmp_profile(config: Config, pdu: Pdu) -> Profile:
     """The vendor profile that a PDU names: a shipped one, or a file beside the configuration. Raises ConfigError."""
     return load_profile(pdu.profile if "/" not in pdu.profile else Path(config.base_dir) / pdu.profile)
+
+
+def profile_digest(config: Config, pdu: Pdu) -> str:
+    """SHA-256 of what a PDU's profile says, comments apart."""
+    return hashlib.sha256(snmp_profile(config, pdu).model_dump_json().encode()).hexdigest()
 
 
 def numbers_of(config: Config, pdu: str) -> tuple[int, ...]:

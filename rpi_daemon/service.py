@@ -23,7 +23,7 @@ from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import Board, Config, OutletRow
 from rpi_daemon.control import SOCKET_NAME, ControlServer
-from rpi_daemon.devices import address_of, pdu_driver, write_budgets
+from rpi_daemon.devices import address_of, pdu_driver, profile_digest, write_budgets
 from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.errors import DeviceError, ModelError, RpiError
 from rpi_daemon.features import BoardSetup
@@ -34,6 +34,7 @@ from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.operator import Operator
 from rpi_daemon.pdu_task import Lease, PduTask
 from rpi_daemon.pipeline import DecisionDigest, Pipeline, Snapshot, TickInputs
+from rpi_daemon.proof import Proofs
 from rpi_daemon.recording import Recorder
 from rpi_daemon.records import (
     TICK_NS,
@@ -213,16 +214,20 @@ class Service:
     async def _open_pdus(self) -> bool:
         """Connect, identify, and note what was found; True if a PDU is met for the first time."""
         met = False
+        proofs = Proofs.read(self.state_dir)
         for options in self.config.pdu:
             driver = pdu_driver(self.config, options, self.clock)
             self._stack.push_async_callback(driver.close)
             self.drivers[options.id] = driver
             await driver.open()
             identity = await driver.identify()
+            if proofs.hold(identity, address_of(options), profile_digest(self.config, options)):
+                identity = replace(identity, proven=True)
             self.identities[options.id] = identity
             if not identity.proven and not options.accept_unproven:
                 self._opt_out(
-                    options.id, "profile is not proven on this device; meters only (accept_unproven = true writes)"
+                    options.id,
+                    "profile is not proven on this device; meters only (bench/hil/pdu_hil.py proves it; accept_unproven = true writes)",
                 )
             met = met or options.id not in self.found.pdus
             self.found = self.found.with_pdu(options.id, await driver.read())

@@ -1,0 +1,66 @@
+"""The hardware-in-the-loop benches, in their short form, against the simulators."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "MPLBACKEND": "Agg",
+}  # as from a user's shell: a script finds what lies beside it
+
+
+def hil(bench: str, output: Path, *options: str, code: int = 0) -> dict[str, Any]:
+    """One bench to its end; its result, by the names of its rows."""
+    command = [sys.executable, str(ROOT / "bench/hil" / f"{bench}.py"), "--quick", "--json", "--output", str(output)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
+    assert done.returncode == code, done.stdout + done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    page = next(output.glob(f"{bench}-*.html")).read_text(encoding="utf-8")
+    assert page.count("<svg") == page.count("<h2>")
+    assert not any(word in page for word in ("src=", "@import", "<script", "No picture"))
+    return {row["what"]: row["value"] for row in result["rows"]} | {"passed": result["passed"]}
+
+
+def test_sensor_bench(tmp_path: Path) -> None:
+    seen = hil("sensor_hil", tmp_path)
+    assert seen["scans lost"] == 0
+    assert seen["scans received"] >= 5000
+    assert seen["step response to 90 %"] <= 250.0
+    assert seen["worst noise / range, voltage"] < 0.1
+
+
+@pytest.mark.parametrize("profile", ["raritan_px", "apc_rpdu2"])
+def test_pdu_bench(tmp_path: Path, profile: str) -> None:
+    seen = hil("pdu_hil", tmp_path, "--profile", profile)
+    assert seen["limits written"] == 4 * 24
+    assert seen["verified"] == 100.0
+    assert seen["step of a limit, seen"] == 1.0
+    assert seen["found limits put back and verified"] == 24
+    assert seen["writes past the kill switch"] == 0
+
+
+def test_an_old_result_stands_beside_the_new_one(tmp_path: Path) -> None:
+    hil("pdu_hil", tmp_path)
+    old = next(tmp_path.glob("pdu_hil-*.json"))
+    hil("pdu_hil", tmp_path / "new", "--compare", str(old))
+    page = next((tmp_path / "new").glob("*.html")).read_text(encoding="utf-8")
+    assert "<th>before</th>" in page
+    assert "(before)" in page
+
+
+def test_a_result_of_another_bench_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "old.json"
+    other.write_text('{"schema": 1, "bench": "sensor_hil"}')
+    command = [sys.executable, str(ROOT / "bench/hil/pdu_hil.py"), "--quick", "--output", str(tmp_path / "new")]
+    done = subprocess.run(
+        [*command, "--compare", str(other)], capture_output=True, text=True, timeout=120, env=ENVIRONMENT
+    )
+    assert done.returncode == 1
+    assert "not a result of pdu_hil" in done.stderr
+    assert "Traceback" not in done.stderr
