@@ -5,7 +5,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rpi_daemon.config.schema import Config
 from rpi_daemon.errors import ConfigError
 
 Loc = tuple[str | int, ...]
+MoreChecks = Callable[[Config], Iterable[tuple[Loc, str]]]  # what other layers have to say of a configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,9 @@ def read_config(path: Path | str) -> Config:
     return _parse(_text(Path(path)), str(path), Path(path).parent, None)
 
 
-def load_config(path: Path | str, env: Mapping[str, str] = os.environ) -> Config:
-    """Read and check a configuration file; raises ConfigError with a line per mistake."""
-    return parse_config(_text(Path(path)), str(path), base_dir=Path(path).parent, env=env)
+def load_config(path: Path | str, env: Mapping[str, str] = os.environ, *, more: MoreChecks | None = None) -> Config:
+    """Read and check a configuration file; raises ConfigError with a line per mistake, those that `more` finds too."""
+    return parse_config(_text(Path(path)), str(path), base_dir=Path(path).parent, env=env, more=more)
 
 
 def _text(path: Path) -> str:
@@ -50,12 +51,21 @@ def _text(path: Path) -> str:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from None
 
 
-def parse_config(text: str, name: str, *, base_dir: Path, env: Mapping[str, str] = os.environ) -> Config:
+def parse_config(
+    text: str,
+    name: str,
+    *,
+    base_dir: Path,
+    env: Mapping[str, str] = os.environ,
+    more: MoreChecks | None = None,
+) -> Config:
     """As `load_config`, from text; relative paths in it are taken from `base_dir`."""
-    return _parse(text, name, base_dir, env)
+    return _parse(text, name, base_dir, env, more)
 
 
-def _parse(text: str, name: str, base_dir: Path, env: Mapping[str, str] | None) -> Config:
+def _parse(
+    text: str, name: str, base_dir: Path, env: Mapping[str, str] | None, more: MoreChecks | None = None
+) -> Config:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -67,14 +77,17 @@ def _parse(text: str, name: str, base_dir: Path, env: Mapping[str, str] | None) 
     except ValidationError as error:
         mistakes.extend(_mistakes(error))
         config = _mended(data, error)
-    if config is not None and env is not None:
-        mistakes.extend(Mistake(loc, sentence) for loc, sentence in cross_check(config, base_dir, env))
+    if config is not None:
+        config = config.model_copy(update={"base_dir": str(base_dir.resolve())})
+        found = [*cross_check(config, base_dir, env)] if env is not None else []
+        found += more(config) if more is not None else ()
+        mistakes.extend(Mistake(loc, sentence) for loc, sentence in found)
     if mistakes:
         lines = line_numbers(text)
-        found = sorted({(_line_of(lines, m.loc), f"{_key(m.loc)}: {m.text}") for m in mistakes})
-        raise ConfigError("\n".join(f"{name}:{line}: {sentence}" for line, sentence in found))
+        placed = sorted({(_line_of(lines, m.loc), f"{_key(m.loc)}: {m.text}") for m in mistakes})
+        raise ConfigError("\n".join(f"{name}:{line}: {sentence}" for line, sentence in placed))
     assert config is not None
-    return config.model_copy(update={"base_dir": str(base_dir.resolve())})
+    return config
 
 
 def _mistakes(error: ValidationError) -> Iterator[Mistake]:

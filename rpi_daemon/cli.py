@@ -85,10 +85,10 @@ def run(config_path: Path, record: Path | None) -> None:
     # Before NumPy is there: its second thread only spins at our sizes, on a core that the sampler may need (the design of
     # the window filters takes 6 ms with one thread, up to 200 ms with two on a busy machine).
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from rpi_daemon.config.load import load_config
+    from rpi_daemon.devices import load_checked
     from rpi_daemon.service import run_service
 
-    sys.exit(run_service(load_config(config_path), record=record))
+    sys.exit(run_service(load_checked(config_path), record=record))
 
 
 @main.command("check-config")
@@ -96,11 +96,9 @@ def run(config_path: Path, record: Path | None) -> None:
 @json_option
 def check_config(config_path: Path, as_json: bool) -> None:
     """Find every mistake in a configuration that can be found without hardware."""
-    from rpi_daemon.config.load import load_config
-    from rpi_daemon.devices import check_devices
+    from rpi_daemon.devices import load_checked
 
-    config = load_config(config_path)
-    check_devices(config)
+    config = load_checked(config_path)
     if config.forecast.primary == "lstm":
         from rpi_daemon.models.forecaster import SHIPPED
         from rpi_daemon.models.manifest import load_model

@@ -1,12 +1,14 @@
 """From configuration to drivers: which driver speaks to which device, and what is known of it without asking."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from rpi_daemon.clock import Clock
-from rpi_daemon.config.schema import Config, Pdu
+from rpi_daemon.config.load import Loc, load_config
+from rpi_daemon.config.schema import Config, Pdu, expand_numbers
 from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.drivers.pdu.profile import Profile, load_profile
 from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
@@ -83,13 +85,31 @@ def write_budgets(config: Config) -> IntArray:
     return np.array([per_pdu[row.pdu] for row in config.outlets()], dtype=np.int64)
 
 
-def check_devices(config: Config) -> None:
-    """What the devices' own files say of a configuration. Raises ConfigError with a line per mistake."""
-    mistakes = []
-    for pdu in config.pdu:
+def load_checked(path: Path | str) -> Config:
+    """A configuration with what its devices' own files say of it. Raises ConfigError: every mistake at once, a line each."""
+    return load_config(path, more=device_mistakes)
+
+
+def device_mistakes(config: Config) -> Iterator[tuple[Loc, str]]:
+    """What the profiles find wrong, as (location, sentence)."""
+    for i, pdu in enumerate(config.pdu):
+        if pdu.driver != "snmp":
+            continue
         try:
-            snmp_profile(config, pdu)
+            profile = snmp_profile(config, pdu)
         except ConfigError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
+            yield from ((("pdu", i, "profile"), line) for line in str(error).splitlines())
+        else:
+            yield from _numbers_beyond(config, pdu.id, profile)
+
+
+def _numbers_beyond(config: Config, pdu: str, profile: Profile) -> Iterator[tuple[Loc, str]]:
+    """Outlet numbers that no device of the family has."""
+    most = profile.index.max_outlets
+    for i, group in enumerate(config.outlet):
+        beyond = [number for number in expand_numbers(group.numbers) if not 1 <= number <= most]
+        if group.pdu == pdu and beyond:
+            yield (
+                ("outlet", i, "numbers"),
+                f"outlet {beyond[0]} is outside 1..{most} of profile {profile.name!r} of PDU {pdu!r}",
+            )

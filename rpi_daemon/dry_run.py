@@ -13,10 +13,10 @@ import numpy as np
 from rpi_daemon._fastpath.core import Ring
 from rpi_daemon.assembly import build_pipeline
 from rpi_daemon.clock import NS_PER_S, ManualClock
-from rpi_daemon.config.load import load_config, parse_config
+from rpi_daemon.config.load import parse_config
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import Board, Config
-from rpi_daemon.devices import write_budgets
+from rpi_daemon.devices import load_checked, write_budgets
 from rpi_daemon.drivers.sensors.replay import ReplaySource
 from rpi_daemon.drivers.sensors.traces import Trace, read_traces
 from rpi_daemon.guard import HealthFlags
@@ -89,7 +89,7 @@ class VirtualPdu:
 def dry_run_replay(trace_path: Path, config_path: Path | None, seconds: float | None) -> dict[str, Any]:
     """Run a recorded trace through the pipeline in virtual time; raises TraceError or ConfigError."""
     traces = read_traces(trace_path)
-    config = load_config(config_path) if config_path is not None else _config_for(traces)
+    config = load_checked(config_path) if config_path is not None else _config_for(traces)
     rack = rack_model(config)
     duration_s = min(trace.duration_s for trace in traces)
     duration_s = duration_s if seconds is None else min(seconds, duration_s)
@@ -191,7 +191,7 @@ def _config_for(traces: Sequence[Trace]) -> Config:
 
 def dry_run_live(config_path: Path, seconds: float) -> dict[str, Any]:
     """The daemon itself for a while, in advisory mode whatever the configuration says, in folders of its own."""
-    config = load_config(config_path)
+    config = load_checked(config_path)
     with tempfile.TemporaryDirectory(prefix="rpi-dry-run-") as folder:
         daemon = config.daemon.model_copy(update={"mode": "advisory", "state_dir": folder, "runtime_dir": folder})
         service = Service(config.model_copy(update={"daemon": daemon}))

@@ -1,0 +1,78 @@
+"""A configuration together with the files of its devices: their mistakes come with all others, each with its line."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rpi_daemon.devices import load_checked
+from rpi_daemon.errors import ConfigError
+
+RACK = """\
+[rack]
+id = "r"
+[[pdu]]
+id = "a"
+profile = "{profile}"
+host = "192.0.2.1"
+user = "u"
+auth_key_file = "key"
+priv_key_file = "key"
+[[outlet]]
+pdu = "a"
+numbers = "{numbers}"
+load = "n{{n}}"
+rating_w = 500.0
+static_safe_w = {static_safe_w}
+[[constraint]]
+id = "breaker"
+kind = "breaker"
+rating_a = 16.0
+outlets = ["a/*"]
+"""
+
+
+def written(folder: Path, profile: str = "raritan_px", numbers: str = "1-2", static_safe_w: float = 300.0) -> Path:
+    key = folder / "key"
+    key.touch(mode=0o600)
+    key.write_text("a long pass phrase")
+    path = folder / "rack.toml"
+    path.write_text(RACK.format(profile=profile, numbers=numbers, static_safe_w=static_safe_w))
+    return path
+
+
+def mistakes(path: Path) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_checked(path)
+    return str(caught.value).splitlines()
+
+
+def test_a_good_file_loads_and_knows_its_folder(tmp_path: Path) -> None:
+    config = load_checked(written(tmp_path))
+    assert config.path("key") == tmp_path / "key"
+
+
+def test_a_profile_that_is_not_there_is_told_beside_the_other_mistakes(tmp_path: Path) -> None:
+    path = written(tmp_path, profile="raritan_xp", static_safe_w=600.0)
+    os.chmod(tmp_path / "key", 0o644)
+    found = mistakes(path)
+    assert [line.split(": ")[0] for line in found] == [f"{path}:{n}" for n in (5, 8, 9, 15)]
+    assert "pdu[1].profile: PDU profile 'raritan_xp' is not known" in found[0]
+    assert "lets others read it" in found[1]
+    assert "above rating_w" in found[3]
+
+
+def test_every_mistake_of_an_own_profile_is_told_with_the_line_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "p.toml").write_text('name = "own"\nvendor = 3\n')
+    found = mistakes(written(tmp_path, profile="own/p.toml"))
+    assert len(found) > 3
+    assert all(line.startswith(f"{tmp_path}/rack.toml:5: pdu[1].profile: {tmp_path}/own/p.toml: ") for line in found)
+    assert any("vendor" in line and "got 3" in line for line in found)
+
+
+def test_an_outlet_that_no_device_of_the_family_has_is_a_mistake(tmp_path: Path) -> None:
+    (line,) = mistakes(written(tmp_path, numbers="1,2000"))
+    assert line.endswith(
+        "rack.toml:12: outlet[1].numbers: outlet 2000 is outside 1..54 of profile 'raritan_px' of PDU 'a'"
+    )
