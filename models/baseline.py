@@ -4,7 +4,7 @@ from typing import Final
 
 import numpy as np
 
-from rpi_daemon.records import HORIZONS_S, QUANTILES, TICK_NS, BoolArray, FloatArray, Forecast, ForecastInput
+from rpi_daemon.records import HORIZONS_S, QUANTILES, TICK_NS, BoolArray, FloatArray, Forecast, ForecastInput, Quality
 
 HOLD_TICKS: Final = 5  # a last reading older than this is no reading
 TICKS_PER_S: Final = 10
@@ -48,7 +48,8 @@ class _Baseline:
     """A point forecast per outlet and horizon, and quantiles of its errors tracked live.
 
     Announced work is added to the point. Each quantile moves up when it was passed and down when it was not, in steps
-    of the typical error (Koenker and Bassett 1978, by stochastic sub-gradient). A row is NaN without a recent reading.
+    of the typical error (Koenker and Bassett 1978, by stochastic sub-gradient), once for each measurement: a slow
+    meter's reading is held for many ticks and counts in the first. A row is NaN without a recent reading.
     """
 
     name = ""
@@ -92,7 +93,7 @@ class _Baseline:
         self._last_w = np.where(live, x.power_w, self._last_w)
         planned_w = known_plan(x.planned_w)
         self._rating_w = np.maximum(x.rating_w, 1.0)
-        self._learn_bands(np.where(live, x.power_w, np.nan))
+        self._learn_bands(np.where(live, x.power_w, np.nan), x.quality & Quality.HELD == 0)
         point_w = self._point(self._last_w, live, planned_w) + planned_w
         highest_w = running_max(point_w)
         self._points[self._tick % _SPAN] = point_w
@@ -108,7 +109,7 @@ class _Baseline:
         """Forecast of the value without the announced work, [5, n] W or [n] for all horizons; planned_w is [5, n]."""
         raise NotImplementedError
 
-    def _learn_bands(self, power_w: FloatArray) -> None:
+    def _learn_bands(self, power_w: FloatArray, fresh: BoolArray) -> None:
         recent = self._recent_w
         recent[self._tick % _SPAN] = power_w
         order = (self._tick - np.arange(_SPAN)) % _SPAN  # newest first
@@ -116,7 +117,7 @@ class _Baseline:
         highest = running_max(recent[order].reshape(_H, TICKS_PER_S, self._n).max(1))
         self._errors[0, :, 0] = power_w - self._points[made, self._horizon]
         self._errors[1, :, 0] = highest - self._points_max[made, self._horizon]
-        known = np.isfinite(self._errors)
+        known = np.isfinite(self._errors) & fresh
         size = np.abs(self._errors)
         begun = np.where(np.isnan(self._typical), _START_BAND * self._rating_w, self._typical)
         self._typical = np.where(known, begun + _TYPICAL_DECAY * (size - begun), begun)

@@ -8,7 +8,7 @@ from rpi_daemon.allocator import AllocatorConfig
 from rpi_daemon.clock import Clock
 from rpi_daemon.config.schema import Config, Section
 from rpi_daemon.corrector import Corrector, CorrectorConfig
-from rpi_daemon.features import BoardSetup, Features
+from rpi_daemon.features import BoardSetup, Features, MeterSetup
 from rpi_daemon.guard import GuardConfig, at_start
 from rpi_daemon.pipeline import Pipeline
 from rpi_daemon.plans import PlannedWork
@@ -30,9 +30,16 @@ def build_pipeline(
     without_model: bool = False,
 ) -> Pipeline:
     """A fresh pipeline in STATIC_SAFE. Raises ModelError for a refused model; `without_model` the baselines forecast."""
+    features = Features(
+        rack,
+        boards,
+        slow_meters(config, boards),
+        lowest_voltage=config.allocator.lowest_voltage,
+        noise_w=config.corrector.meter_noise_w,
+    )
     return Pipeline(
         rack,
-        Features(rack, boards, lowest_voltage=config.allocator.lowest_voltage, noise_w=config.corrector.meter_noise_w),
+        features,
         build_forecaster(config, rack.n, clock, without_model=without_model),
         Corrector(settings(CorrectorConfig, config.corrector), rack),
         Actuator(settings(ActuatorConfig, config.actuator), rack, writes_per_day=writes_per_day),
@@ -42,6 +49,18 @@ def build_pipeline(
         guard=settings(GuardConfig, config.guard),
         model_expected=config.forecast.primary == "lstm",
     )
+
+
+def slow_meters(config: Config, boards: Sequence[BoardSetup]) -> tuple[MeterSetup, ...]:
+    """The meters of the outlets that no board measures."""
+    measured = {int(outlet) for board in boards for outlet in board.outlets}
+    poll_s = {pdu.id: pdu.poll_s for pdu in config.pdu}
+    setups = []
+    for i, row in enumerate(config.outlets()):
+        pdu, _, number = row.meter.partition("/")
+        if i not in measured:
+            setups.append(MeterSetup(i, pdu, int(number), poll_s[pdu]))
+    return tuple(setups)
 
 
 def settings(kind: type[T], section: Section) -> T:

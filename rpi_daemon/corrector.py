@@ -81,6 +81,9 @@ class Corrector:
     The alarm threshold is steered the same way on a slower clock, an episode being its tick: with E the sum of episodes
     beyond the daily target, never below 0, it stands E steps above the largest request of the last minute + head-room.
 
+    A slow meter looks once a second or less: what it may have missed between two readings, by their largest recent change,
+    is in the floor of the margin. One reading is one feedback, so `target` is then a share of readings.
+
     Bound: once S >= R / eta no signal of range R escapes, and S overshoots by at most the D + 1 feedbacks under way, so
     in T ticks there are at most target T + R / eta + 2 D + 1 escapes. Floors, holds and the fast term only raise the
     request.
@@ -95,6 +98,8 @@ class Corrector:
         self._eta_w = config.step_per_escape * rack.rating_w
         self._excess = np.zeros(n)
         self._worst_w = np.zeros(n)
+        self._missed_w = np.zeros(n)
+        self._read_before_w = np.full(n, np.nan)
         self._censored_until_ns = np.zeros(n, dtype=np.int64)
         self._seen_ns = np.full(n, NEVER_NS, dtype=np.int64)
         self._request_w = rack.static_safe_w.astype(np.float64, copy=True)
@@ -116,6 +121,7 @@ class Corrector:
         censored = self._censored(readings, in_force)
         self._censored_until_ns[censored] = now_ns + DELAY_NS
         self._learn(residual, dt_s, now_ns)
+        self._learn_missed(readings, dt_s)
         margin_w = self._margin_w(in_force)
 
         raw_w = np.minimum(forecast.running_max_w[:, -1, REQUEST_QUANTILE], self._rating_w) + margin_w
@@ -156,16 +162,23 @@ class Corrector:
         score_w = np.where(learn & np.isfinite(residual.running_max_w), residual.running_max_w, 0.0)
         self._worst_w = np.maximum(self._worst_w, score_w)
 
+    def _learn_missed(self, readings: Readings, dt_s: float) -> None:
+        """The largest recent change between two readings of a slow meter; it fades as the worst under-forecast does."""
+        fresh = readings.fresh & (readings.quality & Quality.SLOW_METER != 0)
+        change_w = np.where(fresh, np.abs(readings.power_w - self._read_before_w), 0.0)
+        self._missed_w = np.fmax(self._missed_w * 0.5 ** (dt_s / self._config.worst_half_life_s), change_w)
+        self._read_before_w = np.where(fresh, readings.power_w, np.where(readings.valid, self._read_before_w, np.nan))
+
     def _count_episodes(self, readings: Readings, dt_s: float, now_ns: int) -> None:
         """Draw above the threshold of the tick before; one episode until it was below for `alarm_hold_s`."""
-        over = readings.valid & (readings.power_w > self._alarm_w)
+        over = readings.fresh & (readings.power_w > self._alarm_w)
         fresh = over & (now_ns - self._over_ns > round(self._config.alarm_hold_s * NS_PER_S))
         self._over_ns[over] = now_ns
         worked_off = self._config.alarm_episodes_per_day * dt_s / DAY_S
         self._episodes = np.maximum(0.0, self._episodes + fresh - worked_off)
 
     def _margin_w(self, in_force: LimitsInForce) -> FloatArray:
-        floor_w = self._config.meter_noise_w + in_force.step_w
+        floor_w = self._config.meter_noise_w + in_force.step_w + self._missed_w
         fast_w = self._worst_w * np.minimum(self._excess / self._config.full_cover_escapes, self._config.cover)
         margin_w: FloatArray = np.maximum(floor_w, np.maximum(self._eta_w * self._excess, fast_w))
         return margin_w

@@ -1,4 +1,4 @@
-"""Raw scans to readings: the newest complete window of every board, merged by outlet."""
+"""Raw scans and slow meters to readings: the newest window of every board, the newest poll of every meter, merged by outlet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpi_daemon._fastpath import core
+from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.errors import ConfigError
-from rpi_daemon.records import FloatArray, IntArray, Quality, RackModel, Readings
+from rpi_daemon.records import TICK_NS, FloatArray, IntArray, PduReading, Quality, RackModel, Readings
 
 # of apparent power: what 2 degrees of phase that nobody took out make of a purely capacitive load, an idle supply
 NOISE_SHARE = 0.035
 STALE_NS = 150_000_000  # a board whose newest window ended longer ago than this has no reading
+NEVER_NS = -(1 << 62)
+STALE_POLLS = 3  # a slow meter whose newest reading is older than this many polls, and a tick, has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +28,18 @@ class BoardSetup:
     first: int = 0  # scans below this index are of a former run of the daemon, and in no window
 
 
+@dataclass(frozen=True, slots=True)
+class MeterSetup:
+    """A PDU's or meter's own reading that stands for an outlet which no board measures."""
+
+    outlet: int  # index in the rack
+    pdu: str
+    number: int  # outlet or channel on that PDU
+    poll_s: float
+
+
 class Features:
-    """Merges the boards' windows into one Readings per tick. Not thread-safe; allocates only what it returns.
+    """Merges boards and slow meters into one Readings per tick: `observe` what PDUs say, then `step`. Not thread-safe.
 
     Below `lowest_voltage` of nominal a voltage channel counts as lost: a blown tap, not a load without power.
     Power below -`noise_w` is no reading: a load does not feed back, so a transformer is on the wrong way round.
@@ -34,7 +47,13 @@ class Features:
     """
 
     def __init__(
-        self, rack: RackModel, boards: Sequence[BoardSetup], *, lowest_voltage: float = 0.8, noise_w: float = 2.0
+        self,
+        rack: RackModel,
+        boards: Sequence[BoardSetup],
+        meters: Sequence[MeterSetup] = (),
+        *,
+        lowest_voltage: float = 0.8,
+        noise_w: float = 2.0,
     ) -> None:
         measured = np.concatenate([board.outlets for board in boards]) if boards else np.zeros(0, np.int64)
         if len(np.unique(measured)) != len(measured):
@@ -48,16 +67,22 @@ class Features:
         self._lowest_v = lowest_voltage * rack.nominal_v
         self._noise_w = noise_w
         self._boards = [_Board(setup) for setup in boards]
+        self._meters = _Meters(meters, self._nominal_v)
 
     @property
     def ends(self) -> tuple[int, ...]:
         """One past the last scan of the window in use, per board."""
         return tuple(board.end for board in self._boards)
 
+    def observe(self, pdu: str, reading: PduReading) -> None:
+        """Take in one poll of a PDU or meter."""
+        self._meters.observe(pdu, reading)
+
     def step(self, now_ns: int, utc_ns: int) -> Readings:
         """Readings at the tick `now_ns` (CLOCK_MONOTONIC); their time is that of the newest scan used.
 
-        An outlet whose board has no window that ended in the last 150 ms is STALE: NaN, not valid. Without any such
+        An outlet of a slow meter keeps its newest reading, marked SLOW_METER, until that is older than three polls and a
+        tick; HELD from the second tick on. What a meter cannot tell (peak, crest, step) is NaN. An outlet whose board has no window that ended in the last 150 ms is STALE: NaN, not valid. Without any such
         window the time is the tick's own. It never goes back, and never lies ahead: the first window after a gap may be
         older than the tick before it, which then had none.
         """
@@ -70,10 +95,13 @@ class Features:
             if board.window is not None and now_ns - board.t_ns <= STALE_NS:
                 rows[:, board.outlets] = board.window
                 t_mono_ns = max(t_mono_ns, board.t_ns)
-        self._t_mono_ns = max(self._t_mono_ns, min(t_mono_ns or now_ns, now_ns))
-        return self._readings(rows, self._t_mono_ns, utc_ns - (now_ns - self._t_mono_ns))
+        before_ns, self._t_mono_ns = self._t_mono_ns, max(self._t_mono_ns, min(t_mono_ns or now_ns, now_ns))
+        quality = self._apparent_where_no_voltage(rows)
+        self._meters.fill(rows, quality, now_ns, newer=self._t_mono_ns > before_ns)
+        return self._readings(rows, quality, self._t_mono_ns, utc_ns - (now_ns - self._t_mono_ns))
 
-    def _readings(self, rows: FloatArray, t_mono_ns: int, t_utc_ns: int) -> Readings:
+    def _apparent_where_no_voltage(self, rows: FloatArray) -> IntArray:
+        """What the boards' channels amount to without a voltage; returns the quality bits [n]."""
         quality = rows[core.F_QUALITY].astype(np.int64)
         unmetered = quality & Quality.NO_VOLTAGE != 0
         # written so that a voltage that is not known, beside a current that is, is lost as well
@@ -87,7 +115,10 @@ class Features:
         without = unmetered | lost
         apparent_va = rows[core.F_RMS_A, without] * self._nominal_v[without]
         rows[core.F_POWER_W, without] = rows[core.F_APPARENT_VA, without] = apparent_va
-        backward = rows[core.F_POWER_W] < -np.maximum(self._noise_w, NOISE_SHARE * rows[core.F_APPARENT_VA])
+        return quality
+
+    def _readings(self, rows: FloatArray, quality: IntArray, t_mono_ns: int, t_utc_ns: int) -> Readings:
+        backward = rows[core.F_POWER_W] < -np.fmax(self._noise_w, NOISE_SHARE * rows[core.F_APPARENT_VA])
         quality[backward] |= Quality.REVERSED
         rows[core.F_POWER_W, backward] = np.nan
         return Readings(
@@ -145,3 +176,56 @@ class _Board:
         self.t_ns = self._kernel.t_end_ns or self.t_ns + (end - self.end) * self._period_ns
         self.window = window
         self.end = end
+
+
+class _Meters:
+    """The newest reading of every slow meter: power, amps, volts [3, meters], NaN where it does not tell."""
+
+    def __init__(self, setups: Sequence[MeterSetup], nominal_v: FloatArray) -> None:
+        self.outlets = np.array([setup.outlet for setup in setups], dtype=np.int64)
+        self._nominal_v = nominal_v[self.outlets]
+        self._stale_ns = np.array([round(STALE_POLLS * setup.poll_s * NS_PER_S) + TICK_NS for setup in setups])
+        self._by_pdu: dict[str, list[tuple[int, int]]] = {}
+        for k, setup in enumerate(setups):
+            self._by_pdu.setdefault(setup.pdu, []).append((k, setup.number))
+        n = len(setups)
+        self._read = np.full((3, n), np.nan)
+        self._apparent = np.zeros(n, np.bool_)
+        self._t_ns = np.full(n, NEVER_NS, np.int64)
+        self._held = np.zeros(n, np.bool_)
+
+    def observe(self, pdu: str, reading: PduReading) -> None:
+        """Keep what it tells of our outlets; a poll without power and amps tells nothing, and the one before ages."""
+        for k, number in self._by_pdu.get(pdu, ()):
+            power_w, current_a = reading.power_w.get(number), reading.current_a.get(number)
+            if power_w is None and current_a is None:
+                continue
+            voltage_v = reading.voltage_v.get(number)
+            self._read[:, k] = [np.nan if value is None else value for value in (power_w, current_a, voltage_v)]
+            self._apparent[k] = power_w is None or number in reading.apparent
+            self._t_ns[k] = reading.t_mono_ns
+            self._held[k] = False
+
+    def fill(self, rows: FloatArray, quality: IntArray, now_ns: int, *, newer: bool) -> None:
+        """Write what is not stale into `rows` [N_FEATURES, n] and `quality` [n]. `newer`: this tick will be learned from."""
+        live = now_ns - self._t_ns <= self._stale_ns
+        outlets = self.outlets[live]
+        power_w, current_a, voltage_v = self._read[:, live]
+        apparent, held = self._apparent[live], self._held[live]
+        # watts that nobody measured: nominal volts times amps, and the quality says so
+        power_w = np.where(np.isnan(power_w), self._nominal_v[live] * current_a, power_w)
+        apparent_va = np.where(apparent, power_w, voltage_v * current_a)
+        rows[core.F_POWER_W, outlets] = power_w
+        rows[core.F_RMS_A, outlets] = current_a
+        rows[core.F_VOLTAGE_V, outlets] = voltage_v
+        rows[core.F_APPARENT_VA, outlets] = apparent_va
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rows[core.F_POWER_FACTOR, outlets] = np.where(
+                ~apparent & (apparent_va > 0.0), power_w / apparent_va, np.nan
+            )
+        rows[core.F_COUNT, outlets] = ~held
+        quality[outlets] = (
+            Quality.SLOW_METER | np.where(apparent, Quality.NO_VOLTAGE, 0) | np.where(held, Quality.HELD, 0)
+        )
+        if newer:
+            self._held[live] = True

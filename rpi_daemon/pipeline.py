@@ -159,6 +159,7 @@ class Pipeline:
                 self.actuator.forgive(pdu)  # else its last minute's changes would stop us again at once
         for report in inputs.reports:
             if report.reading is not None:
+                self.features.observe(report.pdu, report.reading)
                 if report.reading.rebooted:
                     self.actuator.forgive(report.pdu)
                 foreign.extend(self.actuator.observe(report.pdu, report.reading))
@@ -180,6 +181,7 @@ class Pipeline:
             planned_w=self.plans.planned_w(readings.t_mono_ns, readings.t_utc_ns),
             telemetry=self._nothing,
             telemetry_mask=self._nothing,
+            quality=readings.quality,
         )
 
     def _allocate(

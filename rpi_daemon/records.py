@@ -61,6 +61,7 @@ class Quality(IntFlag):
     SLOW_METER = 32  # a PDU's own metering, 1 Hz or slower
     VOLTAGE_LOST = 64  # the voltage channel shows none, or far too little; always with NO_VOLTAGE
     REVERSED = 128  # negative power: a transformer the wrong way round, or on another phase; no reading
+    HELD = 256  # with SLOW_METER: read for an earlier tick already, so nothing is to be learned from it again
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,12 @@ class Readings:
     quality: IntArray  # Quality bits
     valid: BoolArray
 
+    @property
+    def fresh(self) -> BoolArray:
+        """Outlets [n] that were measured for this tick; the others have no reading, or one that a slow meter gave before."""
+        fresh: BoolArray = self.valid & (self.quality & Quality.HELD == 0)
+        return fresh
+
 
 @dataclass(frozen=True, slots=True)
 class ForecastInput:
@@ -99,6 +106,7 @@ class ForecastInput:
     planned_w: FloatArray  # [n, 5] known schedule: change of draw by t+1..5 s, W
     telemetry: FloatArray  # [n, 4] CPU, memory, network, disk in 0..1; 0 where masked
     telemetry_mask: FloatArray  # [n, 4] 1 where known
+    quality: IntArray = field(default_factory=lambda: np.zeros((), np.int64))  # Quality bits; without outlets: of all
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +281,8 @@ class PduReading:
     on: Mapping[int, bool | None]
     limits: Mapping[int, LimitState]
     energy_wh: Mapping[int, float | None] = field(default_factory=dict)
+    voltage_v: Mapping[int, float | None] = field(default_factory=dict)
+    apparent: frozenset[int] = frozenset()  # outlets whose "power" is nominal V x A: apparent, not true
     rebooted: bool = False  # since the reading before: its limits are what they are, and nobody is to blame
 
 

@@ -11,6 +11,7 @@ from rpi_daemon.records import (
     QUANTILES,
     REQUEST_QUANTILE,
     TICK_NS,
+    BoolArray,
     FloatArray,
     Forecast,
     Readings,
@@ -39,6 +40,7 @@ class _Made:
 class _Window:
     t_ns: int
     power_w: FloatArray  # NaN where not valid
+    fresh: BoolArray
 
 
 class ResidualMatcher:
@@ -46,7 +48,9 @@ class ResidualMatcher:
 
     Compared are the median of the value and the quantile of the running maximum that requests build on, both at the 5 s horizon. Times
     may jitter by half a tick. Per outlet a residual is valid only if every window of the span was; a span in which a
-    window is absent for all outlets (the tick stood still, the boards were stale) is valid for none.
+    window is absent for all outlets (the tick stood still, the boards were stale) is valid for none. A slow meter's
+    reading is compared once, in the tick that it came for, and the maximum is of the readings taken within the span: the
+    draw's own maximum is at least that.
     """
 
     def __init__(self, n: int) -> None:
@@ -74,7 +78,8 @@ class ResidualMatcher:
         t_ns = readings.t_mono_ns
         if self._windows and t_ns <= self._windows[-1].t_ns:
             return None
-        self._windows.append(_Window(t_ns, np.where(readings.valid, readings.power_w, np.nan)))
+        power_w = np.where(readings.valid, readings.power_w, np.nan)
+        self._windows.append(_Window(t_ns, power_w, readings.fresh))
         while self._windows[0].t_ns < t_ns - HORIZON_NS - TOLERANCE_NS:
             self._windows.popleft()
         made = self._made_at(t_ns - HORIZON_NS)
@@ -90,9 +95,10 @@ class ResidualMatcher:
 
     def _residual(self, t_ns: int, made: _Made) -> Residual:
         span = [w for w in self._windows if w.t_ns > t_ns - HORIZON_NS + TOLERANCE_NS]
-        power_w = np.array([w.power_w for w in span])
-        now_w = power_w[-1]
-        measured_max_w = power_w.max(axis=0) if self._gapless(span, t_ns) else np.full(self._n, np.nan)
+        fresh = span[-1].fresh
+        now_w = np.where(fresh, span[-1].power_w, np.nan)
+        highest_w = np.array([np.where(w.fresh | np.isnan(w.power_w), w.power_w, -np.inf) for w in span]).max(axis=0)
+        measured_max_w = np.where(fresh & self._gapless(span, t_ns), highest_w, np.nan)
         running_max_w = measured_max_w - made.running_max_w
         before = self._windows[0]
         persisted = abs(before.t_ns - (t_ns - HORIZON_NS)) <= TOLERANCE_NS

@@ -74,18 +74,19 @@ class RunScore:
         if self._judged_ns is not None and readings.t_mono_ns <= self._judged_ns:
             return
         self._judged_ns = readings.t_mono_ns
-        self.windows += int(np.count_nonzero(readings.valid))
+        measured = readings.fresh
+        self.windows += int(np.count_nonzero(measured))
         centre_ns = readings.t_mono_ns - WINDOW_CENTRE_NS
         known = np.isfinite(self._limit_w)
         self._limit_sum_w += float(self._limit_w[known].sum())
         self._static_sum_w += float(self._static_safe_w[known].sum())
         self._limit_n += int(np.count_nonzero(known))
-        over = readings.valid & known & (readings.power_w > self._limit_w)
+        over = measured & known & (readings.power_w > self._limit_w)
         self.limit_escapes += int(np.count_nonzero(over))
         fresh = over & ~self._in_escape
         self.escape_episodes += int(np.count_nonzero(fresh))
-        self._in_escape = np.where(readings.valid, over, self._in_escape)
-        for i in np.flatnonzero(readings.valid):
+        self._in_escape = np.where(measured, over, self._in_escape)
+        for i in np.flatnonzero(measured):
             passed = self._passed(int(i), float(readings.power_w[i]))
             if fresh[i]:  # passed the limit with no new one: not given in advance, whatever raises it passed before
                 self.rises += 1
@@ -145,7 +146,7 @@ class MemberScores:
         if self._made and abs(now_ns - self._made[0][0] - HORIZON_NS) <= TICK_NS // 2:
             _, said = self._made.popleft()
             errors = {name: np.abs(value_w - readings.power_w) for name, value_w in said.items()}
-            judged = readings.valid & np.all([np.isfinite(error) for error in errors.values()], axis=0)
+            judged = readings.fresh & np.all([np.isfinite(error) for error in errors.values()], axis=0)
             self._n += int(np.count_nonzero(judged))
             for name, error in errors.items():
                 self._sums[name] = self._sums.get(name, 0.0) + float(error[judged].sum())

@@ -491,6 +491,8 @@ class Service:
 
     def _note_limits(self, pdu: str, reading: PduReading) -> None:
         for number, state in reading.limits.items():
+            if f"{pdu}/{number}" not in self.rack.outlet_ids:
+                continue  # it meters for other outlets
             known = state.limit_w is not None and state.enabled is not False
             self.score.limit_seen(self._index(pdu, number), state.limit_w if known else None)
 

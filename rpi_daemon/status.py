@@ -101,7 +101,9 @@ def _outlets(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any]]:
             "rating_w": float(rack.rating_w[i]),
             "source": snapshot.forecast.source[i],
             "rule": snapshot.permitted.rule[i],
-            "quality": [flag.name.lower() for flag in Quality(int(snapshot.readings.quality[i])) if flag.name],
+            "quality": [
+                flag.name.lower() for flag in Quality(int(snapshot.readings.quality[i]) & ~Quality.HELD) if flag.name
+            ],
             "opted_in": bool(rack.opted_in[i]),
             "uncontrolled": bool(snapshot.in_force.uncontrolled[i]),
             "writes_today": int(used[i]),
