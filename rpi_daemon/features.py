@@ -102,7 +102,7 @@ class Features:
 
     def _apparent_where_no_voltage(self, rows: FloatArray) -> IntArray:
         """What the boards' channels amount to without a voltage; returns the quality bits [n]."""
-        quality = rows[core.F_QUALITY].astype(np.int64)
+        quality: IntArray = rows[core.F_QUALITY].astype(np.int64)
         unmetered = quality & Quality.NO_VOLTAGE != 0
         # written so that a voltage that is not known, beside a current that is, is lost as well
         lost = ~unmetered & np.isfinite(rows[core.F_RMS_A]) & ~(rows[core.F_VOLTAGE_V] >= self._lowest_v)

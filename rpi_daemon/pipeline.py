@@ -160,6 +160,9 @@ class Pipeline:
         for report in inputs.reports:
             if report.reading is not None:
                 self.features.observe(report.pdu, report.reading)
+            if report.pdu not in self.rack.pdu_of:
+                continue  # a meter: it takes no limits
+            if report.reading is not None:
                 if report.reading.rebooted:
                     self.actuator.forgive(report.pdu)
                 foreign.extend(self.actuator.observe(report.pdu, report.reading))

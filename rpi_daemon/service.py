@@ -460,7 +460,9 @@ class Service:
         away = frozenset(pdu for pdu, task in self.tasks.items() if not task.reachable)
         return HealthFlags(
             pdu_unreachable=away,
-            all_pdus_unreachable=all(task.away_s() > DEVICE_DEFAULT_S for task in self.tasks.values()),
+            all_pdus_unreachable=all(
+                task.away_s() > DEVICE_DEFAULT_S for pdu, task in self.tasks.items() if pdu in self.rack.pdu_of
+            ),
             tick_overrun=self._late_ticks > OVERRUN_TICKS,
         )
 

@@ -1,4 +1,4 @@
-"""The simulated rack that a configuration describes: boards on ptys, PDUs on UDP ports, a job scheduler's announcements."""
+"""The simulated rack that a configuration describes: boards on ptys, PDUs on UDP ports, loads, a job scheduler's announcements."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,13 +20,16 @@ from rpi_daemon.devices import SNMP_PORT, snmp_profile
 from rpi_daemon.drivers.pdu.sim import PduSimulator, SimUser, command
 from rpi_daemon.drivers.sensors.board_sim import PtyPort, SimulatedBoard, obey, run_board
 from rpi_daemon.drivers.sensors.paced import board_plant, servers_for
-from rpi_daemon.drivers.sensors.plant import Plant, Workload
+from rpi_daemon.drivers.sensors.plant import Plant, PlantOptions, Workload
 from rpi_daemon.drivers.sensors.traces import read_traces
 from rpi_daemon.errors import RpiError
 from rpi_daemon.sensing import wiring
 
 PLAN_AHEAD_S = 10.0  # a scheduler says this long before what it will start
 PLAN_PERIOD_S = 0.5
+RATE_HZ = 1000
+BLOCK_SCANS = 100
+CATCH_UP_SCANS = 5 * RATE_HZ  # after a longer stand-still the loads go on from where they were
 SWITCH_INTERVAL_S = 0.0005  # the agents' Python must not keep a board's thread from its 20 ms FIFO
 
 
@@ -38,6 +42,22 @@ class SimBoard:
     device: SimulatedBoard
     outlets: tuple[int, ...]
     port: PtyPort = field(init=False)  # from `start` on
+
+
+class UnboardedLoads:
+    """What no board measures draws power too: a plant that follows the wall clock when it is looked at."""
+
+    def __init__(self, plant: Plant, outlets: tuple[int, ...]) -> None:
+        self.plant = plant
+        self.outlets = outlets
+        self._next_s = time.monotonic()
+
+    def follow(self) -> None:
+        """Move the plant to the present."""
+        due = int((time.monotonic() - self._next_s) * RATE_HZ) // BLOCK_SCANS * BLOCK_SCANS
+        self._next_s += due / RATE_HZ
+        for _ in range(0, min(due, CATCH_UP_SCANS), BLOCK_SCANS):
+            self.plant.advance(BLOCK_SCANS)
 
 
 def make_keys(config: Config) -> None:
@@ -61,7 +81,9 @@ class SimulatedRack:
         self.boards = [
             self._board(board, servers, seed + i) for i, board in enumerate(config.board) if board.driver == "serial"
         ]
-        self._place = {outlet: (board, k) for board in self.boards for k, outlet in enumerate(board.outlets)}
+        self.unboarded = self._unboarded(servers, seed)
+        self._loads: list[SimBoard | UnboardedLoads] = [*self.boards, *self.unboarded]
+        self._place = {outlet: (item.plant, k) for item in self._loads for k, outlet in enumerate(item.outlets)}
         self.pdus = {pdu.id: self._pdu(pdu) for pdu in config.pdu}
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
@@ -72,14 +94,34 @@ class SimulatedRack:
         device = SimulatedBoard(plant, line_rate_baud=board.baud, board_id=board.board_id)
         return SimBoard(board, plant, device, wiring(board, self._rows).outlets)
 
+    def _unboarded(self, servers: Sequence[Workload], seed: int) -> list[UnboardedLoads]:
+        boarded = {name for board in self._config.board for name in board.currents()}
+        outlets = tuple(i for i, row in enumerate(self._rows) if row.id not in boarded)
+        if not outlets:
+            return []
+        options = PlantOptions(supply=self._config.rack.supply, voltage_v=self._config.rack.nominal_v)
+        return [UnboardedLoads(Plant([servers[i] for i in outlets], options, rate_hz=RATE_HZ, seed=seed), outlets)]
+
+    def _follow(self) -> None:
+        for loads in self.unboarded:
+            loads.follow()
+
+    def draw_w(self) -> dict[str, float]:
+        """What every outlet draws now, by outlet id."""
+        self._follow()
+        return {self._rows[i].id: float(plant.true_power_w[k]) for i, (plant, k) in self._place.items()}
+
     def _pdu(self, pdu: Pdu) -> PduSimulator:
         numbers = {row.number: i for i, row in enumerate(self._rows) if row.pdu == pdu.id}
+        metered = (row.meter.partition("/") for row in self._rows)
+        numbers |= {int(number): i for i, (name, _, number) in enumerate(metered) if name == pdu.id}
 
         def power_w(number: int) -> float:
             if number not in numbers or numbers[number] not in self._place:
                 return 0.0
-            board, k = self._place[numbers[number]]
-            return float(board.plant.true_power_w[k])
+            self._follow()
+            plant, k = self._place[numbers[number]]
+            return float(plant.true_power_w[k])
 
         user = None
         if pdu.version == "3":
@@ -120,10 +162,11 @@ class SimulatedRack:
     def announce(self) -> list[dict[str, object]]:
         """What a job scheduler would announce now: work that starts within the next 10 s, each once."""
         news: list[dict[str, object]] = []
-        for board in self.boards:
-            now_s = board.plant.time_s
-            for k, planned in board.plant.plan(now_s + PLAN_AHEAD_S):
-                outlet = board.outlets[k]
+        self._follow()
+        for item in self._loads:
+            now_s = item.plant.time_s
+            for k, planned in item.plant.plan(now_s + PLAN_AHEAD_S):
+                outlet = item.outlets[k]
                 if (outlet, planned.t_s) not in self._announced:
                     self._announced.add((outlet, planned.t_s))
                     news.append(
@@ -224,6 +267,7 @@ def _answer(rack: SimulatedRack, request: object) -> dict[str, object]:
 
 def _state(rack: SimulatedRack) -> dict[str, object]:
     return {
+        "draw_w": rack.draw_w(),
         "limits_w": {
             pdu: {number: simulator.limit_w(number) for number in range(1, simulator.n_outlets + 1)}
             for pdu, simulator in rack.pdus.items()

@@ -162,3 +162,23 @@ def test_a_threshold_holds_the_largest_request_of_its_span() -> None:
 def test_a_wrong_option_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         CorrectorConfig(**wrong)
+
+
+def test_the_margin_of_a_slow_meter_covers_what_it_may_have_missed_between_two_readings() -> None:
+    run = Run(CorrectorConfig(step_per_escape=1e-6, meter_noise_w=2.0, worst_half_life_s=60.0))
+    limits = make_limits(np.array([RATING_W]), step_w=np.array([1.0]))
+    new, held = int(Quality.SLOW_METER), int(Quality.SLOW_METER | Quality.HELD)
+    draws = [(100.0, new), (100.0, held), (340.0, new), (340.0, held)]
+    margins = [run.tick(w, w, quality=q, limits=limits).margin_w[0] for w, q in draws]
+    assert margins[:2] == [pytest.approx(3.0)] * 2
+    assert margins[2] == pytest.approx(243.0)
+    assert margins[3] == pytest.approx(3.0 + 240.0 * 0.5 ** (0.1 / 60.0))
+    run.tick(np.nan, np.nan, quality=Quality.STALE, limits=limits)
+    after = run.tick(900.0, 900.0, quality=new, limits=limits).margin_w[0]
+    assert after < 243.0  # a change over a gap is not one between two readings
+
+
+def test_a_board_has_no_such_floor() -> None:
+    run = Run(CorrectorConfig(step_per_escape=1e-6, meter_noise_w=2.0))
+    run.tick(100.0, 100.0)
+    assert run.tick(340.0, 340.0).margin_w[0] < 10.0

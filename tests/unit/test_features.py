@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 
 from rpi_daemon._fastpath import core
 from rpi_daemon.errors import ConfigError
-from rpi_daemon.features import BoardSetup, Features
-from rpi_daemon.records import Quality, RackModel
+from rpi_daemon.features import BoardSetup, Features, MeterSetup
+from rpi_daemon.records import PduReading, Quality, RackModel
 
 MS = 1_000_000
 
@@ -229,3 +229,107 @@ def test_the_time_of_readings_never_goes_back() -> None:
     assert (late.t_mono_ns, late.t_utc_ns) == (360 * MS, 1_000 * MS)
     board.fill(300, 400, [100, 5000])
     assert features.step(410 * MS, 0).t_mono_ns == 399 * MS
+
+
+# --- slow meters
+
+
+def metered(n: int, boards: tuple[BoardSetup, ...] = (), *, of: tuple[int, ...] | None = None) -> Features:
+    """`n` outlets; those of `of` (all by default) on meter "p", by number from 1, polled once a second."""
+    outlets = range(n) if of is None else of
+    return Features(rack(n, 230.0), boards, [MeterSetup(i, "p", i + 1, 1.0) for i in outlets])
+
+
+def polled(
+    t_ms: int,
+    power_w: dict[int, float | None],
+    current_a: dict[int, float | None] | None = None,
+    voltage_v: dict[int, float | None] | None = None,
+    apparent: frozenset[int] = frozenset(),
+) -> PduReading:
+    return PduReading(
+        t_ms * MS, 1.0, power_w, current_a or {}, {}, {}, voltage_v=voltage_v or {}, apparent=apparent
+    )  # fmt: skip
+
+
+def test_a_slow_meter_stands_for_an_outlet_that_no_board_measures() -> None:
+    features = metered(2)
+    features.observe("p", polled(900, {1: 120.0, 2: 300.0}, {1: 0.6, 2: None}, {1: 225.0}))
+    r = features.step(1000 * MS, 5_000 * MS)
+    assert r.t_mono_ns == 1000 * MS
+    assert r.power_w.tolist() == [120.0, 300.0]
+    assert r.valid.all()
+    assert r.fresh.all()
+    assert r.quality.tolist() == [Quality.SLOW_METER] * 2
+    assert r.apparent_va[0] == pytest.approx(135.0)
+    assert r.power_factor[0] == pytest.approx(120.0 / 135.0)
+    for unknown in (r.rms_a[1], r.voltage_v[1], r.apparent_va[1], r.power_factor[1]):
+        assert np.isnan(unknown)
+    for never in (r.peak_a, r.crest, r.min_a, r.max_a, r.step_w):
+        assert np.isnan(never).all()
+    assert r.count.tolist() == [1, 1]
+
+
+def test_a_held_reading_is_not_a_new_measurement() -> None:
+    features = metered(1)
+    features.observe("p", polled(0, {1: 120.0}))
+    seen = []
+    for k in range(12):
+        if k == 10:
+            features.observe("p", polled(1000, {1: 120.0}))
+        r = features.step((k + 1) * 100 * MS, 0)
+        assert r.valid[0]
+        seen.append(bool(r.fresh[0]))
+        assert (r.quality[0] & Quality.HELD != 0) == (not r.fresh[0])
+    assert seen == [True, *[False] * 9, True, False]
+
+
+def test_a_meter_is_stale_after_three_polls_and_a_tick() -> None:
+    features = metered(2)
+    features.observe("p", polled(0, {1: 120.0, 2: 300.0}))
+    features.observe("p", polled(1000, {1: 130.0, 2: None}))  # number 2 could not be read
+    assert features.step(3100 * MS, 0).power_w.tolist() == [130.0, 300.0]
+    r = features.step(3101 * MS, 0)
+    assert r.valid.tolist() == [True, False]
+    assert r.quality[1] == Quality.STALE
+    assert np.isnan(r.power_w[1])
+    assert features.step(4101 * MS, 0).valid.tolist() == [False, False]
+
+
+def test_a_meter_of_amps_alone_makes_apparent_power_and_says_so() -> None:
+    features = metered(2)
+    features.observe("p", polled(0, {1: None, 2: 460.0}, {1: 1.5, 2: 2.0}, apparent=frozenset({2})))
+    r = features.step(100 * MS, 0)
+    assert r.power_w.tolist() == [345.0, 460.0]
+    assert r.apparent_va.tolist() == [345.0, 460.0]
+    assert np.isnan(r.power_factor).all()
+    assert r.quality.tolist() == [Quality.SLOW_METER | Quality.NO_VOLTAGE] * 2
+
+
+def test_a_meter_that_shows_negative_power_has_no_reading() -> None:
+    features = metered(2)
+    features.observe("p", polled(0, {1: -50.0, 2: -1.0}))
+    r = features.step(100 * MS, 0)
+    assert r.valid.tolist() == [False, True]
+    assert r.quality[0] & Quality.REVERSED
+
+
+def test_board_and_meter_side_by_side_and_news_wait_for_a_tick_that_learns() -> None:
+    a = Board([0])
+    a.fill(0, 200, [100, 23_000])
+    features = metered(2, (a.setup,), of=(1,))
+    features.observe("p", polled(100, {1: 999.0, 2: 300.0}))
+    r = features.step(200 * MS, 0)
+    assert r.power_w.tolist() == pytest.approx([230.0, 300.0])
+    assert r.quality.tolist() == [0, Quality.SLOW_METER]
+    assert r.t_mono_ns == 199 * MS
+    features.observe("p", polled(210, {2: 310.0}))
+    for now_ms in (220, 240):  # no new window: nothing is learned in these ticks, and the reading stays news
+        r = features.step(now_ms * MS, 0)
+        assert r.t_mono_ns == 199 * MS
+        assert r.power_w[1] == 310.0
+        assert r.fresh[1]
+    a.fill(200, 400, [100, 23_000])
+    assert features.step(400 * MS, 0).fresh[1]
+    a.fill(400, 500, [100, 23_000])
+    assert not features.step(500 * MS, 0).fresh[1]

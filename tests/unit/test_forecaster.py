@@ -20,12 +20,12 @@ from rpi_daemon.models.forecaster import (
 )
 from rpi_daemon.models.inputs import InputStream
 from rpi_daemon.models.manifest import LoadedModel, load_model
-from rpi_daemon.records import TICK_NS, BoolArray, FloatArray, Forecast, ForecastInput
+from rpi_daemon.records import TICK_NS, BoolArray, FloatArray, Forecast, ForecastInput, Quality
 
 RATING_W = 600.0
 
 
-def tick(k: int, power_w: FloatArray, planned_w: FloatArray | None = None) -> ForecastInput:
+def tick(k: int, power_w: FloatArray, planned_w: FloatArray | None = None, *, quality: int = 0) -> ForecastInput:
     n = len(power_w)
     return ForecastInput(
         t_mono_ns=k * TICK_NS,
@@ -38,6 +38,7 @@ def tick(k: int, power_w: FloatArray, planned_w: FloatArray | None = None) -> Fo
         planned_w=np.zeros((n, 5)) if planned_w is None else planned_w,
         telemetry=np.zeros((n, 4)),
         telemetry_mask=np.zeros((n, 4)),
+        quality=np.full(n, quality),
     )
 
 
@@ -321,3 +322,17 @@ def test_stack_without_a_model_runs_on_ridge() -> None:
 def test_a_refused_model_is_an_error_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=str(tmp_path)):
         default_stack(1, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [Persistence, Ewma, Ridge])
+def test_the_bands_of_a_slow_meter_learn_from_each_reading_once(kind: type[Persistence | Ewma | Ridge]) -> None:
+    """Held or not, one second's reading moves the bands as one measurement: never as ten."""
+    member = kind(1)
+    member.step(tick(0, np.array([300.0]), quality=Quality.SLOW_METER))
+    for k in range(1, 200):
+        held = Quality.SLOW_METER if k % 10 == 0 else Quality.SLOW_METER | Quality.HELD
+        before = member._bands.copy()
+        member.step(tick(k, np.array([300.0 + 40.0 * (k // 10 % 2)]), quality=held))
+        if k % 10:
+            assert (member._bands == before).all()
+    assert (member._bands != 0.0).any()

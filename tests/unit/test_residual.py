@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rpi_daemon.records import REQUEST_QUANTILE, TICK_NS, Forecast, Readings
+from rpi_daemon.records import REQUEST_QUANTILE, TICK_NS, Forecast, Quality, Readings
 from rpi_daemon.residual import ResidualMatcher
 
 START_NS = 1_000_000_000_000
 
 
-def readings(t_ns: int, power_w: list[float]) -> Readings:
+def readings(t_ns: int, power_w: list[float], *, quality: int = 0) -> Readings:
     power = np.array(power_w)
     unused: Any = np.full(len(power_w), np.nan)
     zeros = np.zeros(len(power_w), np.int64)
@@ -24,7 +24,7 @@ def readings(t_ns: int, power_w: list[float]) -> Readings:
         ),
         count=zeros,
         missing=zeros,
-        quality=zeros,
+        quality=np.full(len(power_w), quality),
         valid=np.isfinite(power),
     )
 
@@ -135,3 +135,20 @@ def test_history_is_bounded() -> None:
         matcher.record(forecast(t, [1.0], [2.0]), np.array([3.0]))
     assert len(matcher._windows) <= 52
     assert len(matcher._made) <= 52
+
+
+def test_a_slow_meter_is_compared_once_for_each_of_its_readings() -> None:
+    """Read at every tenth tick; the maximum is of readings taken within the span, not of the one held into it."""
+    matcher = ResidualMatcher(1)
+    judged = []
+    for k in range(80):
+        power_w = 900.0 if k < 15 else 100.0 + k // 10  # the reading of tick 10 is held up to tick 19
+        held = 0 if k % 10 == 0 else Quality.HELD
+        residual = matcher.match(readings(START_NS + k * TICK_NS, [power_w], quality=Quality.SLOW_METER | held))
+        if residual is not None and residual.valid[0]:
+            judged.append((k, float(residual.measured_max_w[0]), float(residual.value_w[0])))
+        if residual is not None and held:
+            assert not residual.escaped[0]
+            assert np.isnan(residual.persistence_w[0])
+        matcher.record(forecast(START_NS + k * TICK_NS, [50.0], [200.0]), np.array([150.0]))
+    assert judged == [(50, 900.0, 55.0), (60, 106.0, 56.0), (70, 107.0, 57.0)]
