@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rpi_daemon.calibration import load_calibration
 from rpi_daemon.clock import Clock
 from rpi_daemon.config.load import Loc, load_config
 from rpi_daemon.config.schema import Config, Pdu, expand_numbers
@@ -91,7 +92,13 @@ def load_checked(path: Path | str) -> Config:
 
 
 def device_mistakes(config: Config) -> Iterator[tuple[Loc, str]]:
-    """What the profiles find wrong, as (location, sentence)."""
+    """What the profiles and calibration files find wrong, as (location, sentence)."""
+    for i, board in enumerate(config.board):
+        if board.calibration is not None and config.path(board.calibration).is_file():
+            try:
+                load_calibration(config.path(board.calibration))
+            except ConfigError as error:
+                yield ("board", i, "calibration"), str(error)
     for i, pdu in enumerate(config.pdu):
         if pdu.driver != "snmp":
             continue

@@ -12,6 +12,7 @@ import numpy as np
 
 from rpi_daemon._fastpath.core import Ring
 from rpi_daemon.assembly import build_pipeline
+from rpi_daemon.calibration import own_word
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.config.rack import rack_model
@@ -164,7 +165,7 @@ class _ReplayBoard:
         memory = bytearray(Ring.bytes_needed(len(description.channels), RING_SCANS))
         self._ring = Ring(memory, n_channels=len(description.channels), capacity=RING_SCANS)
         wired = wiring(board, config.outlets())
-        self.setup = board_setup(self._ring, description, wired, dc=config.rack.supply == "dc")
+        self.setup = board_setup(self._ring, description, wired, own_word(description), dc=config.rack.supply == "dc")
         self._index = 0
 
     def advance(self, from_ns: int) -> None:
@@ -206,10 +207,10 @@ def dry_run_recording(folder: Path) -> dict[str, Any]:
     config, rows = recording.config, recording.config.outlets()
     rack = replace(rack_model(config), opted_in=np.array(recording.header.opted_in))
     setups = []
-    for board, description in zip(config.board, recording.boards, strict=True):
+    for board, description, correction in zip(config.board, recording.boards, recording.corrections, strict=True):
         n_channels = len(description.channels)
         ring = Ring(bytearray(Ring.bytes_needed(n_channels, RING_SCANS)), n_channels=n_channels, capacity=RING_SCANS)
-        setups.append(board_setup(ring, description, wiring(board, rows), config.rack.supply == "dc"))
+        setups.append(board_setup(ring, description, wiring(board, rows), correction, config.rack.supply == "dc"))
     build = partial(
         build_pipeline,
         config,

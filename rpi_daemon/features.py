@@ -26,6 +26,9 @@ class BoardSetup:
     kernel: core.WindowKernel
     outlets: IntArray  # index in the rack of each outlet of the kernel, in the kernel's order
     first: int = 0  # scans below this index are of a former run of the daemon, and in no window
+    uncalibrated: tuple[
+        bool, ...
+    ] = ()  # by outlet of the kernel: its file has no good word of it; empty: nothing to say
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,7 @@ class _Board:
         self._from = setup.first + setup.kernel.span
         self.end = 0
         self._period_ns = 1_000_000_000 // setup.ring.rate_hz
+        self._quality = np.array(setup.uncalibrated or (False,) * setup.kernel.n_outlets) * int(Quality.UNCALIBRATED)
 
     def advance(self) -> None:
         """Take the newest complete window, if there is a new one."""
@@ -172,6 +176,7 @@ class _Board:
         if not self._kernel.t_end_ns and not self.end:
             return  # nothing of this board has ever been seen, so there is no time to go on from
         window = self._kernel.out.T.copy()
+        window[core.F_QUALITY] = window[core.F_QUALITY].astype(np.int64) | self._quality
         # a window that is missing as a whole carries no time of its own
         self.t_ns = self._kernel.t_end_ns or self.t_ns + (end - self.end) * self._period_ns
         self.window = window

@@ -36,6 +36,7 @@ INVALID_SHARE = 0.2  # of a breaker's readings: beyond it the sum means nothing 
 CAUSES: dict[str, tuple[SafeState, bool]] = {
     "model_fallback": (SafeState.NORMAL, False),
     "over_derating": (SafeState.NORMAL, False),
+    "calibration_expired": (SafeState.NORMAL, False),
     "sensor_stale": (SafeState.HOLD, False),
     "breaker_blind": (SafeState.HOLD, False),
     # limits at most alarm, so lowering them saves nothing; where they hold, grants are below the rating already
@@ -81,6 +82,7 @@ class HealthFlags:
     audit_not_durable: bool = False
     over_derating: frozenset[str] = frozenset()  # constraints that carry more than their continuous rating: shown
     overload: frozenset[str] = frozenset()  # constraints that carry more than their full rating
+    calibration_expired: frozenset[str] = frozenset()  # boards whose calibration is older than 12 months: shown
     no_readings: bool = False
     lease_expired: bool = False
     starting: bool = False

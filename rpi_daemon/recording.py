@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from rpi_daemon._fastpath.core import BoardDescription, ChannelDescription, Ring
+from rpi_daemon.calibration import Correction
 from rpi_daemon.clock import Clock
 from rpi_daemon.config.schema import Config
 from rpi_daemon.errors import RpiError, TraceError
@@ -21,7 +22,7 @@ from rpi_daemon.pipeline import Pipeline, Snapshot, TickInputs
 if TYPE_CHECKING:
     from rpi_daemon.sensing import BoardLink
 
-SCHEMA = 1
+SCHEMA = 2
 HEADER_FILE = "header.json"
 TICKS_FILE = "ticks.jsonl"
 REACH_SCANS = 1000  # how far back a window may look
@@ -39,6 +40,7 @@ class Header:
     opted_in: tuple[bool, ...]  # after what the PDUs at hand ruled out
     without_model: bool  # it was refused, and the baselines forecast
     boards: tuple[BoardDescription, ...]
+    corrections: tuple[Correction, ...]
 
 
 _HEADER = TypeAdapter(Header)
@@ -109,7 +111,8 @@ class Recorder:
     def begin(self, config: Config, opted_in: Sequence[bool], *, without_model: bool) -> None:
         """Write down what the pipeline was built from."""
         boards = tuple(link.description for link in self._boards if link.description is not None)
-        header = Header(SCHEMA, config, config.base_dir, tuple(opted_in), without_model, boards)
+        corrections = tuple(link.correction for link in self._boards if link.correction is not None)
+        header = Header(SCHEMA, config, config.base_dir, tuple(opted_in), without_model, boards, corrections)
         (self._folder / HEADER_FILE).write_bytes(_HEADER.dump_json(header))
 
     def add(self, inputs: TickInputs, ends: Sequence[int], digest: str) -> None:
@@ -175,6 +178,7 @@ class Recording:
             replace(board, channels=tuple(_CHANNEL.validate_python(channel) for channel in board.channels))
             for board in self.header.boards
         )
+        self.corrections = self.header.corrections
         self.clock = TapeClock()
 
     def replay(self, rings: Sequence[Ring], build: Callable[[], Pipeline]) -> Iterator[tuple[Snapshot, str]]:

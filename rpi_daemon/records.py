@@ -57,7 +57,7 @@ class Quality(IntFlag):
     SATURATED = 2  # at least full scale: the true value is the reading or more
     STALE = 4  # no window of this board for 150 ms: no reading
     NO_VOLTAGE = 8  # apparent quantities only
-    UNCALIBRATED = 16  # the board's word: its reference is off, or it is too hot or cold for its calibration
+    UNCALIBRATED = 16  # the board says that its reference is off or its temperature odd; or its file lacks the channel
     SLOW_METER = 32  # a PDU's own metering, 1 Hz or slower
     VOLTAGE_LOST = 64  # the voltage channel shows none, or far too little; always with NO_VOLTAGE
     REVERSED = 128  # negative power: a transformer the wrong way round, or on another phase; no reading

@@ -10,6 +10,8 @@ import structlog
 
 from rpi_daemon._fastpath.core import BoardDescription, Ring, Sampler, WindowKernel, parse_description
 from rpi_daemon._fastpath.memory import anonymous, shared_file
+from rpi_daemon.calibration import Correction, correction, load_calibration, own_word
+from rpi_daemon.calibration_fit import Sensor
 from rpi_daemon.clock import NS_PER_S, Clock
 from rpi_daemon.config.schema import Board, OutletRow, Rack, Sampling
 from rpi_daemon.drivers.sensors.paced import PlantSource
@@ -53,19 +55,54 @@ def wiring(board: Board, rows: Sequence[OutletRow]) -> Wiring:
     return Wiring(tuple(outlets), tuple(channels))
 
 
-def board_setup(ring: Ring, description: BoardDescription, wired: Wiring, dc: bool, first: int = 0) -> BoardSetup:
-    """The window kernel for a board that described itself, by the board's own scale and skews; no window before scan `first`."""
-    channels = description.channels
+def sensors(board: Board, rows: Sequence[OutletRow], description: BoardDescription) -> tuple[Sensor, ...]:
+    """Every channel of a board as a calibration sees it: the board's own word, and what the configuration makes of it."""
+    wired = wiring(board, rows)
+    of_channel = {current: (voltage, sign) for current, voltage, sign in wired.channels}
+    found = []
+    for i, (channel, text) in enumerate(zip(description.channels, board.channels, strict=True)):
+        voltage, sign = of_channel.get(i, (-1, 1.0))
+        found.append(
+            Sensor(
+                number=i + 1,
+                kind=channel.kind,
+                name=text if text == "unused" else text.split(":")[1],
+                scale=channel.scale,
+                delay_ns=-float(channel.skew_ns),
+                full_scale_counts=channel.full_scale_counts,
+                voltage=voltage if isinstance(voltage, tuple) else (voltage,) if voltage >= 0 else (),
+                sign=sign,
+            )
+        )
+    return tuple(found)
+
+
+def board_setup(
+    ring: Ring, description: BoardDescription, wired: Wiring, correction: Correction, dc: bool, first: int = 0
+) -> BoardSetup:
+    """The window kernel for a board that described itself; no window before scan `first`.
+
+    An outlet is calibrated when its current is, and every voltage that it has; nothing is said of it where no channel is.
+    """
     kernel = WindowKernel(
-        len(channels),
+        len(description.channels),
         outlets=wired.channels,
-        gain=[channel.scale for channel in channels],
-        delay_ns=[-float(channel.skew_ns) for channel in channels],
-        full_scale_counts=[channel.full_scale_counts for channel in channels],
+        gain=correction.gain,
+        offset_counts=correction.offset_counts,
+        delay_ns=correction.delay_ns,
+        full_scale_counts=[channel.full_scale_counts for channel in description.channels],
         rate_hz=description.rate_hz,
         dc=dc,
     )
-    return BoardSetup(ring=ring, kernel=kernel, outlets=np.array(wired.outlets, dtype=np.int64), first=first)
+    used = [(c, *(v if isinstance(v, tuple) else (v,))) for c, v, _ in wired.channels]
+    uncalibrated = tuple(not all(correction.calibrated[c] for c in channels if c >= 0) for channels in used)
+    return BoardSetup(
+        ring=ring,
+        kernel=kernel,
+        outlets=np.array(wired.outlets, dtype=np.int64),
+        first=first,
+        uncalibrated=uncalibrated if any(correction.calibrated) else (),
+    )
 
 
 class BoardLink:
@@ -85,6 +122,10 @@ class BoardLink:
         self.board = board
         self.wiring = wiring(board, rows)
         self.description: BoardDescription | None = None
+        self.calibration_path = base_dir / board.calibration if board.calibration is not None else None
+        self.calibration = load_calibration(self.calibration_path) if self.calibration_path is not None else None
+        self._expires_ns = round(self.calibration.expires.timestamp() * NS_PER_S) if self.calibration is not None else 0
+        self.correction: Correction | None = None  # from `describe` on
         self._clock = clock
         self._dc = dc
         self._source = SerialSource(SerialOptions(port=str(base_dir / (board.port or "")), baud=board.baud))
@@ -140,7 +181,10 @@ class BoardLink:
     def _described(self, description: BoardDescription) -> BoardSetup:
         self._check(description)
         self.description = description
-        return board_setup(self.ring, description, self.wiring, self._dc, self._first)
+        self.correction = own_word(description)
+        if self.calibration is not None:
+            self.correction = correction(self.calibration, description, str(self.calibration_path))
+        return board_setup(self.ring, description, self.wiring, self.correction, self._dc, self._first)
 
     def _check(self, description: BoardDescription) -> None:
         said = self.board.channels
@@ -158,6 +202,10 @@ class BoardLink:
                     f"board {self.board.id!r}: channel {i} is a {channel.kind} on the board ({channel.name!r}) and {text!r}"
                     " in the configuration; put board.channels in the board's order"
                 )
+
+    def calibration_expired(self, utc_ns: int) -> bool:
+        """Whether its calibration is older than 12 months."""
+        return self.calibration is not None and utc_ns > self._expires_ns
 
     def maintain(self) -> None:
         """Open the port again after it was unplugged; never blocks the caller.
@@ -179,6 +227,11 @@ class BoardLink:
         if before is None or now == before:
             return
         log.warning("board.changed", board=self.board.id, serial_number=now.serial_number, firmware=now.firmware)
+        if self.calibration is not None and now.serial_number != before.serial_number:
+            raise DeviceError(
+                f"board {self.board.id!r}: {now.serial_number} is plugged in, its calibration is of {before.serial_number};"
+                " calibrate it, or name its own file, and start the daemon again"
+            )
         if (now.rate_hz, now.group_delay_ns, now.channels) != (before.rate_hz, before.group_delay_ns, before.channels):
             raise DeviceError(
                 f"board {self.board.id!r}: a board with other channels or another scale is plugged in"

@@ -458,8 +458,10 @@ class Service:
 
     def _flags(self) -> HealthFlags:
         away = frozenset(pdu for pdu, task in self.tasks.items() if not task.reachable)
+        utc_ns = self.clock.utc_ns()
         return HealthFlags(
             pdu_unreachable=away,
+            calibration_expired=frozenset(link.board.id for link in self.boards if link.calibration_expired(utc_ns)),
             all_pdus_unreachable=all(
                 task.away_s() > DEVICE_DEFAULT_S for pdu, task in self.tasks.items() if pdu in self.rack.pdu_of
             ),

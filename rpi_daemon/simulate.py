@@ -123,6 +123,12 @@ class SimulatedRack:
             plant, k = self._place[numbers[number]]
             return float(plant.true_power_w[k])
 
+        def current_a(number: int) -> float:
+            if number not in numbers or numbers[number] not in self._place:
+                return 0.0
+            board, k = self._place[numbers[number]]
+            return board.plant.truth(k).rms_a
+
         user = None
         if pdu.version == "3":
             secret = self._config.secret
@@ -137,6 +143,7 @@ class SimulatedRack:
             snmp_profile(self._config, pdu),
             max(numbers, default=1),
             power_w=power_w,
+            current_a=current_a,
             voltage_v=self._config.rack.nominal_v,
             community=self._config.secret(pdu, "community") if pdu.version == "2c" else None,
             user=user,

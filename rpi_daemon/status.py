@@ -162,10 +162,26 @@ def _board(link: Any) -> dict[str, Any]:
         "serial_number": described.serial_number if described else None,
         "firmware": described.firmware if described else None,
         "scheduling": link.sampler.scheduling(),
-        "calibration": "the board's own scale",
+        "calibration": _calibration(link),
         "ring_mb": link.ring_bytes / 1e6,
         "lateness_us_p99": _number(link.sampler.lateness_us(0.99)),
         **link.sampler.counters(),
+    }
+
+
+def _calibration(link: Any) -> dict[str, Any]:
+    """Where its scale comes from; without a file all but that is null."""
+    file = link.calibration
+    if file is None:
+        return {"file": None, "date": None, "expires": None, "instruments": [], "good": 0, "refused": 0}
+    good = [record for record in file.channels if record.good]
+    return {
+        "file": str(link.calibration_path),
+        "date": file.date.isoformat(timespec="seconds"),
+        "expires": file.expires.isoformat(timespec="seconds"),
+        "instruments": sorted({str(record.instrument) for record in good}),
+        "good": len(good),
+        "refused": len(file.channels) - len(good),
     }
 
 

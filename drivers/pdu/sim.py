@@ -100,6 +100,7 @@ class PduSimulator:
 
     profile:   which objects exist, and which of them a SET may change.
     power_w:   draw of an outlet by its number, W, asked at each reading; constant 100 W if not given.
+    current_a: its RMS current, A; power over voltage if not given.
     recording: `.snmprec` file to answer from instead; the profile then says what is writable and fixes printed BITS.
     digits:    decimal digits per quantity ("power", "current", "energy") where the family reads them from the device.
     state_dir: where the count of SNMP engine boots is kept; without it the count starts at 1 each time.
@@ -111,6 +112,7 @@ class PduSimulator:
         n_outlets: int = 24,
         *,
         power_w: Callable[[int], float] | None = None,
+        current_a: Callable[[int], float] | None = None,
         on: Callable[[int], bool] | None = None,
         voltage_v: float = 230.0,
         recording: str | Path | None = None,
@@ -130,6 +132,7 @@ class PduSimulator:
         self.port = port
         self.counters = {"gets": 0, "sets": 0, "varbinds_set": 0, "answers": 0, "dropped": 0}
         self._power_w = power_w or (lambda outlet: 100.0)
+        self._current_a = current_a
         self._on = on or (lambda outlet: True)
         self._voltage_v = voltage_v
         self._digits = {"power": 0, "current": 3, "energy": 0, **(digits or {})}
@@ -264,6 +267,8 @@ class PduSimulator:
         return max(self._power_w(outlet), 0.0) if self._on(outlet) else 0.0
 
     def _draw_a(self, outlet: int) -> float:
+        if self._current_a is not None:
+            return self._current_a(outlet) if self._on(outlet) else 0.0
         return self._draw_w(outlet) / self._voltage_v
 
     def _used_wh(self, outlet: int) -> float:

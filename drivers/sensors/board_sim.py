@@ -15,7 +15,7 @@ import threading
 import time
 import tty
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rpi_daemon.drivers.sensors.plant import CHANNEL_FAULT, SATURATED_HIGH, Plant, PlantOptions, demo_rack
+from rpi_daemon.drivers.sensors.plant import CHANNEL_FAULT, SATURATED_HIGH, LoadBank, Plant, PlantOptions, demo_rack
 from rpi_daemon.drivers.sensors.traces import read_traces
 from rpi_daemon.errors import TraceError
 
@@ -179,7 +179,8 @@ class SimulatedBoard:
     """A board on a serial line: `step` does all that is due, faults change what it does from the next frame on.
 
     Time is passed in; the board's own clock runs `clock_ppm` fast. `line_rate_baud` 0 is USB: as fast as the host takes
-    it. The methods may be called from several threads.
+    it. The methods may be called from several threads. `swapped`, `turned`, `dead`: channels (from 0) whose transformers
+    are exchanged, the wrong way round, or not connected; the plant's options have the errors of the sensors themselves.
     """
 
     def __init__(
@@ -194,6 +195,9 @@ class SimulatedBoard:
         serial_number: str = "SIM-0001",
         firmware: str = "sim 1",
         seed: int = 0,
+        swapped: Sequence[tuple[int, int]] = (),
+        turned: Sequence[int] = (),
+        dead: Sequence[int] = (),
     ) -> None:
         self.plant = plant
         self.width = plant.options.width
@@ -223,6 +227,15 @@ class SimulatedBoard:
         self._drop_frames = self._corrupt_frames = self._repeat_frames = 0
         self._garbage = b""
         self._forced: dict[int, tuple[int, int | None]] = {}  # channel -> scans left, count (None: stuck)
+        self._order = np.arange(self.n_channels)
+        self._sign = np.ones(self.n_channels, dtype=np.int32)
+        self._noise_counts = np.zeros(self.n_channels)
+        for channel, other in swapped:
+            self.swap(channel, other)
+        for channel in turned:
+            self.turn(channel)
+        for channel in dead:
+            self.disconnect(channel)
         self.boot_id = 0
         self._boot(0)
 
@@ -298,9 +311,34 @@ class SimulatedBoard:
         """The channel repeats its last count."""
         self._force(channel, scans, None)
 
-    def _force(self, channel: int, scans: int, value: int | None) -> None:
+    def swap(self, channel: int, other: int) -> None:
+        """The sensors of two channels are exchanged."""
+        pair = [self._checked(channel), self._checked(other)]
+        with self._lock:
+            self._order[pair] = self._order[pair[::-1]]
+
+    def turn(self, channel: int) -> None:
+        """The channel's transformer sits the other way round."""
+        with self._lock:
+            self._sign[self._checked(channel)] *= -1
+
+    def disconnect(self, channel: int) -> None:
+        """Nothing is connected to the channel: it reads 0."""
+        with self._lock:
+            self._sign[self._checked(channel)] = 0
+
+    def add_noise(self, channel: int, counts: float) -> None:
+        """The channel has this much more white noise, RMS."""
+        with self._lock:
+            self._noise_counts[self._checked(channel)] = counts
+
+    def _checked(self, channel: int) -> int:
         if not 0 <= channel < self.n_channels:
             raise ValueError(f"channel {channel}; allowed: 0 to {self.n_channels - 1}")
+        return channel
+
+    def _force(self, channel: int, scans: int, value: int | None) -> None:
+        self._checked(channel)
         with self._lock:
             self._forced[channel] = (scans, value)
 
@@ -345,9 +383,17 @@ class SimulatedBoard:
 
     def _take(self, n: int) -> NDArray[np.int32]:
         if len(self._block) < n:
-            self._block = np.concatenate([self._block, self.plant.advance(max(n, PLANT_BLOCK_SCANS))])
+            self._block = np.concatenate([self._block, self._wired(self.plant.advance(max(n, PLANT_BLOCK_SCANS)))])
         counts, self._block = self._block[:n], self._block[n:]
         return counts
+
+    def _wired(self, counts: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Counts as the board's own inputs see them, whatever is plugged where."""
+        wired = counts[:, self._order] * self._sign  # the fault code is its own negative
+        if self._noise_counts.any():
+            noise = np.rint(self._rng.standard_normal(wired.shape) * self._noise_counts).astype(np.int32)
+            wired = np.where(np.abs(wired) < SATURATED_HIGH - 1, wired + noise, wired)
+        return np.asarray(wired, dtype=np.int32)
 
     def _apply_forced(self, counts: NDArray[np.int32]) -> NDArray[np.int32]:
         if self._forced:
@@ -547,6 +593,10 @@ FAULTS: dict[str, tuple[str, ...]] = {  # name -> the options it takes
     "saturate": ("channel", "scans"),
     "silence": ("channel", "scans"),
     "stick": ("channel", "scans"),
+    "swap": ("channel", "other"),
+    "turn": ("channel",),
+    "disconnect": ("channel",),
+    "add_noise": ("channel", "counts"),
     "unplug": (),
     "plug": (),
 }
@@ -555,7 +605,8 @@ FAULTS: dict[str, tuple[str, ...]] = {  # name -> the options it takes
 def obey(line: str, board: SimulatedBoard, port: PtyPort) -> Mapping[str, object]:
     """One command of the control line, a JSON object; the answer to print.
 
-    {"fault": NAME, options}, {"outlet": N, "on": BOOL}, {"show": "counters" | "power" | "plan"}.
+    {"fault": NAME, options}, {"outlet": N, "on": BOOL}, {"outlet": N, "phase": N},
+    {"outlet": N, "load_bank": {"rms_a": A, "power_factor": 0..1} | null}, {"show": "counters" | "power" | "plan" | "truth"}.
     """
     try:
         command = json.loads(line)
@@ -564,14 +615,28 @@ def obey(line: str, board: SimulatedBoard, port: PtyPort) -> Mapping[str, object
         if "fault" in command:
             return _inflict(command, board, port)
         if "outlet" in command:
-            outlet = int(command["outlet"])
-            if not 1 <= outlet <= board.plant.n_outlets:
-                raise ValueError(f"outlet {outlet}; allowed: 1 to {board.plant.n_outlets}")
-            board.plant.set_outlet(outlet - 1, bool(command["on"]))
-            return {"outlet": outlet, "on": bool(command["on"])}
+            return _at_outlet(command, board.plant)
         return _show(command, board)
     except (ValueError, TypeError, KeyError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _at_outlet(command: Mapping[str, object], plant: Plant) -> Mapping[str, object]:
+    outlet = int(str(command["outlet"]))
+    if not 1 <= outlet <= plant.n_outlets:
+        raise ValueError(f"outlet {outlet}; allowed: 1 to {plant.n_outlets}")
+    match command:
+        case {"on": on}:
+            plant.set_outlet(outlet - 1, bool(on))
+        case {"phase": int(phase)}:
+            plant.rephase(outlet - 1, phase - 1)
+        case {"load_bank": None}:
+            plant.set_load_bank(outlet - 1, None)
+        case {"load_bank": dict(load)}:
+            plant.set_load_bank(outlet - 1, LoadBank(**load))
+        case _:
+            raise ValueError(f"{dict(command)}; an outlet takes on, phase or load_bank")
+    return dict(command)
 
 
 def _inflict(command: Mapping[str, object], board: SimulatedBoard, port: PtyPort) -> Mapping[str, object]:
@@ -589,9 +654,11 @@ def _show(command: Mapping[str, object], board: SimulatedBoard) -> Mapping[str, 
         return {"counters": asdict(board.counters)}
     if what == "power":
         return {"power_w": [round(w, 2) for w in board.plant.true_power_w.tolist()]}
+    if what == "truth":
+        return {"truth": [board.plant.truth(k)._asdict() for k in range(board.plant.n_outlets)]}
     if what == "plan":
         return {"time_s": board.plant.time_s, "plan": _plan(board.plant)}
-    raise ValueError(f"unknown command {dict(command)}; allowed: fault, outlet, show (counters, power, plan)")
+    raise ValueError(f"unknown command {dict(command)}; allowed: fault, outlet, show (counters, power, plan, truth)")
 
 
 def _plan(plant: Plant) -> list[dict[str, float]]:

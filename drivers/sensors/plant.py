@@ -388,6 +388,21 @@ class PlantChannel:
     offset_counts: float = 0.0
 
 
+class LoadBank(NamedTuple):
+    """A load bank in place of a server: its current is the voltage's own waveform, later by acos(power_factor)."""
+
+    rms_a: float  # at the nominal voltage
+    power_factor: float = 1.0
+
+
+class Truth(NamedTuple):
+    """What an ideal meter would read at an outlet now."""
+
+    rms_a: float
+    voltage_v: float
+    power_w: float
+
+
 @dataclass(frozen=True, slots=True)
 class PlantOptions:
     """The supply and the sensors. Errors are drawn per channel from the seed; 0 is a perfect board."""
@@ -415,6 +430,16 @@ class PlantOptions:
             raise ValueError(f"width is {self.width}; allowed: 16, 24, 32")
         if self.supply == "ac" and not 45.0 <= self.frequency_hz <= 64.0:
             raise ValueError(f"frequency_hz is {self.frequency_hz:g}; allowed: 45 to 64, so that 7 x f is below 450 Hz")
+
+
+def _rows(size: FloatArray, angle: FloatArray) -> FloatArray:
+    """size x sin(h x + angle) as coefficients: sin and cos parts side by side."""
+    return np.concatenate([size * np.cos(angle), size * np.sin(angle)], axis=-1)
+
+
+def _bench_rows(load: LoadBank, shape: FloatArray, angle: FloatArray) -> FloatArray:
+    """Current of a load bank as coefficients; the whole waveform is late, so that its power factor is about the wanted one."""
+    return _rows(load.rms_a * shape, angle - np.arccos(load.power_factor) * np.array(HARMONICS))
 
 
 class Plant:
@@ -446,6 +471,7 @@ class Plant:
         self._noise_rng = np.random.default_rng(noise_seed)
         rng = np.random.default_rng(sensor_seed)
         self.channels = self._make_channels(rng)
+        self._banks: dict[int, LoadBank] = {}
         self._wave_init(rng)
         self._order: NDArray[np.int64] | None = None
         self._scan = 0  # scans made so far
@@ -481,6 +507,46 @@ class Plant:
         if on and not self._on[outlet]:
             self._reboot(outlet)
         self._on[outlet] = on
+
+    def set_load_bank(self, outlet: int, load: LoadBank | None) -> None:
+        """Plug a load bank into an outlet (from 0), or its server again (None). Raises ValueError for an odd load."""
+        if load is not None and not (load.rms_a >= 0.0 and 0.0 < load.power_factor <= 1.0):
+            raise ValueError(f"test load {load}; allowed: rms_a from 0, power_factor above 0 and up to 1")
+        loads = {k: item for k, item in self._banks.items() if k != outlet}
+        if load is not None:
+            loads[outlet] = load
+        self._banks = loads
+        self._rewire()
+
+    def rephase(self, outlet: int, phase: int) -> None:
+        """Feed an outlet (from 0) from another phase (from 0), whatever the configuration says."""
+        if not 0 <= phase < self.n_phases:
+            raise ValueError(f"phase {phase}; allowed: 0 to {self.n_phases - 1}")
+        self.phase_of[outlet] = phase
+        self._rewire()
+
+    def truth(self, outlet: int) -> Truth:
+        """What an ideal meter would read at an outlet (from 0) now."""
+        level = float(self._supply(1)[1][0])
+        load, drawn_w = self._banks.get(outlet), float(self.true_power_w[outlet])
+        if self.options.supply == "dc":
+            volts = self.options.voltage_v * level
+            amps = drawn_w / volts if load is None else load.rms_a * level
+            return Truth(amps, volts, amps * volts)
+        if load is None:
+            wave = self._true_follow[outlet] * (drawn_w / level) + self._true_leading[outlet] * (
+                level * self._on[outlet]
+            )
+        else:
+            wave = self._true_bench[outlet] * level
+        amps, volts = float(np.sqrt(wave @ wave / 2.0)), float(np.sqrt(self._true_volts @ self._true_volts / 2.0))
+        return Truth(amps, volts * level, float(wave @ self._true_volts) * level / 2.0)
+
+    def _nominal_w(self, load: LoadBank) -> float:
+        if self.options.supply == "dc":
+            return load.rms_a * self.options.voltage_v
+        wave = _bench_rows(load, self._v_size / self.options.voltage_v, self._v_angle)
+        return float(wave @ self._true_volts) / 2.0
 
     def plan(self, until_s: float) -> list[tuple[int, Planned]]:
         """What has been announced from now to `until_s`, at most 30 s ahead: (outlet, change), rising in time."""
@@ -519,6 +585,10 @@ class Plant:
         rows = whole - self._tick0
         power_w = np.where(self._on, self._points[rows] * (1.0 - part) + self._points[rows + 1] * part, 0.0)
         self._add_inrush(power_w)
+        if self._banks:
+            level = self._supply(n)[1]
+            for k, load in self._banks.items():
+                power_w[:, k] = self._nominal_w(load) * level**2
         self._last_tick_w = np.concatenate([self._last_tick_w, power_w])[-per_tick:]
         seen = self._last_tick_w[-min(per_tick, self._scan + n) :]
         self.true_power_w = seen.mean(axis=0)
@@ -600,18 +670,28 @@ class Plant:
         late_s = np.array([c.skew_ns for c in self.channels]) * 1e-9
         turn = 2.0 * np.pi * o.frequency_hz * late_s - np.radians([c.phase_error_deg for c in self.channels])
 
-        def rows(size: FloatArray, angle: FloatArray) -> FloatArray:
-            """size x sin(h x + angle) as coefficients: sin and cos parts side by side."""
-            return np.concatenate([size * np.cos(angle), size * np.sin(angle)], axis=-1)
+        self._shift_i, self._shift_v = turn[:n, None] * h, turn[n:, None] * h
+        self._v_size, self._v_angle = v_size, v_angle
+        self._i_size, self._i_angle = i_size, i_angle
+        self._cap_size = np.concatenate([[SQRT2], np.zeros(3)]) * cap_a[:, None]
+        self._rewire()
 
-        shift_i, shift_v = turn[:n, None] * h, turn[n:, None] * h
-        cap_size = np.concatenate([[SQRT2], np.zeros(3)]) * cap_a[:, None]
+    def _rewire(self) -> None:
+        """The matrices that make counts, for the phases and test loads of the moment; and the same without sensors."""
         cap_angle = np.array([np.pi / 2.0, 0.0, 0.0, 0.0])
-        self._follow = self._per_phase(rows(i_size, i_angle + shift_i), self.phase_of)
-        self._leading = self._per_phase(rows(cap_size, cap_angle + shift_i), self.phase_of)
-        self._volts = self._per_phase(
-            rows(np.tile(v_size, (self.n_phases, 1)), v_angle + shift_v), np.arange(self.n_phases)
-        )
+        volts = np.tile(self._v_size, (self.n_phases, 1))
+        self._true_follow = _rows(self._i_size, self._i_angle)
+        self._true_leading = _rows(self._cap_size, np.broadcast_to(cap_angle, self._cap_size.shape))
+        self._true_volts = _rows(self._v_size, self._v_angle)
+        self._follow = self._per_phase(_rows(self._i_size, self._i_angle + self._shift_i), self.phase_of)
+        self._leading = self._per_phase(_rows(self._cap_size, cap_angle + self._shift_i), self.phase_of)
+        self._volts = self._per_phase(_rows(volts, self._v_angle + self._shift_v), np.arange(self.n_phases))
+        shape = self._v_size / self.options.voltage_v
+        self._true_bench = {k: _bench_rows(load, shape, self._v_angle) for k, load in self._banks.items()}
+        bench = np.zeros((self.n_outlets, 2 * len(HARMONICS)))
+        for k, load in self._banks.items():
+            bench[k] = _bench_rows(load, shape, self._v_angle + self._shift_i[k])
+        self._bench = self._per_phase(bench, self.phase_of)
 
     def _per_phase(self, rows: FloatArray, phase_of: NDArray[np.int64]) -> FloatArray:
         """[channels, 8] -> matrix [n_phases * 8, channels] that picks each channel's own phase."""
@@ -641,12 +721,18 @@ class Plant:
         wave[:, :outlets] = (basis @ self._follow) * (power_w / level[:, None])
         wave[:, :outlets] += (basis @ self._leading) * (self._on * level[:, None])
         wave[:, outlets:] = (basis @ self._volts) * level[:, None]
+        banks = list(self._banks)
+        wave[:, banks] = (basis @ self._bench[:, banks]) * level[:, None]
         wave *= self._counts_per
         return wave
 
     def _wave_dc(self, power_w: FloatArray) -> FloatArray:
-        volts = self.options.voltage_v * self._supply(len(power_w))[1][:, None]
-        wave: FloatArray = np.concatenate([power_w / volts, volts], axis=1) * self._counts_per
+        level = self._supply(len(power_w))[1][:, None]
+        volts = self.options.voltage_v * level
+        wave: FloatArray = np.concatenate([power_w / volts, volts], axis=1)
+        for k, load in self._banks.items():
+            wave[:, k] = load.rms_a * level[:, 0]
+        wave *= self._counts_per
         return wave
 
     def _drop_out(self, counts: NDArray[np.int32] | NDArray[np.int64]) -> None:

@@ -378,3 +378,49 @@ def test_process_refuses_a_bad_trace_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 7
     assert done.stderr.count("\n") == 1
     assert "t.csv" in done.stderr
+
+
+def test_transformers_wired_wrong_show_where_they_are_plugged() -> None:
+    plain, wrong = make(), make(swapped=[(0, 1)], turned=[2], dead=[3])
+    good, seen = plain._take(20).astype(np.int64), wrong._take(20).astype(np.int64)
+    np.testing.assert_array_equal(seen[:, [1, 0]], good[:, [0, 1]])
+    np.testing.assert_array_equal(seen[:, 2], -good[:, 2])
+    assert not seen[:, 3].any()
+    np.testing.assert_array_equal(seen[:, 4:], good[:, 4:])
+    port = PtyPort()
+    for line in ('{"fault": "swap", "channel": 0, "other": 1}', '{"fault": "turn", "channel": 2}'):
+        assert "error" not in board_sim.obey(line, wrong, port)
+    assert "allowed: 0 to" in str(board_sim.obey('{"fault": "turn", "channel": 99}', wrong, port)["error"])
+    port.unplug()
+
+
+def test_added_noise_is_as_large_as_asked() -> None:
+    board = make()
+    board.disconnect(0)
+    board.add_noise(0, 500.0)
+    assert np.std(board._take(2000)[:, 0]) == pytest.approx(500.0, rel=0.1)
+
+
+@pytest.mark.parametrize("supply", ["ac", "dc"])
+def test_a_load_bank_draws_what_it_says_and_the_truth_is_told(supply: str) -> None:
+    plant = Plant(demo_rack(3, 1), PlantOptions(supply=supply, voltage_v=230.0), seed=1)
+    board = SimulatedBoard(plant)
+    port = PtyPort()
+    assert "error" not in board_sim.obey('{"outlet": 1, "load_bank": {"rms_a": 5.0, "power_factor": 0.6}}', board, port)
+    counts = plant.advance(2000) * np.array([channel.scale for channel in plant.channels])
+    truth = board_sim.obey('{"show": "truth"}', board, port)["truth"][0]
+    phase = 3
+    assert truth["rms_a"] == pytest.approx(5.0, rel=0.02)
+    assert np.sqrt(np.mean(counts[-200:, 0] ** 2)) == pytest.approx(truth["rms_a"], rel=2e-3)
+    assert np.sqrt(np.mean(counts[-200:, phase] ** 2)) == pytest.approx(truth["voltage_v"], rel=2e-3)
+    assert np.mean(counts[-200:, 0] * counts[-200:, phase]) == pytest.approx(truth["power_w"], rel=5e-3)
+    assert truth["power_w"] / truth["rms_a"] / truth["voltage_v"] == pytest.approx(
+        0.6 if supply == "ac" else 1.0, abs=0.02
+    )
+    assert plant.true_power_w[0] == pytest.approx(truth["power_w"], rel=2e-3)
+    for line in ('{"outlet": 1, "load_bank": {"rms_a": -1.0}}', '{"outlet": 1, "load_bank": 5}', '{"outlet": 1}'):
+        assert "error" in board_sim.obey(line, board, port)
+    assert "error" not in board_sim.obey('{"outlet": 1, "load_bank": null}', board, port)
+    plant.advance(100)
+    assert plant.truth(0).rms_a < 4.0
+    port.unplug()

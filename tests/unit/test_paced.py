@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rpi_daemon._fastpath.core import Ring
+from rpi_daemon.calibration import own_word
 from rpi_daemon.config.examples.demo import demo_toml
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.config.schema import Config
@@ -31,7 +32,8 @@ def measured(source: PlantSource, config: Config) -> tuple[np.ndarray, np.ndarra
     ring = Ring(bytearray(Ring.bytes_needed(28, 4000)), n_channels=28, capacity=4000)
     source.fill(ring, 0)
     assert ring.head == AHEAD_SCANS
-    setup = board_setup(ring, source.description, wiring(config.board[0], config.outlets()), dc=False)
+    wired, described = wiring(config.board[0], config.outlets()), source.description
+    setup = board_setup(ring, described, wired, own_word(described), dc=False)
     assert setup.kernel.compute(ring, AHEAD_SCANS) == 0
     return setup.kernel.out[:, 0], source.plant.true_power_w[:]
 
