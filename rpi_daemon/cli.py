@@ -145,11 +145,14 @@ def demo(seconds: float, outlets: int, trace: Path | None, keep: Path | None, as
 @config_option
 @click.option("--trace", type=click.Path(path_type=Path), help="Recorded power trace that drives the loads.")
 @click.option("--seed", default=1, show_default=True, help="Seed of the simulated loads.")
-def sim(config_path: Path, trace: Path | None, seed: int) -> None:
+@click.option(
+    "--sensor-errors", is_flag=True, help="Sensors as they leave the factory: 3 % of gain, 2 degrees, offsets."
+)
+def sim(config_path: Path, trace: Path | None, seed: int, sensor_errors: bool) -> None:
     """Simulate the rack that a configuration describes: boards on ptys, PDUs on UDP ports. JSON lines on both pipes."""
     from rpi_daemon.simulate import run_simulation
 
-    sys.exit(run_simulation(config_path, trace=trace, seed=seed))
+    sys.exit(run_simulation(config_path, trace=trace, seed=seed, sensor_errors=sensor_errors))
 
 
 @main.command("dry-run")

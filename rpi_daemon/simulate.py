@@ -27,6 +27,8 @@ from rpi_daemon.sensing import wiring
 
 PLAN_AHEAD_S = 10.0  # a scheduler says this long before what it will start
 PLAN_PERIOD_S = 0.5
+# of sensors that nobody calibrated, standard deviations over the channels
+SENSOR_ERRORS = {"gain_error_sd": 0.03, "phase_error_sd_deg": 2.0, "offset_sd_counts": 2000.0}
 RATE_HZ = 1000
 BLOCK_SCANS = 100
 CATCH_UP_SCANS = 5 * RATE_HZ  # after a longer stand-still the loads go on from where they were
@@ -74,7 +76,10 @@ def make_keys(config: Config) -> None:
 class SimulatedRack:
     """All boards and PDUs of one configuration in this process. `start`, `announce` now and then, `stop`."""
 
-    def __init__(self, config: Config, *, trace: Path | None = None, seed: int = 1) -> None:
+    def __init__(
+        self, config: Config, *, trace: Path | None = None, seed: int = 1, sensor_errors: bool = False
+    ) -> None:
+        self._errors = SENSOR_ERRORS if sensor_errors else {}
         self._rows = config.outlets()
         self._config = config
         servers = servers_for(self._rows, read_traces(trace) if trace is not None else (), seed)
@@ -90,7 +95,7 @@ class SimulatedRack:
         self._announced: set[tuple[int, float]] = set()
 
     def _board(self, board: Board, servers: Sequence[Workload], seed: int) -> SimBoard:
-        plant = board_plant(board, self._rows, self._config.rack, servers, seed)
+        plant = board_plant(board, self._rows, self._config.rack, servers, seed, **self._errors)
         device = SimulatedBoard(plant, line_rate_baud=board.baud, board_id=board.board_id)
         return SimBoard(board, plant, device, wiring(board, self._rows).outlets)
 
@@ -126,8 +131,9 @@ class SimulatedRack:
         def current_a(number: int) -> float:
             if number not in numbers or numbers[number] not in self._place:
                 return 0.0
-            board, k = self._place[numbers[number]]
-            return board.plant.truth(k).rms_a
+            self._follow()
+            plant, k = self._place[numbers[number]]
+            return plant.truth(k).rms_a
 
         user = None
         if pdu.version == "3":
@@ -195,10 +201,11 @@ class SimulatedRack:
             await simulator.stop()
 
 
-def run_simulation(config_path: Path, *, trace: Path | None = None, seed: int = 1) -> int:
+def run_simulation(config_path: Path, *, trace: Path | None = None, seed: int = 1, sensor_errors: bool = False) -> int:
     """Serve until standard input ends or SIGTERM; JSON lines out: `ready`, announcements, answers to JSON lines in."""
     make_keys(read_config(config_path))
-    return asyncio.run(_serve(SimulatedRack(read_config(config_path), trace=trace, seed=seed)))
+    rack = SimulatedRack(read_config(config_path), trace=trace, seed=seed, sensor_errors=sensor_errors)
+    return asyncio.run(_serve(rack))
 
 
 async def _serve(rack: SimulatedRack) -> int:

@@ -35,8 +35,13 @@ def servers_for(rows: Sequence[OutletRow], traces: Sequence[Trace] = (), seed: i
     return servers
 
 
-def board_plant(board: Board, rows: Sequence[OutletRow], rack: Rack, servers: Sequence[Workload], seed: int) -> Plant:
-    """The plant behind one configured board, its channels in the order of the configuration. `servers` as `rows`."""
+def board_plant(
+    board: Board, rows: Sequence[OutletRow], rack: Rack, servers: Sequence[Workload], seed: int, **errors: float
+) -> Plant:
+    """The plant behind one configured board, its channels in the order of the configuration. `servers` as `rows`.
+
+    `errors`: those of its sensors, by their names in PlantOptions.
+    """
     names = [channel.partition(":")[2] for channel in board.channels]
     currents = board.currents()
     mine = [i for i, row in enumerate(rows) if row.id in currents]
@@ -46,6 +51,7 @@ def board_plant(board: Board, rows: Sequence[OutletRow], rack: Rack, servers: Se
         voltage_v=rack.nominal_v,
         n_phases=max(1, len(phases)),
         phase_of=tuple(phases.index(rows[i].phases[0]) if rows[i].phases[0] in phases else 0 for i in mine),
+        **errors,  # type: ignore[arg-type]
     )
     plant = Plant([servers[i] for i in mine], options, rate_hz=RATE_HZ, seed=seed)
     place = {f"voltage:{phase}": len(mine) + k for k, phase in enumerate(phases)}
