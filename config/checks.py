@@ -177,6 +177,7 @@ def _loads(config: Config) -> Iterator[Found]:
 
 def _pdus(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Found]:
     addresses: dict[tuple[str | None, int | None, int], str] = {}
+    lines: dict[str | None, tuple[str, tuple[int, str, int]]] = {}
     for i, pdu in enumerate(config.pdu):
         wire = pdu.serial_port if pdu.driver == "modbus_rtu" else pdu.host
         if wire is None:
@@ -188,6 +189,11 @@ def _pdus(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Fo
         if place in addresses:
             yield ("pdu", i), f"stands at the same address as PDU {addresses[place]!r}"
         addresses[place] = pdu.id
+        if pdu.driver == "modbus_rtu":
+            line = (pdu.baud, pdu.parity, pdu.stop_bits)
+            first, on_line = lines.setdefault(pdu.serial_port, (pdu.id, line))
+            if line != on_line:
+                yield ("pdu", i), f"drives {pdu.serial_port} with another baud, parity or stop_bits than PDU {first!r}"
         if pdu.driver == "modbus_tcp" and not pdu.allow_insecure:
             yield (
                 ("pdu", i, "driver"),

@@ -177,8 +177,20 @@ class Pdu(Section):
         description="accept a protocol without authentication (SNMP 2c, Modbus TCP) on this PDU; stays visible in status",
     )
     accept_unproven: bool = Field(False, description="write with a profile that was never proven on this device")
-    timeout_s: float = Field(0.25, ge=0.02, le=10, description="s to wait for one reply")
-    retries: int = Field(1, ge=0, le=5, description="more tries after the first")
+    timeout_s: float | None = Field(
+        None,
+        ge=0.02,
+        le=10,
+        description="s to wait for one reply; if not given, snmp 0.25, modbus 0.5",
+        examples=[0.5],
+    )
+    retries: int | None = Field(
+        None,
+        ge=0,
+        le=5,
+        description="more tries after the first; if not given, snmp 1, modbus 0 (there a write is never repeated)",
+        examples=[1],
+    )
     poll_s: float = Field(1.0, ge=0.2, le=60, description="s between two polls of metering and limits")
     writes_per_day: int | None = Field(
         None,

@@ -11,19 +11,24 @@ from rpi_daemon.clock import Clock
 from rpi_daemon.config.load import Loc, load_config
 from rpi_daemon.config.schema import Config, Pdu, expand_numbers
 from rpi_daemon.drivers.base import PduDriver
+from rpi_daemon.drivers.pdu.modbus import ModbusOptions, ModbusPdu, TcpAddress
+from rpi_daemon.drivers.pdu.modbus_link import SerialLine
 from rpi_daemon.drivers.pdu.profile import Profile, load_profile
+from rpi_daemon.drivers.pdu.register_map import RegisterMap, load_map
 from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
 from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
 from rpi_daemon.errors import ConfigError
 from rpi_daemon.records import IntArray
 
 SNMP_PORT, MODBUS_PORT = 161, 502
+SNMP_TIMEOUT_S, SNMP_RETRIES = 0.25, 1
+MODBUS_TIMEOUT_S = 0.5
 
 
 def pdu_driver(config: Config, pdu: Pdu, clock: Clock) -> PduDriver:
     """The driver of one configured PDU or meter, not open yet. Raises ConfigError."""
     if pdu.driver != "snmp":
-        raise ConfigError(f"PDU {pdu.id!r}: driver {pdu.driver!r} is not there yet")
+        return ModbusPdu(modbus_options(config, pdu), clock)
     options = SnmpPduOptions(
         endpoint=snmp_endpoint(config, pdu),
         profile=snmp_profile(config, pdu),
@@ -47,19 +52,54 @@ def snmp_endpoint(config: Config, pdu: Pdu) -> SnmpEndpoint:
         auth_key=config.secret(pdu, "auth_key") if v3 else "",
         priv=pdu.priv,
         priv_key=config.secret(pdu, "priv_key") if v3 else "",
-        timeout_s=pdu.timeout_s,
-        retries=pdu.retries,
+        timeout_s=pdu.timeout_s or SNMP_TIMEOUT_S,
+        retries=SNMP_RETRIES if pdu.retries is None else pdu.retries,
     )
+
+
+def modbus_options(config: Config, pdu: Pdu) -> ModbusOptions:
+    """Where and how to speak Modbus. Raises ConfigError."""
+    address: TcpAddress | SerialLine
+    if pdu.driver == "modbus_tcp":
+        address = TcpAddress(pdu.host or "", pdu.port or MODBUS_PORT)
+    else:
+        port = str(config.path(pdu.serial_port or ""))
+        address = SerialLine(port, pdu.baud, pdu.parity, pdu.stop_bits)
+    return ModbusOptions(
+        address=address,
+        map=register_map(config, pdu),
+        outlets=numbers_of(config, pdu.id),
+        device_id=pdu.device_id,
+        timeout_s=pdu.timeout_s or MODBUS_TIMEOUT_S,
+        retries=pdu.retries or 0,
+        nominal_v=config.rack.nominal_v,
+    )
+
+
+def register_map(config: Config, pdu: Pdu) -> RegisterMap:
+    """The register map that a Modbus device names: a shipped one, or a file beside the configuration. Raises ConfigError."""
+    return load_map(_named(config, pdu))
+
+
+def _named(config: Config, pdu: Pdu) -> str | Path:
+    """A name, or a path taken from the configuration's own folder."""
+    own = "/" in pdu.profile or pdu.profile.endswith(".toml")
+    return Path(config.base_dir) / pdu.profile if own else pdu.profile
 
 
 def snmp_profile(config: Config, pdu: Pdu) -> Profile:
     """The vendor profile that a PDU names: a shipped one, or a file beside the configuration. Raises ConfigError."""
-    return load_profile(pdu.profile if "/" not in pdu.profile else Path(config.base_dir) / pdu.profile)
+    return load_profile(_named(config, pdu))
 
 
 def profile_digest(config: Config, pdu: Pdu) -> str:
-    """SHA-256 of what a PDU's profile says, comments apart."""
-    return hashlib.sha256(snmp_profile(config, pdu).model_dump_json().encode()).hexdigest()
+    """SHA-256 of what a PDU's profile or register map says, comments apart."""
+    return hashlib.sha256(profile_of(config, pdu).model_dump_json().encode()).hexdigest()
+
+
+def profile_of(config: Config, pdu: Pdu) -> Profile | RegisterMap:
+    """The profile or, for Modbus, the register map that a PDU names. Raises ConfigError."""
+    return snmp_profile(config, pdu) if pdu.driver == "snmp" else register_map(config, pdu)
 
 
 def numbers_of(config: Config, pdu: str) -> tuple[int, ...]:
@@ -82,7 +122,7 @@ def address_of(pdu: Pdu) -> str:
 
 def write_budgets(config: Config) -> IntArray:
     """Writes per outlet and day, [n]: the configured number of its PDU, or what its family stands."""
-    per_pdu = {pdu.id: pdu.writes_per_day or snmp_profile(config, pdu).pace.writes_per_outlet_day for pdu in config.pdu}
+    per_pdu = {pdu.id: pdu.writes_per_day or profile_of(config, pdu).pace.writes_per_outlet_day for pdu in config.pdu}
     return np.array([per_pdu[row.pdu] for row in config.outlets()], dtype=np.int64)
 
 
@@ -92,7 +132,7 @@ def load_checked(path: Path | str) -> Config:
 
 
 def device_mistakes(config: Config) -> Iterator[tuple[Loc, str]]:
-    """What the profiles and calibration files find wrong, as (location, sentence)."""
+    """What profiles, register maps and calibration files find wrong, as (location, sentence)."""
     for i, board in enumerate(config.board):
         if board.calibration is not None and config.path(board.calibration).is_file():
             try:
@@ -100,23 +140,27 @@ def device_mistakes(config: Config) -> Iterator[tuple[Loc, str]]:
             except ConfigError as error:
                 yield ("board", i, "calibration"), str(error)
     for i, pdu in enumerate(config.pdu):
-        if pdu.driver != "snmp":
-            continue
         try:
-            profile = snmp_profile(config, pdu)
+            profile = profile_of(config, pdu)
         except ConfigError as error:
             yield from ((("pdu", i, "profile"), line) for line in str(error).splitlines())
         else:
-            yield from _numbers_beyond(config, pdu.id, profile)
+            most = profile.outlets if isinstance(profile, RegisterMap) else profile.index.max_outlets
+            yield from _numbers_beyond(config, pdu.id, profile.name, most)
+            ids = profile.device_ids if isinstance(profile, RegisterMap) else None
+            if ids is not None and not ids[0] <= pdu.device_id <= ids[1]:
+                yield (
+                    ("pdu", i, "device_id"),
+                    f"{pdu.device_id} is outside {ids[0]}..{ids[1]} of register map {profile.name!r}",
+                )
 
 
-def _numbers_beyond(config: Config, pdu: str, profile: Profile) -> Iterator[tuple[Loc, str]]:
+def _numbers_beyond(config: Config, pdu: str, profile: str, most: int) -> Iterator[tuple[Loc, str]]:
     """Outlet numbers that no device of the family has."""
-    most = profile.index.max_outlets
     for i, group in enumerate(config.outlet):
         beyond = [number for number in expand_numbers(group.numbers) if not 1 <= number <= most]
         if group.pdu == pdu and beyond:
             yield (
                 ("outlet", i, "numbers"),
-                f"outlet {beyond[0]} is outside 1..{most} of profile {profile.name!r} of PDU {pdu!r}",
+                f"outlet {beyond[0]} is outside 1..{most} of profile {profile!r} of PDU {pdu!r}",
             )

@@ -1,0 +1,485 @@
+"""Register maps: what a Modbus device measures and which limit it takes, as checked data."""
+
+import math
+import re
+import struct
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from rpi_daemon.config.load import line_numbers
+from rpi_daemon.errors import ConfigError
+from rpi_daemon.records import LimitKind
+
+MAX_READ, MAX_WRITE = 125, 123  # registers in one message (Modbus Application Protocol V1.1b3, 6.3 and 6.12)
+FORMATS = {"u16": "H", "i16": "h", "u32": "I", "i32": "i", "u64": "Q", "i64": "q", "f32": "f", "f64": "d"}
+WORDS = {kind: struct.calcsize(">" + letter) // 2 for kind, letter in FORMATS.items()}
+UNITS = {
+    "power": "W",
+    "current": "A",
+    "voltage": "V",
+    "apparent": "VA",
+    "power_factor": "1",
+    "frequency": "Hz",
+    "energy": "Wh",
+}
+# Part of a step that a float64 may lack to the value that was meant.
+_FLOAT_SLACK = Fraction(1, 1000)
+
+Kind = Literal["u16", "i16", "u32", "i32", "u64", "i64", "f32", "f64"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Span(NamedTuple):
+    """Registers that belong together: `function` 3 reads holding registers, 4 input registers."""
+
+    function: int
+    address: int
+    words: int
+
+    @property
+    def end(self) -> int:
+        return self.address + self.words
+
+
+class Sentinel(_Table):
+    """Raw numbers that are no reading but say why there is none."""
+
+    first: int
+    last: int | None = None  # `first` alone if not given
+    meaning: str
+
+    def holds(self, raw: float) -> bool:
+        return self.first <= raw <= (self.first if self.last is None else self.last)
+
+
+class Placed(_Table):
+    """Where something stands: one register, one for each outlet at a fixed distance, or a list."""
+
+    address: int = Field(ge=0, le=0xFFFF)
+    function: Literal[3, 4] = 3
+    stride: int | None = Field(default=None, ge=1, le=0x4000)  # registers from one outlet to the next
+    addresses: tuple[int, ...] | None = Field(default=None, strict=False)  # of outlets 1, 2, ...; instead of a stride
+
+    @property
+    def words(self) -> int:
+        return 1
+
+    @property
+    def per_outlet(self) -> bool:
+        return self.stride is not None or self.addresses is not None
+
+    @model_validator(mode="after")
+    def _one_way_to_place(self) -> Self:
+        if self.stride is not None and self.addresses is not None:
+            raise ValueError("give stride or addresses, not both")
+        if self.addresses is not None and (not self.addresses or self.addresses[0] != self.address):
+            raise ValueError("addresses must begin with address, the register of outlet 1")
+        if self.stride is not None and self.stride < self.words:
+            raise ValueError(f"stride {self.stride} is shorter than the {self.words} registers of one outlet")
+        return self
+
+    def place(self, outlet: int) -> int:
+        """The first register of an outlet."""
+        if self.addresses is not None:
+            return self.addresses[outlet - 1]
+        return self.address + (outlet - 1) * (self.stride or 0)
+
+    def span(self, outlet: int = 1) -> Span:
+        return Span(self.function, self.place(outlet), self.words)
+
+
+class Number(Placed):
+    """A number. Value = shift + scale x raw / 2^precision (OpenBMC rackmon, Register.cpp); NaN and infinity are missing."""
+
+    type: Kind
+    word_order: Literal["big", "little"] = "big"  # big: the first register has the most significant word
+    byte_order: Literal["big", "little"] = "big"  # within a register; the standard has big
+    scale: float = Field(default=1.0, gt=0.0)
+    precision: int = Field(default=0, ge=0, le=31)
+    shift: float = 0.0
+    missing: tuple[Sentinel, ...] = Field(default=(), strict=False)
+
+    @property
+    def words(self) -> int:
+        return WORDS[self.type]
+
+    @property
+    def factor(self) -> Fraction:
+        """One raw count in the map's unit, exactly as written in decimal."""
+        return Fraction(str(self.scale)) / (1 << self.precision)
+
+    def raw(self, registers: Sequence[int]) -> int | float:
+        """The number on the wire."""
+        return struct.unpack(">" + FORMATS[self.type], self._octets(registers))[0]  # type: ignore[no-any-return]
+
+    def registers(self, raw: int | float) -> tuple[int, ...]:
+        """As `raw`, the other way; raises ValueError where the type cannot hold it."""
+        try:
+            octets = struct.pack(">" + FORMATS[self.type], raw)
+        except (struct.error, OverflowError) as error:
+            raise ValueError(f"{raw} does not fit {self.type}") from error
+        words = struct.unpack(f">{self.words}H", octets)
+        return struct.unpack(f">{self.words}H", self._octets(words))
+
+    def _octets(self, registers: Sequence[int]) -> bytes:
+        """Registers as octets in network order; its own inverse."""
+        words = registers if self.word_order == "big" else registers[::-1]
+        return struct.pack(f"{'>' if self.byte_order == 'big' else '<'}{len(words)}H", *words)
+
+    def value(self, registers: Sequence[int]) -> float | None:
+        """In the map's unit; None for a sentinel or what is no number."""
+        raw = self.raw(registers)
+        if self.why_missing(registers) is not None:
+            return None
+        return float(Fraction(raw) * self.factor + Fraction(str(self.shift)))
+
+    def why_missing(self, registers: Sequence[int]) -> str | None:
+        """What the sentinel says; None where there is a reading."""
+        raw = self.raw(registers)
+        if not math.isfinite(raw):
+            return "not a number"
+        return next((sentinel.meaning for sentinel in self.missing if sentinel.holds(raw)), None)
+
+
+class Column(Number):
+    """One measured quantity."""
+
+    unit: Literal["W", "A", "V", "VA", "1", "Hz", "Wh"]
+
+
+class SwitchState(Number):
+    """The register that says whether an outlet is on. A reading in neither list is "not known"."""
+
+    on: tuple[int, ...] = Field(min_length=1, strict=False)
+    off: tuple[int, ...] = Field(min_length=1, strict=False)
+
+
+class Metering(_Table):
+    power: Column | None = None
+    current: Column | None = None
+    voltage: Column | None = None
+    apparent: Column | None = None
+    power_factor: Column | None = None
+    frequency: Column | None = None
+    energy: Column | None = None
+    state: SwitchState | None = None
+
+    @model_validator(mode="after")
+    def _units(self) -> Self:
+        for name, column in self.columns():
+            if column.unit != UNITS[name]:
+                raise ValueError(f"{name}.unit must be {UNITS[name]!r}, it is {column.unit!r}")
+        return self
+
+    def columns(self) -> Iterator[tuple[str, Column]]:
+        """The quantities that the device measures, by name."""
+        for name in UNITS:
+            column = getattr(self, name)
+            if column is not None:
+                yield name, column
+
+
+class Flag(_Table):
+    bit: int = Field(ge=0, le=15)
+    name: str
+
+
+class Alarms(Placed):
+    """A register of alarm bits; bit 0 is the lowest."""
+
+    flags: tuple[Flag, ...] = Field(min_length=1, strict=False)
+
+    def raised(self, registers: Sequence[int]) -> list[str]:
+        return [flag.name for flag in self.flags if registers[0] >> flag.bit & 1]
+
+
+class Switch(Placed):
+    """One bit of a holding register that must stand as `set` says."""
+
+    bit: int = Field(ge=0, le=15)
+    set: bool = True
+
+    @model_validator(mode="after")
+    def _is_holding(self) -> Self:
+        if self.function != 3:
+            raise ValueError("function must be 3: input registers cannot be written")
+        return self
+
+    def stands(self, register: int) -> bool:
+        return bool(register >> self.bit & 1) is self.set
+
+    def switched(self, register: int) -> int:
+        """`register` with our bit as it must be; every other bit kept."""
+        return register | 1 << self.bit if self.set else register & ~(1 << self.bit)
+
+
+class Limit(Number):
+    """The set-point that we write, in holding registers. `minimum` and `maximum` are in its unit."""
+
+    kind: LimitKind = Field(strict=False)
+    unit: Literal["W", "A"]
+    write: Literal[6, 16] = 16  # function: write single register, write multiple registers
+    step: float | None = Field(default=None, gt=0.0)  # the device's own; one raw count if not given
+    minimum: float = 0.0
+    maximum: float
+    voltage: Column | None = None  # turns amperes into watts: the device's voltage set-point; else the rack's nominal
+    enable: Switch | None = None  # without it the device ignores the set-point
+    gate: Switch | None = None  # must stand so while we write, and is put back afterwards
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.function != 3:
+            raise ValueError("function must be 3: input registers cannot be written")
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum {self.minimum:g} is above maximum {self.maximum:g}")
+        if self.write == 6 and self.words != 1:
+            raise ValueError(f"write = 6 writes one register, type {self.type!r} has {self.words}; use 16")
+        if self.type[0] == "f" and self.step is None:
+            raise ValueError(f"type {self.type!r} needs step, the device's own")
+        if self.type[0] != "f" and (self.quantum / self.factor).denominator != 1:
+            raise ValueError(
+                f"step {self.step:g} is not a whole number of counts of {float(self.factor):g} {self.unit}"
+            )
+        if self.voltage is not None and self.unit == "W":
+            raise ValueError("voltage has no use for a limit in watts")
+        if self.voltage is not None and self.voltage.unit != "V":
+            raise ValueError(f"voltage.unit must be 'V', it is {self.voltage.unit!r}")
+        for bound in (self.minimum, self.maximum):
+            try:
+                self.to_registers(bound)
+            except ValueError as error:
+                raise ValueError(f"{bound:g} {self.unit} cannot be written: {error}") from error
+        return self
+
+    @property
+    def quantum(self) -> Fraction:
+        return self.factor if self.step is None else Fraction(str(self.step))
+
+    def to_registers(self, value: Fraction | float) -> tuple[int, ...]:
+        """The largest step that is not above `value`: a written limit never exceeds the asked one. Raises ValueError."""
+        shift = Fraction(str(self.shift))
+        steps = math.floor((Fraction(value) - shift) / self.quantum + _FLOAT_SLACK)
+        counts = steps * self.quantum / self.factor
+        return self.registers(float(counts) if self.type[0] == "f" else int(counts))
+
+    def same(self, asked: Sequence[int], found: Sequence[int]) -> bool:
+        """Whether both stand on the same step of the device."""
+        if self.type[0] != "f":
+            return tuple(asked) == tuple(found)
+        a, b = self.raw(asked), self.raw(found)
+        return math.isfinite(b) and round(Fraction(a) * self.factor / self.quantum) == round(
+            Fraction(b) * self.factor / self.quantum
+        )
+
+
+class Text(_Table):
+    """Characters in holding or input registers, two in each."""
+
+    address: int = Field(ge=0, le=0xFFFF)
+    function: Literal[3, 4] = 3
+    length: int = Field(ge=1, le=64)  # registers
+
+    @property
+    def span(self) -> Span:
+        return Span(self.function, self.address, self.length)
+
+
+class Check(Number):
+    """A register whose value tells the family: another device would have another one there."""
+
+    name: str
+    least: float
+    most: float
+
+
+class Identification(_Table):
+    """What function 43 / 14 must tell, as regular expressions searched in the vendor's name and the product."""
+
+    vendor: str = ""
+    product: str = ""
+
+    @model_validator(mode="after")
+    def _are_patterns(self) -> Self:
+        for name in ("vendor", "product"):
+            try:
+                re.compile(getattr(self, name))
+            except re.error as error:
+                raise ValueError(f"{name} is not a regular expression: {error}") from error
+        return self
+
+
+class Identity(_Table):
+    """How the family is recognised, and where it says who it is."""
+
+    model: Text | None = None
+    serial: Text | Number | None = None
+    firmware: Text | None = None
+    outlet_count: Number | None = None
+    check: tuple[Check, ...] = Field(default=(), strict=False)
+    identification: Identification | None = None
+
+
+class Pace(_Table):
+    """What the device stands."""
+
+    max_registers: int = Field(default=MAX_READ, ge=1, le=MAX_READ)  # in one read
+    max_gap: int = Field(default=0, ge=0, le=MAX_READ)  # unmapped registers that one read may pass over
+    turnaround_s: float = Field(default=0.5, gt=0.0, le=10.0)  # the longest time until it begins to answer
+    writes_per_outlet_day: int = Field(ge=1, le=100_000)
+
+
+class RegisterMap(_Table):
+    """One family of devices. Immutable; made by `load_map`."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
+    vendor: str
+    description: str
+    source: str
+    proven: Literal["hardware", "recording", "none"]
+    outlets: int = Field(ge=1, le=1024)  # at most; of a meter: channels or phases
+    device_ids: tuple[int, int] | None = Field(default=None, strict=False)  # first and last that the family takes
+    identity: Identity = Identity()
+    metering: Metering
+    alarm: tuple[Alarms, ...] = Field(default=(), strict=False)
+    limit: Limit | None = None
+    pace: Pace
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not any(True for _ in self.metering.columns()):
+            raise ValueError("metering is empty: name at least one quantity")
+        for name, placed in self._per_outlet():
+            if placed.addresses is not None and len(placed.addresses) != self.outlets:
+                raise ValueError(f"{name}.addresses has {len(placed.addresses)} entries for {self.outlets} outlets")
+            last = placed.span(self.outlets)
+            if last.end > 0x10000:
+                raise ValueError(f"{name} of outlet {self.outlets} ends at {last.end - 1:#x}, beyond 0xffff")
+        if self.limit is not None and self.outlets > 1 and not self.limit.per_outlet:
+            raise ValueError(f"limit needs stride or addresses: {self.outlets} outlets cannot share one set-point")
+        self._no_overlap()
+        return self
+
+    def _per_outlet(self) -> Iterator[tuple[str, Placed]]:
+        yield from ((f"metering.{name}", column) for name, column in self.metering.columns())
+        if self.metering.state is not None:
+            yield "metering.state", self.metering.state
+        yield from ((f"alarm[{i + 1}]", alarm) for i, alarm in enumerate(self.alarm))
+        if self.limit is not None:
+            yield "limit", self.limit
+            for name in ("voltage", "enable", "gate"):
+                placed = getattr(self.limit, name)
+                if placed is not None:
+                    yield f"limit.{name}", placed
+
+    def _no_overlap(self) -> None:
+        """Two entries that share registers: one of them is a slip."""
+        taken: dict[tuple[int, int], tuple[str, Span]] = {}
+        for name, placed in self._per_outlet():
+            for outlet in range(1, (self.outlets if placed.per_outlet else 1) + 1):
+                span = placed.span(outlet)
+                for register in range(span.address, span.end):
+                    other, other_span = taken.setdefault((span.function, register), (name, span))
+                    helper = (
+                        name.startswith("limit.") and other != "limit"
+                    )  # the voltage that is metered, a shared register
+                    if (other, other_span) == (name, span) or (other_span == span and helper):
+                        continue
+                    raise ValueError(
+                        f"{name} and {other} overlap at register {register:#06x} (outlet {outlet}, function {span.function})"
+                    )
+
+
+def blocks(spans: Iterable[Span], most: int = MAX_READ, max_gap: int = 0) -> list[Span]:
+    """The fewest reads, in order of address, that cover all spans: at most `most` registers each, passing over at most
+    `max_gap` registers that nobody asked for at a time. A span is never torn."""
+    merged: list[Span] = []
+    for span in sorted(set(spans)):
+        last = merged[-1] if merged else None
+        if (
+            last is not None
+            and last.function == span.function
+            and span.address - last.end <= max_gap
+            and max(last.end, span.end) - last.address <= most
+        ):
+            merged[-1] = Span(last.function, last.address, max(last.end, span.end) - last.address)
+        else:
+            merged.append(span)
+    return merged
+
+
+def load_map(name_or_path: str | Path) -> RegisterMap:
+    """A shipped register map by its name, or any TOML file by its path (with a slash or ending in .toml).
+
+    Raises ConfigError: one line per mistake, with file, line, key and reason.
+    """
+    text = str(name_or_path)
+    if "/" in text or text.endswith(".toml"):
+        shown = text
+        try:
+            data = Path(text).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{shown}: cannot read the register map: {error.strerror}") from error
+    else:
+        shown = f"{text}.toml"
+        resource = files("rpi_daemon.drivers.pdu.registers").joinpath(shown)
+        if not resource.is_file():
+            raise ConfigError(
+                f"register map {text!r} is not known: choose one of {', '.join(map_names())}, or give a path to a TOML file"
+            )
+        data = resource.read_bytes()
+    return parse_map(data, shown)
+
+
+def map_names() -> list[str]:
+    """The names of the shipped register maps."""
+    folder = files("rpi_daemon.drivers.pdu.registers")
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def parse_map(data: bytes, shown: str) -> RegisterMap:
+    """A register map from TOML; `shown` is its name in messages. Raises ConfigError."""
+    try:
+        text = data.decode()
+        table = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{shown}: not a TOML file: {error}") from error
+    try:
+        return RegisterMap.model_validate(table)
+    except ValidationError as error:
+        lines = line_numbers(text)
+        found = []
+        for mistake in error.errors(include_url=False):
+            place = tuple(part for part in mistake["loc"] if part not in ("Text", "Number"))
+            given = mistake["input"]
+            got = "" if isinstance(given, dict) or mistake["type"] == "missing" else f", got {given!r}"
+            message = mistake["msg"].removeprefix("Value error, ")
+            found.append((_line_of(lines, place, message), f"{_key(place)}: {message}{got}"))
+        raise ConfigError(
+            "\n".join(f"{shown}:{line}: {sentence}" for line, sentence in dict.fromkeys(found))
+        ) from error
+
+
+def _line_of(lines: dict[tuple[str | int, ...], int], place: tuple[str | int, ...], message: str) -> int:
+    """Where a mistake stands: its key, or the table that the sentence about the whole map names first."""
+    if not place:
+        named = re.match(r"([a-z_]+)(?:\[(\d+)\])?(?:\.([a-z_]+))?", message)
+        assert named is not None
+        parts = (named[1], int(named[2]) - 1 if named[2] else named[3])
+        place = tuple(part for part in parts if part is not None)
+    return next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), 1)
+
+
+def _key(place: tuple[str | int, ...]) -> str:
+    text = ""
+    for part in place:
+        text += f"[{part + 1}]" if isinstance(part, int) else (f".{part}" if text else str(part))
+    return text or "map"
