@@ -84,7 +84,7 @@ def _parse(
         mistakes.extend(Mistake(loc, sentence) for loc, sentence in found)
     if mistakes:
         lines = line_numbers(text)
-        placed = sorted({(_line_of(lines, m.loc), f"{_key(m.loc)}: {m.text}") for m in mistakes})
+        placed = sorted({(line_of(lines, m.loc), f"{_key(m.loc)}: {m.text}") for m in mistakes})
         raise ConfigError("\n".join(f"{name}:{line}: {sentence}" for line, sentence in placed))
     assert config is not None
     return config
@@ -186,7 +186,7 @@ def line_numbers(text: str) -> dict[Loc, int]:
     """Where each table and key of a TOML text stands: location -> line, counted from 1."""
     lines: dict[Loc, int] = {(): 1}
     table: Loc = ()
-    counts: dict[str, int] = {}
+    counts: dict[Loc, int] = {}
     depth = 0
     quote = ""
     for number, line in enumerate(text.splitlines(), start=1):
@@ -195,12 +195,14 @@ def line_numbers(text: str) -> dict[Loc, int]:
             continue
         header = _HEADER.match(line) if depth == 0 else None
         if header:
-            name = header.group(2).strip()
+            table = ()
+            names = header.group(2).strip().split(".")
+            for name in names[:-1]:  # within the newest entry of a list of tables
+                table = (*table, name, counts[*table, name]) if (*table, name) in counts else (*table, name)
+            table = (*table, names[-1])
             if header.group(1) == "[[":
-                counts[name] = counts.get(name, -1) + 1
-                table = (*name.split("."), counts[name])
-            else:
-                table = tuple(name.split("."))
+                counts[table] = counts.get(table, -1) + 1
+                table = (*table, counts[table])
             lines.setdefault(table[:1], number)
             lines[table] = number
             continue
@@ -217,7 +219,8 @@ def line_numbers(text: str) -> dict[Loc, int]:
     return lines
 
 
-def _line_of(lines: dict[Loc, int], loc: Loc) -> int:
+def line_of(lines: Mapping[Loc, int], loc: Loc) -> int:
+    """The line of a location, or of the innermost table around it that has one."""
     for length in range(len(loc), -1, -1):
         if loc[:length] in lines:
             return lines[loc[:length]]

@@ -271,8 +271,28 @@ class LimitState:
 
 
 @dataclass(frozen=True, slots=True)
+class RowReading:
+    """What a PDU says of one inlet, phase, bank or breaker. None is "not known", never zero."""
+
+    kind: str  # pdu, inlet, cord, line, phase, bank, branch, breaker
+    power_w: float | None = None
+    current_a: float | None = None
+    voltage_v: float | None = None
+    apparent_va: float | None = None
+    energy_wh: float | None = None
+    power_factor: float | None = None  # size alone
+    rating_a: float | None = None
+    state: str | None = None  # the device's own verdict: normal, high_warning, tripped, ...
+    restriction: str | None = None  # when it refuses to switch further outlets on
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # by level and unit: "upper_critical_a"
+
+
+@dataclass(frozen=True, slots=True)
 class PduReading:
-    """One poll of a PDU; outlet numbers as keys. A value that could not be read is absent or None."""
+    """One poll of a PDU; outlet numbers as keys. A value that could not be read is absent or None.
+
+    Rows and what changes slowly (voltage, energy) come with some polls only: a mapping is empty where nothing was asked.
+    """
 
     t_mono_ns: int
     uptime_s: float | None
@@ -282,8 +302,9 @@ class PduReading:
     limits: Mapping[int, LimitState]
     energy_wh: Mapping[int, float | None] = field(default_factory=dict)
     voltage_v: Mapping[int, float | None] = field(default_factory=dict)
-    apparent: frozenset[int] = frozenset()  # outlets whose "power" is nominal V x A: apparent, not true
+    apparent: frozenset[int] = frozenset()  # outlets whose `power_w` is volt-amperes: the device meters no true power
     rebooted: bool = False  # since the reading before: its limits are what they are, and nobody is to blame
+    rows: Mapping[str, RowReading] = field(default_factory=dict)  # by kind and place: "inlet 1", "phase 2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +333,27 @@ class WriteOutcome:
     outlet: int
     asked_w: float
     read_back_w: float | None
+    verified: bool
+    refused: str | None  # the device's word, when it gave one
+    t_sent_ns: int
+    t_verified_ns: int | None
+    denied: bool = False  # the device said that we may not write here at all, whatever the value
+
+
+class SwitchAction(StrEnum):
+    ON = "on"
+    OFF = "off"
+    REBOOT = "reboot"
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchOutcome:
+    """What became of one switching command. `on` is the state read back; `verified`: it followed the command (a reboot:
+    the outlet was seen off)."""
+
+    outlet: int
+    action: SwitchAction
+    on: bool | None
     verified: bool
     refused: str | None  # the device's word, when it gave one
     t_sent_ns: int

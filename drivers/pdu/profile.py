@@ -1,15 +1,17 @@
-"""Vendor profiles: what an SNMP PDU family measures and which limit it takes, as checked data."""
+"""Vendor profiles: what an SNMP PDU family measures, which thresholds it has and how it is switched, as checked data."""
 
 import math
 import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from rpi_daemon.config.load import Loc, line_numbers, line_of
 from rpi_daemon.errors import ConfigError
 from rpi_daemon.records import LimitKind
 
@@ -30,11 +32,46 @@ RANGES = {
     "timeticks": (0, 2**32 - 1),
     "counter64": (0, 2**64 - 1),
 }
+# What outlets and rows may measure, with the unit that each must have; a power factor has none.
+UNITS = {
+    "power": "W",
+    "current": "A",
+    "voltage": "V",
+    "apparent": "VA",
+    "energy": "Wh",
+    "power_factor": "1",
+    "rating": "A",
+}
 # Part of a count that a float64 may lack to the count that was meant (its own error is under 1e-6 of one).
 _FLOAT_SLACK = Fraction(1, 1000)
 
-OidTemplate = Annotated[str, StringConstraints(pattern=r"^[0-2](\.(\d+|\{unit\}|\{outlet\}))+$")]
-NumberType = Literal["integer", "counter32", "gauge32", "counter64"]
+NumberType = Literal["integer", "gauge32", "counter32", "counter64"]
+StateName = Literal[
+    "normal", "low_warning", "low_critical", "high_warning", "high_critical", "off", "tripped", "fault", "unavailable"
+]
+Level = Literal["lower_critical", "lower_warning", "upper_warning", "upper_critical", "hysteresis"]
+
+
+def _template(places: str) -> AfterValidator:
+    """An OID of which some arcs are places to fill in."""
+    pattern = re.compile(r"[0-2](\.(\d+" + "".join(rf"|\{{{place}\}}" for place in places.split()) + "))+")
+    allowed = ", ".join(f"{{{place}}}" for place in places.split())
+
+    def check(text: str) -> str:
+        if not pattern.fullmatch(text):
+            raise ValueError(f"is not an OID: numbers with dots between them, and in some places {allowed}")
+        if any(int(arc) >= 2**32 for arc in text.split(".") if arc.isdigit()):
+            raise ValueError("is not an OID: no number in it may be above 4294967295")
+        return text
+
+    return AfterValidator(check)
+
+
+OidTemplate = Annotated[str, _template("unit outlet row")]
+DeviceOid = Annotated[str, _template("unit")]
+OidPrefix = Annotated[str, StringConstraints(pattern=r"^[0-2](\.\d+)+$")]
+Codes = Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
+RowIndex = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)*(-\d+)?$")]
 
 
 class _Table(BaseModel):
@@ -44,11 +81,11 @@ class _Table(BaseModel):
 class Identity(_Table):
     """How the family is recognised, and where it says who it is. Patterns are tried on sysDescr, first group counts."""
 
-    sys_object_id: Annotated[str, StringConstraints(pattern=r"^[0-2](\.\d+)+$")]
-    model_oid: OidTemplate | None = None
-    serial_oid: OidTemplate | None = None
-    firmware_oid: OidTemplate | None = None
-    outlet_count_oid: OidTemplate | None = None
+    sys_object_id: OidPrefix
+    model_oid: DeviceOid | None = None
+    serial_oid: DeviceOid | None = None
+    firmware_oid: DeviceOid | None = None
+    outlet_count_oid: DeviceOid | None = None
     model_pattern: str | None = None
     serial_pattern: str | None = None
     firmware_pattern: str | None = None
@@ -68,25 +105,38 @@ class Identity(_Table):
         return self
 
 
+class Feeds(_Table):
+    """For families that number their outlets anew on each cord or infeed: `{outlet}` stands for two arcs, feed and
+    outlet. Which there are is asked once after each start of the device; the outlets of feed 1 come first, then those of
+    feed 2, and that place is the outlet's number."""
+
+    oid: OidTemplate  # a column that every outlet has
+    feeds: int = Field(ge=1, le=64)  # that a device has at most
+    outlets: int = Field(ge=1, le=1024)  # that a feed has at most
+
+
 class Index(_Table):
     """What `{unit}` is when the options do not say, and how many outlets the family has at most."""
 
     unit: int = Field(default=1, ge=0)
     max_outlets: int = Field(ge=1, le=1024)
+    feeds: Feeds | None = None
 
 
 class Validity(_Table):
     """A column that says whether the number beside it is one; the listed readings mean that it is not."""
 
     oid: OidTemplate
-    invalid: tuple[int, ...] = Field(min_length=1, strict=False)
+    invalid: Codes
 
 
 class Scaled(_Table):
-    """A number's step on the wire: a constant, or 10^-d with d read from the device."""
+    """A number's step on the wire: a constant, or 10^-d with d read from the device. Which counts are no number."""
 
-    scale: float | None = Field(default=None, gt=0.0)
+    scale: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     digits_oid: OidTemplate | None = None
+    missing: tuple[int, ...] = Field(default=(), strict=False, description="counts that mean 'not supported'")
+    negative: Literal["missing", "signed", "magnitude"] = "missing"
 
     @model_validator(mode="after")
     def _one_scale(self) -> Self:
@@ -102,37 +152,98 @@ class Scaled(_Table):
             raise ValueError("the device's decimal digits are not known yet")
         return Fraction(1, 10**digits) if digits >= 0 else Fraction(10**-digits)
 
+    def counted(self, count: int | None) -> int | None:
+        """The count, or None where it is none: absent, listed as missing, or negative where that means nothing."""
+        if count is None or count in self.missing or (count < 0 and self.negative == "missing"):
+            return None
+        return abs(count) if self.negative == "magnitude" else count
+
 
 class Measured(Scaled):
     """One metered column."""
 
     oid: OidTemplate
     type: NumberType
-    unit: Literal["W", "A", "Wh"]
-    missing: tuple[int, ...] = Field(default=(), strict=False, description="readings that mean 'not supported'")
+    unit: Literal["W", "A", "V", "VA", "Wh", "1"]
     valid: Validity | None = None
+
+
+class Coded(_Table):
+    """A column whose numbers are words; a number that is not listed is "not known"."""
+
+    oid: OidTemplate
+    codes: Mapping[StateName, Codes] = Field(min_length=1)
+
+    def word(self, code: int | None) -> str | None:
+        return next((word for word, codes in self.codes.items() if code in codes), None)
+
+    @model_validator(mode="after")
+    def _codes_are_apart(self) -> Self:
+        codes = [code for listed in self.codes.values() for code in listed]
+        if len(set(codes)) != len(codes):
+            raise ValueError("codes gives two words to one number")
+        return self
+
+
+class Restriction(_Table):
+    """OverloadRestriction of a phase or bank: which number lets further outlets be switched on, and which refuses it."""
+
+    oid: OidTemplate
+    type: Literal["integer"] = "integer"
+    always_allow: int
+    on_near_overload: int
+    on_overload: int
+    missing: tuple[int, ...] = Field(default=(), strict=False)
+
+    def word(self, code: int | None) -> str | None:
+        words = ("always_allow", "on_near_overload", "on_overload")
+        return next((word for word in words if code == getattr(self, word)), None)
 
 
 class SwitchState(_Table):
     """The column that says whether an outlet is on. A reading in neither list is "not known"."""
 
     oid: OidTemplate
-    on: tuple[int, ...] = Field(min_length=1, strict=False)
-    off: tuple[int, ...] = Field(min_length=1, strict=False)
+    on: Codes
+    off: Codes
 
 
-class Metering(_Table):
-    power: Measured
+class Meters(_Table):
+    """The quantities of an outlet or of a row; each column must have the unit of its quantity."""
+
+    power: Measured | None = None
     current: Measured | None = None
+    voltage: Measured | None = None
+    apparent: Measured | None = None
     energy: Measured | None = None
-    state: SwitchState | None = None
+    power_factor: Measured | None = None
+    rating: Measured | None = None
 
     @model_validator(mode="after")
     def _units(self) -> Self:
-        for name, unit in (("power", "W"), ("current", "A"), ("energy", "Wh")):
+        for name, unit in UNITS.items():
             column = getattr(self, name)
             if column is not None and column.unit != unit:
                 raise ValueError(f"{name}.unit must be {unit!r}, it is {column.unit!r}")
+        return self
+
+    def columns(self) -> dict[str, Measured]:
+        """The quantities that there are, by name."""
+        return {name: column for name in UNITS if (column := getattr(self, name)) is not None}
+
+
+class Metering(Meters):
+    """What each outlet tells. `metered_oid`: how many outlets are metered; those above it have no reading, whatever the
+    columns say."""
+
+    state: SwitchState | None = None
+    load: Coded | None = None
+    metered_oid: DeviceOid | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.power is None and self.current is None and self.state is None:
+            raise ValueError("needs at least one of power, current and state")
         return self
 
 
@@ -202,37 +313,127 @@ class LowerThreshold(_Table):
         return self
 
 
-class Limit(Scaled):
-    """The per-outlet threshold that we write. `minimum`, `maximum`, `granularity` and `factory` are wire counts."""
+class Bounded(Scaled):
+    """A number that may be written. `minimum`, `maximum`, `granularity` and `factory` are wire counts."""
 
-    kind: LimitKind = Field(strict=False)
-    unit: Literal["W", "A"]
-    columns: tuple[ThresholdColumn, ...] = Field(min_length=1, strict=False)  # the first that the device has is used
+    unit: Literal["W", "A", "V", "VA"]
     granularity: int = Field(default=1, ge=1)
     minimum: int = 0
     maximum: int = 2**31 - 1
     factory: int = 0
-    missing: tuple[int, ...] = Field(default=(), strict=False)
+    level: Level
+
+    @property
+    def name(self) -> str:
+        """As readings call it: level and unit."""
+        return f"{self.level}_{self.unit.lower()}"
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum {self.minimum} is above maximum {self.maximum}")
+        return self
+
+    def _check_range(self, type_: str) -> None:
+        low, high = RANGES[type_]
+        if self.minimum < low or self.maximum > high:
+            raise ValueError(f"minimum..maximum must lie within {low}..{high} for type {type_!r}")
+
+
+class Threshold(Bounded):
+    """One more threshold, or the hysteresis of all, of an outlet or of a row: read on request, never written by the
+    daemon. A hysteresis whose OID names no outlet holds for the whole unit."""
+
+    oid: OidTemplate
+    type: Literal["integer", "gauge32"] = "integer"
+    writable: bool = True
+    enable: EnableMask | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self._check_range(self.type)
+        return self
+
+
+class Limit(Bounded):
+    """The per-outlet threshold that we write."""
+
+    kind: LimitKind = Field(strict=False)
+    unit: Literal["W", "A"]
+    level: Level = "upper_critical"
+    columns: tuple[ThresholdColumn, ...] = Field(min_length=1, strict=False)  # the first that the device has is used
     enable: EnableMask | None = None
     lower: LowerThreshold | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.minimum > self.maximum:
-            raise ValueError(f"minimum {self.minimum} is above maximum {self.maximum}")
         for column in self.columns:
-            low, high = RANGES[column.type]
-            if self.minimum < low or self.maximum > high:
-                raise ValueError(f"minimum..maximum must lie within {low}..{high} for type {column.type!r}")
+            self._check_range(column.type)
         if self.lower is not None and self.lower.rule == "disable" and self.enable is None:
             raise ValueError("lower.rule 'disable' needs an enable mask")
         return self
+
+
+class Rows(Meters):
+    """Inlets, phases, banks, breakers. `index` lists the values of `{row}` that a device may have: `"1"`, `"1.2"`, or a
+    range of the last arc, `"1.1-6"`. Which it has is asked once after each start of the device."""
+
+    kind: Literal["pdu", "inlet", "cord", "line", "phase", "bank", "branch", "breaker"]
+    index: tuple[RowIndex, ...] = Field(min_length=1, strict=False)
+    state: Coded | None = None
+    restriction: Restriction | None = None
+    thresholds: tuple[Threshold, ...] = Field(default=(), strict=False)
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.columns() and self.state is None:
+            raise ValueError("needs at least one measured column or a state")
+        if len(self.suffixes()) > 256:
+            raise ValueError(f"index names {len(self.suffixes())} rows, at most 256 are allowed")
+        return self
+
+    def suffixes(self) -> list[str]:
+        """Every value that `{row}` may have."""
+        found = []
+        for entry in self.index:
+            head, _, last = entry.partition("-")
+            stem, _, first = head.rpartition(".")
+            numbers = range(int(first), int(last or first) + 1)
+            found += [f"{stem}.{number}" if stem else str(number) for number in numbers]
+        return found
+
+
+class Action(_Table):
+    """One switching command: `value` into `oid`."""
+
+    oid: OidTemplate
+    value: int
+    type: Literal["integer", "gauge32"] = "integer"
+
+
+class Switchable(_Table):
+    """The column that says whether an outlet has a relay."""
+
+    oid: OidTemplate
+    yes: Codes
+
+
+class Switching(_Table):
+    """How outlets are switched. `settle_s`: how long the state may take to follow."""
+
+    on: Action
+    off: Action
+    reboot: Action | None = None
+    switchable: Switchable | None = None
+    settle_s: float = Field(default=5.0, gt=0.0, le=60.0)
 
 
 class Pace(_Table):
     """What the device stands."""
 
     batch_varbinds: int = Field(ge=1, le=256)
+    get_varbinds: int = Field(default=48, ge=1, le=256)
+    bulk_repetitions: int = Field(default=10, ge=1, le=100)
     settle_s: float = Field(ge=0.0, le=60.0)
     writes_per_outlet_day: int = Field(ge=1, le=100_000)
 
@@ -246,16 +447,25 @@ class Profile(_Table):
     proven: Literal["hardware", "recording", "none"]
     identity: Identity
     index: Index
-    uptime_oid: OidTemplate = "1.3.6.1.2.1.1.3.0"  # TimeTicks
+    uptime_oid: DeviceOid = "1.3.6.1.2.1.1.3.0"  # TimeTicks
     metering: Metering
     limit: Limit | None = None
+    thresholds: tuple[Threshold, ...] = Field(default=(), strict=False)
+    rows: tuple[Rows, ...] = Field(default=(), strict=False)
+    switching: Switching | None = None
     pace: Pace
+
+    @model_validator(mode="after")
+    def _switching_is_seen(self) -> Self:
+        if self.switching is not None and self.metering.state is None:
+            raise ValueError("switching needs metering.state: a command that nothing confirms is not given")
+        return self
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
     """A shipped profile by its name, or any TOML file by its path (with a slash or ending in .toml).
 
-    Raises ConfigError: one line per mistake, with file, key, what was given and what is allowed.
+    Raises ConfigError: one line per mistake, with file, line, key, what was given and what is allowed.
     """
     text = str(name_or_path)
     if "/" in text or text.endswith(".toml"):
@@ -285,19 +495,77 @@ def profile_names() -> list[str]:
 
 def _parse(data: bytes, shown: str) -> Profile:
     try:
-        table = tomllib.loads(data.decode())
+        text = data.decode()
+        table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{shown}: not a TOML file: {error}") from error
+    lines = line_numbers(text)
     try:
-        return Profile.model_validate(table)
+        profile = Profile.model_validate(table)
     except ValidationError as error:
-        lines = []
+        mistakes = []
         for mistake in error.errors():
-            key = ".".join(str(part) for part in mistake["loc"]) or "(top)"
             given = mistake["input"]
             got = "" if isinstance(given, dict) or mistake["type"] == "missing" else f", got {given!r}"
-            lines.append(f"{shown}: {key}: {mistake['msg']}{got}")
-        raise ConfigError("\n".join(lines)) from error
+            mistakes.append((mistake["loc"], mistake["msg"].removeprefix("Value error, ") + got))
+        raise _told(shown, lines, mistakes) from error
+    if mistakes := list(_collisions(profile)):
+        raise _told(shown, lines, mistakes)
+    return profile
+
+
+def _told(shown: str, lines: dict[Loc, int], mistakes: list[tuple[Loc, str]]) -> ConfigError:
+    found = sorted((line_of(lines, loc), ".".join(map(str, loc)) or "(top)", text) for loc, text in mistakes)
+    return ConfigError("\n".join(f"{shown}:{line}: {key}: {text}" for line, key, text in found))
+
+
+def _columns(table: BaseModel, loc: Loc = ()) -> Iterator[tuple[Loc, str]]:
+    """Every OID template below a table, with its place."""
+    for name in type(table).model_fields:
+        value = getattr(table, name)
+        if isinstance(value, BaseModel):
+            yield from _columns(value, (*loc, name))
+        elif isinstance(value, tuple):
+            for place, entry in enumerate(value):
+                if isinstance(entry, BaseModel):
+                    yield from _columns(entry, (*loc, name, place))
+        elif (name == "oid" or name.endswith("_oid")) and isinstance(value, str):
+            yield (*loc, name), value
+
+
+def _may_be_shared(loc: Loc) -> bool:
+    """Columns that several others look at: digits, validity, masks, and a control column that also tells the state."""
+    words = {part for part in loc if isinstance(part, str)}
+    return bool(words & {"digits_oid", "valid", "enable", "switching", "feeds", "state", "identity", "metered_oid"})
+
+
+def _collisions(profile: Profile) -> Iterator[tuple[Loc, str]]:
+    """Columns that cannot all be right: one OID for two things, one below another, or a place that is not theirs."""
+    columns = list(_columns(profile))
+    for loc, template in columns:
+        if ("{row}" in template) != (loc[0] == "rows") and ("{row}" in template or loc[-1] != "digits_oid"):
+            yield loc, f"{template} must name {{row}} in [[rows]], and only there"
+        elif "{outlet}" in template and (loc[0] == "rows" or loc[0] == "identity"):
+            yield loc, f"{template} must not name {{outlet}} here"
+        elif "{outlet}" not in template and loc[0] in ("metering", "limit", "switching") and loc[-1] == "oid":
+            yield loc, f"{template} must name {{outlet}}"
+    for place, (loc, template) in enumerate(columns):
+        for other_loc, other in columns[:place]:
+            where = ".".join(map(str, other_loc))
+            if template == other and not (_may_be_shared(loc) or _may_be_shared(other_loc)):
+                yield loc, f"{template} is the column of {where} already"
+            elif template.startswith(other + ".") or other.startswith(template + "."):
+                yield loc, f"{template} overlaps {other} of {where}"
+    masks: dict[tuple[str, int], str] = {}
+    limits: dict[Loc, Limit | Threshold] = {("thresholds", i): t for i, t in enumerate(profile.thresholds)}
+    if profile.limit is not None:
+        limits[("limit",)] = profile.limit
+    for loc, threshold in limits.items():
+        if threshold.enable is not None:
+            flag = (threshold.enable.oid, threshold.enable.bit)
+            if flag in masks:
+                yield (*loc, "enable"), f"bit {flag[1]} of {flag[0]} is that of {masks[flag]} already"
+            masks[flag] = ".".join(map(str, loc))
 
 
 def from_wire(count: int, step: Fraction) -> float:
@@ -316,6 +584,6 @@ def to_wire(value: float, step: Fraction, granularity: int = 1) -> int:
     return math.floor(counts + _FLOAT_SLACK) // granularity * granularity
 
 
-def oid_of(template: str, *, unit: int, outlet: int = 0) -> str:
-    """The OID of one outlet."""
-    return template.replace("{unit}", str(unit)).replace("{outlet}", str(outlet))
+def oid_of(template: str, *, unit: int, outlet: int | str = 0, row: str = "") -> str:
+    """The OID of one outlet or row. For families with several feeds `outlet` is the pair, `"2.7"`."""
+    return template.replace("{unit}", str(unit)).replace("{outlet}", str(outlet)).replace("{row}", row)

@@ -23,7 +23,20 @@ from pysnmp.entity.rfc3413 import cmdrsp, context
 from pysnmp.proto import rfc1902, rfc1905
 from pysnmp.proto.api import v2c
 
-from rpi_daemon.drivers.pdu.profile import Measured, Profile, ThresholdColumn, load_profile, oid_of
+from rpi_daemon.drivers.pdu.profile import (
+    Action,
+    Bounded,
+    EnableMask,
+    Meters,
+    Profile,
+    Restriction,
+    Rows,
+    Scaled,
+    Threshold,
+    ThresholdColumn,
+    load_profile,
+    oid_of,
+)
 from rpi_daemon.drivers.pdu.snmprec import Oid, Value, parse_oid, read_snmprec
 from rpi_daemon.errors import ConfigError, RpiError
 
@@ -36,7 +49,9 @@ SYS_DESCR, SYS_OBJECT_ID, SYS_UPTIME, SYS_NAME = (
 INTEGER, OCTETS, GAUGE32, TIMETICKS = 2, 4, 66, 67
 # SNMP error-status numbers (RFC 3416 section 3)
 TOO_BIG, GEN_ERR, WRONG_TYPE, WRONG_LENGTH, WRONG_VALUE = 1, 5, 7, 8, 10
-INCONSISTENT_VALUE, NOT_WRITABLE = 12, 17
+NO_ACCESS, INCONSISTENT_VALUE, NOT_WRITABLE = 6, 12, 17
+REBOOT_S = 5.0  # an outlet is off for so long when it is rebooted
+POWER_FACTOR = 0.95  # of every load
 
 _ASN1 = {
     2: rfc1902.Integer32,
@@ -70,6 +85,7 @@ class Faults:
     ignore_set: bool = False  # says yes, changes nothing
     clamp_w: float | None = None  # no limit above this is taken; a higher one becomes this
     refuse: tuple[int, ...] = ()  # outlets whose SET is refused; 0 = every outlet
+    read_only: bool = False  # the user may read and not write: noAccess for every SET
     refuse_but_apply: bool = False  # says genErr, and applies
     too_big_above: int = 0  # more varbinds than this are answered tooBig; 0 = no bound
 
@@ -95,6 +111,14 @@ class _Refused(Exception):
 Cell = tuple[int, Value | Callable[[], int]]
 
 
+@dataclass(frozen=True)
+class _Setting:
+    """One object that a SET may change. `outlet` 0: of no outlet."""
+
+    outlet: int
+    what: Bounded | EnableMask | Restriction | Action
+
+
 class PduSimulator:
     """A PDU on a UDP port, as the network sees it.
 
@@ -102,7 +126,7 @@ class PduSimulator:
     power_w:   draw of an outlet by its number, W, asked at each reading; constant 100 W if not given.
     current_a: its RMS current, A; power over voltage if not given.
     recording: `.snmprec` file to answer from instead; the profile then says what is writable and fixes printed BITS.
-    digits:    decimal digits per quantity ("power", "current", "energy") where the family reads them from the device.
+    digits:    decimal digits per quantity ("power", "current", ...) where the family reads them from the device.
     state_dir: where the count of SNMP engine boots is kept; without it the count starts at 1 each time.
     """
 
@@ -135,7 +159,7 @@ class PduSimulator:
         self._current_a = current_a
         self._on = on or (lambda outlet: True)
         self._voltage_v = voltage_v
-        self._digits = {"power": 0, "current": 3, "energy": 0, **(digits or {})}
+        self._digits = {"current": 3, "power_factor": 2, "rating": 1, **(digits or {})}
         self._community = community
         self._user = user
         self._state_dir = None if state_dir is None else Path(state_dir)
@@ -150,14 +174,16 @@ class PduSimulator:
         self._transport: _Transport | None = None
         self._oids: dict[tuple[str, int], Oid] = {}
         self._cells: dict[Oid, Cell] = {}
-        self._outlet_of: dict[Oid, int] = {}  # writable cells, with their outlet
+        self._settings: dict[Oid, list[_Setting]] = {}  # what a SET may change
+        self._switched: dict[int, tuple[bool, float]] = {}  # by a command: on, and until when it is off all the same
+        self._places: dict[int, str] = self._simulated_places() if recording is None else {}
         if recording is None:
             self._build()
         else:
             self._replay(recording)
         self._order = sorted(self._cells)
         self._add_writable()
-        self._factory = {oid: self._factory_value(oid) for oid in self._outlet_of}
+        self._factory = {oid: value for oid in self._settings if not callable(value := self._cells[oid][1])}
 
     # -- what the device holds
 
@@ -165,9 +191,29 @@ class PduSimulator:
         oid = self._oids.get((template, outlet))
         if oid is None:
             oid = self._oids[template, outlet] = parse_oid(
-                oid_of(template, unit=self.profile.index.unit, outlet=outlet)
+                oid_of(template, unit=self.profile.index.unit, outlet=self._places.get(outlet, outlet))
             )
         return oid
+
+    def _simulated_places(self) -> dict[int, str]:
+        """Two feeds, the first with the larger half of the outlets."""
+        if self.profile.index.feeds is None:
+            return {}
+        first = min((self.n_outlets + 1) // 2, self.profile.index.feeds.outlets)
+        return {o: f"1.{o}" if o <= first else f"2.{o - first}" for o in range(1, self.n_outlets + 1)}
+
+    def _recorded_places(self) -> dict[int, str]:
+        feeds = self.profile.index.feeds
+        if feeds is None:
+            return {}
+        head, _, tail = feeds.oid.replace("{unit}", str(self.profile.index.unit)).partition("{outlet}")
+        column, rest = parse_oid(head.rstrip(".")), len(parse_oid(tail)) if tail else 0
+        found = sorted(
+            oid[len(column) : len(column) + 2]
+            for oid in self._cells
+            if oid[: len(column)] == column and len(oid) == len(column) + 2 + rest
+        )
+        return {number: f"{feed}.{outlet}" for number, (feed, outlet) in enumerate(found, 1)}
 
     def _build(self) -> None:
         """Every object of the profile, for every outlet."""
@@ -187,73 +233,140 @@ class PduSimulator:
                 self._cells[self._oid(template)] = (OCTETS, text.encode())
         if identity.outlet_count_oid is not None:
             self._cells[self._oid(identity.outlet_count_oid)] = (INTEGER, self.n_outlets)
+        if self.profile.metering.metered_oid is not None:
+            self._cells[self._oid(self.profile.metering.metered_oid)] = (INTEGER, self.n_outlets)
         for outlet in range(1, self.n_outlets + 1):
             self._add_metering(outlet)
             self._add_limit(outlet)
+            self._add_switching(outlet)
+        for rows in self.profile.rows:
+            for row in rows.suffixes():
+                self._add_row(rows, row)
 
     def _add_metering(self, outlet: int) -> None:
         meter = self.profile.metering
-        for quantity in ("power", "current", "energy"):
-            column = getattr(meter, quantity)
-            if column is not None:
-                self._add_measured(quantity, column, outlet)
+        oid = partial(self._oid, outlet=outlet)
+        self._add_measured(meter, oid, partial(self._quantity, (outlet,), 1))
         if meter.state is not None:
-            self._cells[self._oid(meter.state.oid, outlet)] = (INTEGER, partial(self._switch_state, outlet))
+            self._cells[oid(meter.state.oid)] = (INTEGER, partial(self._switch_state, outlet))
+        if meter.load is not None:
+            self._cells[oid(meter.load.oid)] = (INTEGER, _normal(meter.load.codes))
+        if (feeds := self.profile.index.feeds) is not None:
+            self._cells.setdefault(oid(feeds.oid), (OCTETS, f"Outlet {outlet}".encode()))
 
-    def _add_measured(self, quantity: str, column: Measured, outlet: int) -> None:
+    def _add_measured(self, meters: Meters, oid: Callable[[str], Oid], ask: Callable[[str], float]) -> None:
+        for quantity, column in meters.columns().items():
+            self._add_digits(column, quantity, oid)
+            step = float(column.step(self._digits.get(quantity, 0)))
+            tag = _PROFILE_TAGS[column.type]
+            self._cells[oid(column.oid)] = (tag, partial(_counted, ask, quantity, step))
+            if column.valid is not None:
+                self._cells[oid(column.valid.oid)] = (
+                    INTEGER,
+                    next(n for n in range(4, 99) if n not in column.valid.invalid),
+                )
+
+    def _add_digits(self, column: Scaled, quantity: str, oid: Callable[[str], Oid]) -> None:
         if column.digits_oid is not None:
-            self._cells[self._oid(column.digits_oid, outlet)] = (GAUGE32, self._digits[quantity])
-        step = float(column.step(self._digits[quantity]))
-        ask = {"power": self._draw_w, "current": self._draw_a, "energy": self._used_wh}[quantity]
-        tag = _PROFILE_TAGS[column.type]
-        self._cells[self._oid(column.oid, outlet)] = (tag, lambda: round(ask(outlet) / step))
-        if column.valid is not None:
-            self._cells[self._oid(column.valid.oid, outlet)] = (INTEGER, 4)
+            self._cells[oid(column.digits_oid)] = (GAUGE32, self._digits.get(quantity, 0))
+
+    def _quantity(self, outlets: Sequence[int], share: int, quantity: str) -> float:
+        """What these outlets amount to; rows of one kind share the whole load equally."""
+        watts = sum(map(self._draw_w, outlets)) / share
+        amps = sum(map(self._draw_a, outlets)) / share
+        if quantity == "energy":
+            return sum(map(self._used_wh, outlets)) / share
+        values = {"power": watts, "current": amps, "voltage": self._voltage_v, "rating": 16.0}
+        return values.get(quantity, POWER_FACTOR if quantity == "power_factor" else watts / POWER_FACTOR)
 
     def _add_limit(self, outlet: int) -> None:
+        oid = partial(self._oid, outlet=outlet)
+        for threshold in self.profile.thresholds:
+            self._add_threshold(threshold, oid)
         limit = self.profile.limit
         if limit is None:
             return
-        if limit.digits_oid is not None:
-            self._cells[self._oid(limit.digits_oid, outlet)] = (GAUGE32, self._digits["power"])
+        self._add_digits(limit, "current" if limit.unit == "A" else "power", oid)
         column = limit.columns[0]
-        self._cells[self._oid(column.oid, outlet)] = (_PROFILE_TAGS[column.type], limit.factory)
+        self._cells[oid(column.oid)] = (_PROFILE_TAGS[column.type], limit.factory)
         if limit.enable is not None:
-            factory = limit.enable.encode(limit.enable.factory)
-            self._cells[self._oid(limit.enable.oid, outlet)] = (_PROFILE_TAGS[limit.enable.type], factory)
+            self._add_mask(limit.enable, oid)
         if limit.lower is not None:
             column = limit.lower.columns[0]
-            self._cells[self._oid(column.oid, outlet)] = (_PROFILE_TAGS[column.type], limit.lower.factory)
+            self._cells[oid(column.oid)] = (_PROFILE_TAGS[column.type], limit.lower.factory)
+
+    def _add_threshold(self, threshold: Threshold, oid: Callable[[str], Oid]) -> None:
+        self._add_digits(threshold, "current" if threshold.unit == "A" else "power", oid)
+        self._cells[oid(threshold.oid)] = (_PROFILE_TAGS[threshold.type], threshold.factory)
+        if threshold.enable is not None:
+            self._add_mask(threshold.enable, oid)
+
+    def _add_mask(self, mask: EnableMask, oid: Callable[[str], Oid]) -> None:
+        self._cells[oid(mask.oid)] = (_PROFILE_TAGS[mask.type], mask.encode(mask.factory))
+
+    def _add_switching(self, outlet: int) -> None:
+        switching = self.profile.switching
+        if switching is None:
+            return
+        for action in _actions(self.profile):
+            self._cells.setdefault(self._oid(action.oid, outlet), (_PROFILE_TAGS[action.type], 0))
+        if switching.switchable is not None:
+            self._cells[self._oid(switching.switchable.oid, outlet)] = (INTEGER, switching.switchable.yes[0])
+
+    def _add_row(self, rows: Rows, row: str) -> None:
+        oid = partial(self._row_oid, row)
+        outlets = range(1, self.n_outlets + 1)
+        self._add_measured(rows, oid, partial(self._quantity, outlets, len(rows.suffixes())))
+        if rows.state is not None:
+            self._cells[oid(rows.state.oid)] = (INTEGER, _normal(rows.state.codes))
+        if rows.restriction is not None:
+            self._cells[oid(rows.restriction.oid)] = (INTEGER, rows.restriction.always_allow)
+        for threshold in rows.thresholds:
+            self._add_threshold(threshold, oid)
+
+    def _row_oid(self, row: str, template: str) -> Oid:
+        return parse_oid(oid_of(template, unit=self.profile.index.unit, row=row))
 
     def _replay(self, recording: str | Path) -> None:
         """Every object of the recording; only the uptime moves on."""
-        bits: dict[Oid, int] = {}
-        mask = self.profile.limit.enable if self.profile.limit else None
-        if mask is not None and mask.type == "bits":
-            bits[parse_oid(mask.oid.split(".{")[0])] = mask.octets
+        enables = [t.enable for t in self.profile.thresholds] + [
+            self.profile.limit.enable if self.profile.limit else None
+        ]
+        masks = [mask for mask in enables if mask is not None and mask.type == "bits"]
+        bits = {parse_oid(mask.oid.split(".{")[0]): mask.octets for mask in masks}
         self._cells.update(read_snmprec(recording, bits))
+        self._places = self._recorded_places()
         found = self._cells.get(SYS_UPTIME)
         if found is not None and isinstance(found[1], int):
             self._ticks_at_boot = found[1]
             self._cells[SYS_UPTIME] = (TIMETICKS, self._uptime_ticks)
 
     def _add_writable(self) -> None:
+        """What of the profile's settings this device has."""
         limit = self.profile.limit
-        if limit is None:
-            return
-        templates = [column.oid for column in limit.columns]
-        templates += [limit.enable.oid] if limit.enable else []
-        templates += [column.oid for column in limit.lower.columns] if limit.lower else []
+        own: list[tuple[str, Bounded | EnableMask | Action]] = [
+            (threshold.oid, threshold) for threshold in self.profile.thresholds if threshold.writable
+        ]
+        own += [(t.enable.oid, t.enable) for t in self.profile.thresholds if t.enable is not None]
+        if limit is not None:
+            columns = [*limit.columns, *(limit.lower.columns if limit.lower else ())]
+            own += [(column.oid, limit) for column in columns]
+            own += [(limit.enable.oid, limit.enable)] if limit.enable else []
+        own += [(action.oid, action) for action in _actions(self.profile)]
         for outlet in range(1, self.profile.index.max_outlets + 1):
-            for template in templates:
-                oid = self._oid(template, outlet)
-                if oid in self._cells:
-                    self._outlet_of[oid] = outlet
+            for template, what in own:
+                self._may_set(self._oid(template, outlet), _Setting(outlet, what))
+        for rows in self.profile.rows:
+            for row in rows.suffixes():
+                for threshold in rows.thresholds:
+                    if threshold.writable:
+                        self._may_set(self._row_oid(row, threshold.oid), _Setting(0, threshold))
+                if rows.restriction is not None:
+                    self._may_set(self._row_oid(row, rows.restriction.oid), _Setting(0, rows.restriction))
 
-    def _factory_value(self, oid: Oid) -> Value:
-        value = self._cells[oid][1]
-        assert not callable(value)
-        return value
+    def _may_set(self, oid: Oid, setting: _Setting) -> None:
+        if oid in self._cells:
+            self._settings.setdefault(oid, []).append(setting)
 
     def _uptime_ticks(self) -> int:
         return (self._ticks_at_boot + int((self._clock() - self._booted_at) * 100.0)) % 2**32
@@ -261,14 +374,19 @@ class PduSimulator:
     def _switch_state(self, outlet: int) -> int:
         state = self.profile.metering.state
         assert state is not None
-        return state.on[0] if self._on(outlet) else state.off[0]
+        return state.on[0] if self.is_on(outlet) else state.off[0]
+
+    def is_on(self, outlet: int) -> bool:
+        """As the last command left it; without one, as the constructor was told."""
+        on, off_until = self._switched.get(outlet, (self._on(outlet), 0.0))
+        return on and self._clock() >= off_until
 
     def _draw_w(self, outlet: int) -> float:
-        return max(self._power_w(outlet), 0.0) if self._on(outlet) else 0.0
+        return max(self._power_w(outlet), 0.0) if self.is_on(outlet) else 0.0
 
     def _draw_a(self, outlet: int) -> float:
         if self._current_a is not None:
-            return self._current_a(outlet) if self._on(outlet) else 0.0
+            return self._current_a(outlet) if self.is_on(outlet) else 0.0
         return self._draw_w(outlet) / self._voltage_v
 
     def _used_wh(self, outlet: int) -> float:
@@ -326,40 +444,70 @@ class PduSimulator:
         faults = self.faults
         new: dict[Oid, Value] = {}
         for index, (oid, value) in enumerate(varbinds, 1):
-            outlet = self._outlet_of.get(oid)
-            if outlet is None or oid not in self._cells:
+            if faults.read_only:
+                raise _Refused(NO_ACCESS, index)
+            settings = self._settings.get(oid)
+            if settings is None or oid not in self._cells:
                 raise _Refused(NOT_WRITABLE, index)
-            if 0 in faults.refuse or outlet in faults.refuse:
+            if 0 in faults.refuse or settings[0].outlet in faults.refuse:
                 raise _Refused(WRONG_VALUE, index)
-            new[oid] = self._accepted(oid, outlet, value, index)
+            new[oid] = self._accepted(oid, settings, value, index)
         if not faults.ignore_set:
             self._check_order(new, [oid for oid, _ in varbinds])
             for oid, content in new.items():
-                self._cells[oid] = (self._cells[oid][0], content)
+                self._take(oid, content)
         if faults.refuse_but_apply:
             raise _Refused(GEN_ERR, 1)
 
-    def _accepted(self, oid: Oid, outlet: int, value: Any, index: int) -> Value:
+    def _take(self, oid: Oid, content: Value) -> None:
+        """Store a setting; carry out a command."""
+        actions = [s for s in self._settings[oid] if isinstance(s.what, Action) and s.what.value == content]
+        switching = self.profile.switching
+        if actions and switching is not None:
+            outlet, what = actions[0].outlet, actions[0].what
+            off_until = self._clock() + REBOOT_S if what == switching.reboot else 0.0
+            self._switched[outlet] = (what != switching.off, off_until)
+            self._show_switched(outlet)
+        if not callable(self._cells[oid][1]):
+            self._cells[oid] = (self._cells[oid][0], content)
+
+    def _show_switched(self, outlet: int) -> None:
+        """A recorded state moves from now on."""
+        state = self.profile.metering.state
+        oid = None if state is None else self._oid(state.oid, outlet)
+        if oid in self._cells:
+            self._cells[oid] = (self._cells[oid][0], partial(self._switch_state, outlet))
+
+    def _accepted(self, oid: Oid, settings: Sequence[_Setting], value: Any, index: int) -> Value:
         """The value as it will be stored: type and range checked, clamped if that fault is on."""
-        limit = self.profile.limit
-        assert limit is not None
         tag, old = self._cells[oid]
+        what = settings[0].what
         if value.tagSet != _ASN1[tag].tagSet:
             raise _Refused(WRONG_TYPE, index)
         if isinstance(old, bytes):
             octets = bytes(value)
-            if limit.enable is None or len(octets) != limit.enable.octets:
+            if not isinstance(what, EnableMask) or len(octets) != what.octets:
                 raise _Refused(WRONG_LENGTH, index)
             return octets
         number = int(value)
-        if limit.enable is not None and oid == self._oid(limit.enable.oid, outlet):
+        if isinstance(what, EnableMask):
             return number
-        if not limit.minimum <= number <= limit.maximum:
+        if isinstance(what, Bounded):
+            return self._accepted_count(what, settings[0].outlet, number, index)
+        allowed = [s.what.value for s in settings if isinstance(s.what, Action)]
+        if isinstance(what, Restriction):
+            allowed = [what.always_allow, what.on_near_overload, what.on_overload]
+        if number not in allowed:
             raise _Refused(WRONG_VALUE, index)
-        if self.faults.clamp_w is not None:
-            in_unit = self.faults.clamp_w / (self._voltage_v if limit.unit == "A" else 1.0)
+        return number
+
+    def _accepted_count(self, what: Bounded, outlet: int, number: int, index: int) -> int:
+        if not what.minimum <= number <= what.maximum:
+            raise _Refused(WRONG_VALUE, index)
+        if self.faults.clamp_w is not None and what is self.profile.limit:
+            in_unit = self.faults.clamp_w / (self._voltage_v if what.unit == "A" else 1.0)
             number = min(number, int(in_unit / float(self._limit_step(outlet))))
-        return number // limit.granularity * limit.granularity
+        return number // what.granularity * what.granularity
 
     def _check_order(self, new: Mapping[Oid, Value], oids: Sequence[Oid]) -> None:
         """The lower threshold may not end up above ours while both are enabled."""
@@ -367,7 +515,7 @@ class PduSimulator:
         if limit is None or limit.lower is None:
             return
         for index, oid in enumerate(oids, 1):
-            outlet = self._outlet_of[oid]
+            outlet = self._settings[oid][0].outlet
 
             def after(template: str, outlet: int = outlet) -> Value:
                 return new.get(self._oid(template, outlet), self._stored(template, outlet))
@@ -416,6 +564,7 @@ class PduSimulator:
             self._digits.update(digits)
             for outlet in range(1, self.n_outlets + 1):
                 self._add_metering(outlet)
+        self._switched.clear()
         for oid, value in self._factory.items():
             if oid in self._cells:
                 self._cells[oid] = (self._cells[oid][0], value)
@@ -536,6 +685,21 @@ class _Transport(udp.UdpAsyncioTransport):  # type: ignore[misc]
         if self._stray is not None:
             self._stray.close()
         self.close_transport()
+
+
+def _counted(ask: Callable[[str], float], quantity: str, step: float) -> int:
+    return round(ask(quantity) / step)
+
+
+def _normal(codes: Mapping[Any, tuple[int, ...]]) -> int:
+    """The number that means that all is well; the first of all where none does."""
+    return codes.get("normal", next(iter(codes.values())))[0]
+
+
+def _actions(profile: Profile) -> list[Action]:
+    switching = profile.switching
+    actions = [] if switching is None else [switching.on, switching.off, switching.reboot]
+    return [action for action in actions if action is not None]
 
 
 def _other_address(host: str, port: int) -> tuple[str, int]:

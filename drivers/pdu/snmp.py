@@ -1,11 +1,12 @@
 """The SNMP PDU driver: meters, reads limits, writes them in one batch and reads them back, as a vendor profile says."""
 
+import asyncio
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
-from itertools import compress
+from itertools import chain, compress
 from operator import not_
 
 from rpi_daemon._fastpath.core import Varbind
@@ -13,10 +14,16 @@ from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
 from rpi_daemon.drivers.base import MayWrite, always
 from rpi_daemon.drivers.pdu.profile import (
     TAGS,
+    Coded,
     EnableMask,
     Limit,
     Measured,
+    Meters,
     Profile,
+    Restriction,
+    Rows,
+    Scaled,
+    Threshold,
     ThresholdColumn,
     from_wire,
     oid_of,
@@ -24,12 +31,27 @@ from rpi_daemon.drivers.pdu.profile import (
 )
 from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint, SnmpRefused, SnmpSession
 from rpi_daemon.errors import AuthError, ConfigError, DeviceError
-from rpi_daemon.records import ApplyResult, LimitState, LimitWrite, PduIdentity, PduReading, WriteOutcome
+from rpi_daemon.records import (
+    ApplyResult,
+    LimitState,
+    LimitWrite,
+    PduIdentity,
+    PduReading,
+    RowReading,
+    SwitchAction,
+    SwitchOutcome,
+    WriteOutcome,
+)
 
 SYS_DESCR = "1.3.6.1.2.1.1.1.0"
 SYS_OBJECT_ID = "1.3.6.1.2.1.1.2.0"
-QUANTITIES = ("power", "current", "energy", "state")
+QUANTITIES = ("power", "current", "voltage", "energy", "state")
+SLOW_QUANTITIES = ("voltage", "energy")
+SLOW_EVERY = 10  # polls: rows and what changes slowly are read with one in so many
 INCONSISTENT_VALUE = 12  # error-status of RFC 3416: the value does not go with others
+# readOnly, noAccess, authorizationError, notWritable: no value would be taken
+DENIED = frozenset((4, 6, 16, 17))
+SWITCH_LOOK_S = 0.2  # between two looks at a switched outlet's state
 MAX_EXTRA_TRIPS = 2  # resends per `apply` after a refused varbind
 REBOOT_SLACK_S = 10.0  # the device's clock may lag ours by this much between two polls without a reboot
 NOT_ALLOWED = "not written: the kill switch, the mode or the safe state does not allow it any more"
@@ -47,7 +69,8 @@ class SnmpPduOptions:
     outlets: tuple[int, ...]  # numbers on the PDU
     unit: int | None = None  # of a chain; the profile's own if None
     quantities: tuple[str, ...] = ("power", "current", "state")  # read at each poll, of QUANTITIES
-    nominal_v: float | None = None  # for families whose threshold is in amperes
+    nominal_v: float | None = None  # for families whose threshold is in amperes, or that meter no power
+    slow_every: int = SLOW_EVERY
 
     def __post_init__(self) -> None:
         most = self.profile.index.max_outlets
@@ -60,9 +83,12 @@ class SnmpPduOptions:
             mistakes.append(f"outlets {outside} are outside 1..{most} of profile {self.profile.name!r}")
         if unknown := set(self.quantities) - set(QUANTITIES):
             mistakes.append(f"quantities {sorted(unknown)} are not known: choose from {', '.join(QUANTITIES)}")
-        if self.profile.limit is not None and self.profile.limit.unit == "A" and not (self.nominal_v or 0.0) > 0.0:
+        if self.slow_every < 1:
+            mistakes.append(f"slow_every {self.slow_every} is below 1")
+        in_amperes = self.profile.limit is not None and self.profile.limit.unit == "A"
+        if (in_amperes or self.profile.metering.power is None) and not (self.nominal_v or 0.0) > 0.0:
             mistakes.append(
-                f"profile {self.profile.name!r} has thresholds in amperes: nominal_v must be given, above 0"
+                f"profile {self.profile.name!r} has thresholds or readings in amperes: nominal_v must be given, above 0"
             )
         if mistakes:
             raise ConfigError("\n".join(f"PDU {self.endpoint.host}: {mistake}" for mistake in mistakes))
@@ -76,7 +102,18 @@ class _Facts:
     threshold: ThresholdColumn | None  # the column of this device, None if it has none
     lower: ThresholdColumn | None
     lower_count: int | None
+    power_from: str  # the quantity that stands for power: "power", "apparent" or "current"
     complete: bool
+
+
+@dataclass(frozen=True)
+class _Device:
+    """What holds of the whole device until it reboots."""
+
+    places: Mapping[int, str]  # outlet number -> arcs of its row, for families with several feeds
+    metered: int | None  # outlets that it meters; None: all
+    rows: tuple[tuple[Rows, str], ...]  # those that it has, with the arcs of each
+    digits: Mapping[str, int]  # of rows, by OID
 
 
 @dataclass
@@ -89,6 +126,7 @@ class _Group:
     refused: str | None = None
     t_sent_ns: int = 0
     sent: bool = False
+    denied: bool = False
 
 
 class SnmpPdu:
@@ -100,10 +138,13 @@ class SnmpPdu:
     def __init__(self, options: SnmpPduOptions, clock: Clock | None = None) -> None:
         self.options = options
         self.profile = options.profile
-        self.session = SnmpSession(options.endpoint)
+        most = min(options.endpoint.max_varbinds, self.profile.pace.get_varbinds)
+        self.session = SnmpSession(replace(options.endpoint, max_varbinds=most))
         self._clock = clock or SystemClock()
         self._unit = self.profile.index.unit if options.unit is None else options.unit
         self._where = f"{options.endpoint.host} port {options.endpoint.port}"
+        self._device: _Device | None = None
+        self._polls = 0
         self._facts: dict[int, _Facts] | None = None
         self._facts_due_ns = 0
         self._masks: dict[int, int] = {}
@@ -112,12 +153,17 @@ class SnmpPdu:
 
     async def open(self) -> None:
         """Connect; safe to call again after an error."""
-        self._facts = None
-        self._masks.clear()
+        self._forget()
         await self.session.open()
 
     async def close(self) -> None:
         self.session.close()
+
+    def _forget(self) -> None:
+        """What it was may not be so any more."""
+        self._device = self._facts = None
+        self._masks.clear()
+        self._polls = 0
 
     # -- who it is
 
@@ -126,16 +172,10 @@ class SnmpPdu:
         identity = self.profile.identity
         templates = (identity.model_oid, identity.serial_oid, identity.firmware_oid, identity.outlet_count_oid)
         own = [self._oid(template) for template in templates if template is not None]
-        powers = [self._oid(self.profile.metering.power.oid, outlet) for outlet in self.options.outlets]
-        answers = await self._get([SYS_DESCR, SYS_OBJECT_ID, *own, *powers])
+        answers = await self._get([SYS_DESCR, SYS_OBJECT_ID, *own])
         descr = _text(answers.get(SYS_DESCR)) or "a device that does not say what it is"
         self._check_family(_text(answers.get(SYS_OBJECT_ID)), descr)
-        absent = [o for o, oid in zip(self.options.outlets, powers, strict=True) if _integer(answers.get(oid)) is None]
-        if absent:
-            raise DeviceError(
-                f"PDU {self._where} ({descr}) gives no power for outlets {_ranges(absent)}: "
-                "correct `outlets`, or the model does not meter them"
-            )
+        await self._check_outlets(descr)
 
         def told(template: str | None, pattern: str | None = None) -> str:
             text = "" if template is None else _text(answers.get(self._oid(template)))
@@ -149,7 +189,7 @@ class SnmpPdu:
             model=told(identity.model_oid, identity.model_pattern),
             firmware=told(identity.firmware_oid, identity.firmware_pattern),
             serial=told(identity.serial_oid, identity.serial_pattern),
-            n_outlets=len(powers) if count is None else count,
+            n_outlets=len(self.options.outlets) if count is None else count,
             proven=self.profile.proven != "none",
         )
 
@@ -161,48 +201,119 @@ class SnmpPdu:
                 f"family of profile {self.profile.name!r} ({wanted}): correct the profile or the address"
             )
 
+    async def _check_outlets(self, descr: str) -> None:
+        """Every configured outlet must be there and metered; says which is not."""
+        device = await self._known_device()
+        meter = self.profile.metering
+        metered = [column.oid for column in (meter.power, meter.apparent, meter.current) if column is not None]
+        templates = metered or ([] if meter.state is None else [meter.state.oid])
+        answers = await self._get([self._oid(oid, outlet) for oid in templates for outlet in self.options.outlets])
+        absent = [
+            outlet
+            for outlet in self.options.outlets
+            if not _is_metered(device, outlet)
+            or all(_integer(answers.get(self._oid(oid, outlet))) is None for oid in templates)
+        ]
+        if absent:
+            what = "power" if meter.power else "current" if meter.current else "state"
+            raise DeviceError(
+                f"PDU {self._where} ({descr}) gives no {what} for outlets {_ranges(absent)}: "
+                "correct `outlets`, or the model does not meter them"
+            )
+
     # -- reading
 
     async def read(self) -> PduReading:
-        """Metering, state and limits of every configured outlet, with the device's uptime."""
+        """Metering, state and limits of every configured outlet, with the device's uptime. The first poll and then every
+        `slow_every`th has rows, voltage and energy as well."""
         t_mono_ns = self._clock.mono_ns()
-        facts = await self._known_facts()
+        device, facts = await self._known_device(), await self._known_facts()
+        slow = self._polls % self.options.slow_every == 0
         uptime_oid = self._oid(self.profile.uptime_oid)
-        answers = await self._get([uptime_oid, *self._read_oids(facts)])
+        answers = await self._get([uptime_oid, *self._read_oids(device, facts, slow)])
         uptime_s = self._uptime_s(answers.get(uptime_oid))
         if self._rebooted(t_mono_ns, uptime_s):
             self._reboot_untold = True
-            self._facts = None
-            facts = await self._known_facts()
-            answers = await self._get(self._read_oids(facts))
+            self._forget()
+            device, facts, slow = await self._known_device(), await self._known_facts(), True
+            answers = await self._get(self._read_oids(device, facts, slow))
+        self._polls += 1
         limits = {}
         if self.profile.limit is not None:
             limits = {o: self._limit_state(self.profile.limit, o, facts[o], answers) for o in self.options.outlets}
         rebooted, self._reboot_untold = self._reboot_untold, False
-        meter = self.profile.metering
+        power_w, apparent = self._power(device, facts, answers)
+        quantities = self._quantities(slow)
         return PduReading(
             t_mono_ns=t_mono_ns,
             uptime_s=uptime_s,
-            power_w=self._measured("power", meter.power, facts, answers),
-            current_a=self._measured("current", meter.current, facts, answers),
+            power_w=power_w,
+            current_a=self._measured("current", quantities, device, facts, answers),
             on=self._states(answers),
             limits=limits,
-            energy_wh=self._measured("energy", meter.energy, facts, answers),
+            energy_wh=self._measured("energy", quantities, device, facts, answers),
             rebooted=rebooted,
+            voltage_v=self._measured("voltage", quantities, device, facts, answers),
+            apparent=apparent,
+            rows=self._rows(device, answers) if slow else {},
         )
 
-    def _read_oids(self, facts: Mapping[int, _Facts]) -> list[str]:
+    async def read_details(self) -> dict[int, RowReading]:
+        """Everything that each outlet tells, thresholds and hysteresis included: for benches and discovery, polls ask for
+        less. Thresholds are in A or W as the device has them, the limit among them."""
+        device, facts = await self._known_device(), await self._known_facts()
+        meter, thresholds = self.profile.metering, self.profile.thresholds
+        templates = [*_oids(meter, meter.load), *(t.oid for t in thresholds)]
+        digits = [t.digits_oid for t in thresholds if t.digits_oid is not None]
+        outlets = self.options.outlets
+        oids = [self._oid(template, outlet) for template in [*templates, *digits] for outlet in outlets]
+        oids += [oid for outlet in outlets for oid in self._limit_oids(outlet, facts[outlet])]
+        answers = await self._get(list(dict.fromkeys(oids)))
+        details = {}
+        for outlet in outlets:
+            oid = partial(self._oid, outlet=outlet)
+            known = {**facts[outlet].digits, **_digits(answers, map(oid, digits))}
+            limit = self._own_threshold(outlet, facts[outlet], answers)
+            found = {**_thresholds(thresholds, oid, known, answers), **limit}
+            details[outlet] = _row("outlet", meter if _is_metered(device, outlet) else None, oid, known, answers)
+            details[outlet] = replace(details[outlet], state=_word(meter.load, oid, answers), thresholds=found)
+        return details
+
+    def _own_threshold(self, outlet: int, facts: _Facts, answers: Answers) -> dict[str, float]:
+        """The limit in the device's own unit."""
+        limit = self.profile.limit
+        if limit is None or facts.threshold is None:
+            return {}
+        oid = partial(self._oid, outlet=outlet)
+        count = limit.counted(_integer(answers.get(oid(facts.threshold.oid))))
+        step = _step(limit, oid, facts.digits)
+        return {} if count is None or step is None else {limit.name: from_wire(count, step)}
+
+    def _quantities(self, slow: bool) -> tuple[str, ...]:
+        extra = [q for q in SLOW_QUANTITIES if slow and q not in self.options.quantities]
+        return (*self.options.quantities, *extra)
+
+    def _read_oids(self, device: _Device, facts: Mapping[int, _Facts], slow: bool) -> list[str]:
         """In groups of one column: some devices answer neighbours of a column faster than a mix."""
-        templates: list[str] = []
-        for quantity in self.options.quantities:
-            column = getattr(self.profile.metering, quantity)
-            if column is not None:
-                templates.append(column.oid)
-            if isinstance(column, Measured) and column.valid is not None:
-                templates.append(column.valid.oid)
-        oids = [self._oid(template, outlet) for template in templates for outlet in self.options.outlets]
-        limits = [oid for outlet in self.options.outlets for oid in self._limit_oids(outlet, facts[outlet])]
-        return list(dict.fromkeys(oids + limits))
+        meter = self.profile.metering
+        outlets = self.options.outlets
+        oids = []
+        for quantity in self._quantities(slow):
+            column = getattr(meter, quantity, None)
+            if quantity == "power":
+                sources = {outlet: getattr(meter, facts[outlet].power_from, None) for outlet in outlets}
+            else:
+                sources = dict.fromkeys(outlets, column)
+            oids += [self._oid(source.oid, outlet) for outlet, source in sources.items() if source is not None]
+            oids += [
+                self._oid(source.valid.oid, outlet)
+                for outlet, source in sources.items()
+                if isinstance(source, Measured) and source.valid is not None
+            ]
+        oids += [oid for outlet in outlets for oid in self._limit_oids(outlet, facts[outlet])]
+        if slow:
+            oids += [self._oid(template, row=place) for rows, place in device.rows for template in _row_oids(rows)]
+        return list(dict.fromkeys(oids))
 
     def _limit_oids(self, outlet: int, facts: _Facts) -> list[str]:
         """Threshold, mask and follower of one outlet, as far as the device has them."""
@@ -217,23 +328,53 @@ class SnmpPdu:
         return oids
 
     def _measured(
-        self, quantity: str, column: Measured | None, facts: Mapping[int, _Facts], answers: Answers
+        self,
+        quantity: str,
+        quantities: Sequence[str],
+        device: _Device,
+        facts: Mapping[int, _Facts],
+        answers: Answers,
     ) -> dict[int, float | None]:
-        if column is None or quantity not in self.options.quantities:
+        column = getattr(self.profile.metering, quantity)
+        if column is None or quantity not in quantities:
             return {}
-        return {outlet: self._value(column, outlet, facts[outlet], answers) for outlet in self.options.outlets}
+        return {o: self._of_outlet(column, o, device, facts[o], answers) for o in self.options.outlets}
 
-    def _value(self, column: Measured, outlet: int, facts: _Facts, answers: Answers) -> float | None:
-        count = _integer(answers.get(self._oid(column.oid, outlet)))
-        step = self._step(column.scale, column.digits_oid, outlet, facts)
-        if count is None or step is None or count in column.missing:
+    def _power(
+        self, device: _Device, facts: Mapping[int, _Facts], answers: Answers
+    ) -> tuple[dict[int, float | None], frozenset[int]]:
+        """Power per outlet, and the outlets for which it is volt-amperes: metered as such, or amperes x nominal voltage."""
+        meter = self.profile.metering
+        if "power" not in self.options.quantities:
+            return {}, frozenset()
+        power: dict[int, float | None] = {}
+        for outlet in self.options.outlets:
+            source = facts[outlet].power_from
+            column: Measured | None = getattr(meter, source)
+            value = None if column is None else self._of_outlet(column, outlet, device, facts[outlet], answers)
+            if value is not None and source == "current":
+                value = None if self.options.nominal_v is None else value * self.options.nominal_v
+            power[outlet] = value
+        return power, frozenset(outlet for outlet in power if facts[outlet].power_from != "power")
+
+    def _of_outlet(
+        self, column: Measured, outlet: int, device: _Device, facts: _Facts, answers: Answers
+    ) -> float | None:
+        if not _is_metered(device, outlet):
             return None
-        if (
-            column.valid is not None
-            and _integer(answers.get(self._oid(column.valid.oid, outlet))) in column.valid.invalid
-        ):
-            return None
-        return from_wire(count, step)
+        return _value(column, partial(self._oid, outlet=outlet), facts.digits, answers)
+
+    def _rows(self, device: _Device, answers: Answers) -> dict[str, RowReading]:
+        found = {}
+        for rows, place in device.rows:
+            oid = partial(self._oid, row=place)
+            found[f"{rows.kind} {place}"] = replace(
+                _row(rows.kind, rows, oid, device.digits, answers),
+                state=_word(rows.state, oid, answers),
+                restriction=_word(rows.restriction, oid, answers),
+                thresholds=_thresholds(rows.thresholds, oid, device.digits, answers),
+            )
+        return found
 
     def _states(self, answers: Answers) -> dict[int, bool | None]:
         state = self.profile.metering.state
@@ -256,8 +397,8 @@ class SnmpPdu:
             mask = self._mask(limit.enable, outlet, answers)
             enabled = None if mask is None else limit.enable.is_on(mask)
         limit_w = self._watts(limit, _integer(found[0]), outlet, facts)
-        step = self._step(limit.scale, limit.digits_oid, outlet, facts)
-        step_w = None if step is None else float(step * self._watts_per_unit(limit) * limit.granularity)
+        step = self._limit_step(limit, outlet, facts)
+        step_w = None if step is None else float(step * limit.granularity)
         return LimitState(limit_w, enabled, limit.kind, raw if len(raw) == len(oids) else (), step_w)
 
     def _mask(self, enable: EnableMask, outlet: int, answers: Answers) -> int | None:
@@ -272,25 +413,60 @@ class SnmpPdu:
         return mask
 
     def _watts(self, limit: Limit, count: int | None, outlet: int, facts: _Facts) -> float | None:
-        step = self._step(limit.scale, limit.digits_oid, outlet, facts)
-        if count is None or step is None or count in limit.missing:
-            return None
-        return from_wire(count, step * self._watts_per_unit(limit))
+        step = self._limit_step(limit, outlet, facts)
+        count = limit.counted(count)
+        return None if count is None or step is None else from_wire(count, step)
 
-    def _watts_per_unit(self, limit: Limit) -> Fraction:
-        return Fraction(1) if limit.unit == "W" else Fraction(str(self.options.nominal_v))
-
-    def _step(self, scale: float | None, digits_oid: str | None, outlet: int, facts: _Facts) -> Fraction | None:
-        if scale is not None:
-            return Fraction(str(scale))
-        assert digits_oid is not None
-        digits = facts.digits.get(self._oid(digits_oid, outlet))
-        return None if digits is None else Fraction(10) ** -digits
+    def _limit_step(self, limit: Limit, outlet: int, facts: _Facts) -> Fraction | None:
+        """Watts of one wire count. For thresholds in amperes: at the nominal voltage and power factor 1, so that what the
+        amperes carry is at most the watts asked."""
+        step = _step(limit, partial(self._oid, outlet=outlet), facts.digits)
+        if step is None or limit.unit == "W":
+            return step
+        return step * Fraction(str(self.options.nominal_v))
 
     # -- facts that hold until a reboot
 
+    async def _known_device(self) -> _Device:
+        """Asked once after each start of the device: where its outlets are, how many it meters, which rows it has."""
+        if self._device is None:
+            places = await self._places()
+            meter = self.profile.metering
+            candidates = [(rows, place) for rows in self.profile.rows for place in rows.suffixes()]
+            columns = [[self._oid(oid, row=place) for oid in _oids(rows, rows.state)] for rows, place in candidates]
+            metered_oid = None if meter.metered_oid is None else self._oid(meter.metered_oid)
+            asked = [*chain.from_iterable(columns), *([metered_oid] if metered_oid else [])]
+            answers = await self._get(list(dict.fromkeys(asked)))
+            there = tuple(
+                row
+                for row, oids in zip(candidates, columns, strict=True)
+                if any(_integer(answers.get(oid)) is not None for oid in oids)
+            )
+            digits = [self._oid(oid, row=place) for rows, place in there for oid in _digits_templates(rows)]
+            known = _digits(await self._get(list(dict.fromkeys(digits))), digits)
+            metered = None if metered_oid is None else _integer(answers.get(metered_oid))
+            self._device = _Device(places, metered, there, known)
+        return self._device
+
+    async def _places(self) -> dict[int, str]:
+        """For families with several feeds: the outlets that there are, in order of feed and outlet."""
+        feeds = self.profile.index.feeds
+        if feeds is None:
+            return {}
+
+        async def present(arcs: Sequence[str]) -> list[str]:
+            oids = {oid_of(feeds.oid, unit=self._unit, outlet=arc): arc for arc in arcs}
+            answers = await self._get(list(oids))
+            return [arc for oid, arc in oids.items() if (found := answers.get(oid)) and found.value is not None]
+
+        firsts = await present([f"{feed}.1" for feed in range(1, feeds.feeds + 1)])
+        numbers = range(1, feeds.outlets + 1)
+        arcs = await present([f"{first.split('.')[0]}.{number}" for first in firsts for number in numbers])
+        return dict(enumerate(arcs, 1))
+
     async def _known_facts(self) -> dict[int, _Facts]:
         """Asked once after each start of the device; what was lacking is asked again now and then."""
+        await self._known_device()
         now_ns = self._clock.mono_ns()
         known = self._facts or {}
         lacking = [o for o in self.options.outlets if o not in known or not known[o].complete]
@@ -304,36 +480,38 @@ class SnmpPdu:
         return self._facts
 
     def _digits_oids(self, outlet: int) -> list[str]:
-        meter, limit = self.profile.metering, self.profile.limit
-        measured = (getattr(meter, quantity) for quantity in self.options.quantities if quantity != "state")
-        columns = [*measured, limit]
+        columns: list[Scaled | None] = [*self.profile.metering.columns().values(), self.profile.limit]
         oids = [self._oid(c.digits_oid, outlet) for c in columns if c is not None and c.digits_oid is not None]
         return list(dict.fromkeys(oids))
 
     def _fact_oids(self, outlet: int) -> list[str]:
         oids = self._digits_oids(outlet)
-        limit = self.profile.limit
+        limit, meter = self.profile.limit, self.profile.metering
         if limit is not None:
             columns = [*limit.columns, *(limit.lower.columns if limit.lower is not None else ())]
             oids += [self._oid(column.oid, outlet) for column in columns]
-        return oids
+        sources = (meter.power, meter.apparent)
+        return oids + [self._oid(column.oid, outlet) for column in sources if column is not None]
 
     def _fact(self, outlet: int, answers: Answers) -> _Facts:
-        digits = {}
-        for oid in self._digits_oids(outlet):
-            value = _integer(answers.get(oid))
-            if value is not None and -9 <= value <= 9:
-                digits[oid] = value
-        limit = self.profile.limit
+        digits = _digits(answers, self._digits_oids(outlet))
+        limit, meter = self.profile.limit, self.profile.metering
 
         def present(columns: Iterable[ThresholdColumn]) -> ThresholdColumn | None:
             return next((c for c in columns if _integer(answers.get(self._oid(c.oid, outlet))) is not None), None)
 
+        def metered(column: Measured | None) -> bool:
+            return column is not None and _integer(answers.get(self._oid(column.oid, outlet))) is not None
+
         threshold = None if limit is None else present(limit.columns)
         lower = None if limit is None or limit.lower is None else present(limit.lower.columns)
         lower_count = None if lower is None else _integer(answers.get(self._oid(lower.oid, outlet)))
+        power_from = "power" if metered(meter.power) else "apparent" if metered(meter.apparent) else "current"
+        if meter.current is None and power_from == "current":
+            power_from = "power"
         complete = len(digits) == len(self._digits_oids(outlet)) and (limit is None or threshold is not None)
-        return _Facts(digits, threshold, lower, lower_count, complete)
+        complete = complete and (meter.power is None or power_from == "power")
+        return _Facts(digits, threshold, lower, lower_count, power_from, complete)
 
     def _rebooted(self, now_ns: int, uptime_s: float | None) -> bool:
         """Whether the device's clock fell behind ours since the last poll; a wrap after 497 days counts as well."""
@@ -390,10 +568,8 @@ class SnmpPdu:
         known = facts.get(write.outlet)
         if known is None or known.threshold is None:
             return None
-        step = self._step(limit.scale, limit.digits_oid, write.outlet, known)
-        if step is None:
-            return None
-        return to_wire(write.limit_w, step * self._watts_per_unit(limit), limit.granularity)
+        step = self._limit_step(limit, write.outlet, known)
+        return None if step is None else to_wire(write.limit_w, step, limit.granularity)
 
     def _group(self, write: LimitWrite, facts: Mapping[int, _Facts]) -> _Group:
         group = _Group(write)
@@ -462,6 +638,7 @@ class SnmpPdu:
                 raise
             except SnmpRefused as refusal:
                 answered = True
+                _deny(batch, refusal)
                 if refusal.status == INCONSISTENT_VALUE:
                     self._facts = None  # another threshold is not what we took it for
                 for part in _after_refusal(batch, refusal):
@@ -516,7 +693,66 @@ class SnmpPdu:
             refused=refused,
             t_sent_ns=group.t_sent_ns,
             t_verified_ns=t_verified_ns if verified else None,
+            denied=group.denied and not verified,
         )
+
+    # -- switching
+
+    async def switch(
+        self, outlet: int, action: SwitchAction, may_write: Callable[[], bool] = lambda: True
+    ) -> SwitchOutcome:
+        """Switch one outlet, and look at its state until it followed or `switching.settle_s` is over. `may_write` is asked
+        immediately before each message that carries the command. Raises when the device gives no answer at all."""
+        device = await self._known_device()
+        command, why_not = await self._command(device, outlet, action)
+        refused = why_not
+        sent_ns = self._clock.mono_ns()
+        if command is None:
+            return SwitchOutcome(outlet, action, None, False, refused, sent_ns, None)
+        if not may_write():
+            return SwitchOutcome(outlet, action, None, False, NOT_ALLOWED, sent_ns, None)
+        try:
+            await self.session.set([command], may_write)
+        except AuthError:
+            raise
+        except DeviceError as error:  # refused, or the answer was lost: what the outlet does now decides
+            refused = str(error)
+        on, verified = await self._watch(outlet, action, patient=refused is None)
+        return SwitchOutcome(
+            outlet, action, on, verified, refused, sent_ns, self._clock.mono_ns() if verified else None
+        )
+
+    async def _command(self, device: _Device, outlet: int, action: SwitchAction) -> tuple[Varbind | None, str | None]:
+        """What to send, or why nothing is sent."""
+        switching = self.profile.switching
+        command = None if switching is None else getattr(switching, action.value)
+        if switching is None or command is None:
+            return None, f"profile {self.profile.name!r} cannot switch outlets: no {action.value} command is known"
+        if outlet not in self.options.outlets:
+            return None, f"outlet {outlet} is not one of this PDU's configured outlets"
+        if switching.switchable is not None:
+            oid = self._oid(switching.switchable.oid, outlet)
+            if _integer((await self._get([oid])).get(oid)) not in switching.switchable.yes:
+                return None, f"the device says that outlet {outlet} cannot be switched"
+        return Varbind(self._oid(command.oid, outlet), TAGS[command.type], command.value), None
+
+    async def _watch(self, outlet: int, action: SwitchAction, patient: bool) -> tuple[bool | None, bool]:
+        """The outlet's state, and whether it followed the command. A reboot has been followed once the outlet was off."""
+        wanted = action is SwitchAction.ON
+        switching, state = self.profile.switching, self.profile.metering.state
+        assert switching is not None
+        assert state is not None
+        looks = max(1, round(switching.settle_s / SWITCH_LOOK_S)) if patient else 1
+        oid = self._oid(state.oid, outlet)
+        on: bool | None = None
+        for look in range(looks):
+            code = _integer((await self._get([oid])).get(oid))
+            on = True if code in state.on else False if code in state.off else None
+            if on is wanted:
+                return on, True
+            if look + 1 < looks:
+                await asyncio.sleep(SWITCH_LOOK_S)
+        return on, False
 
     # -- the wire
 
@@ -524,8 +760,94 @@ class SnmpPdu:
         """What the device has of `oids`, by OID; what it does not have carries no value."""
         return {varbind.oid: varbind for varbind in await self.session.get(oids)} if oids else {}
 
-    def _oid(self, template: str, outlet: int = 0) -> str:
-        return oid_of(template, unit=self._unit, outlet=outlet)
+    def _oid(self, template: str, outlet: int = 0, row: str = "") -> str:
+        places = {} if self._device is None else self._device.places
+        return oid_of(template, unit=self._unit, outlet=places.get(outlet, outlet), row=row)
+
+
+def _is_metered(device: _Device, outlet: int) -> bool:
+    return device.metered is None or outlet <= device.metered
+
+
+def _step(column: Scaled, oid: Callable[[str], str], digits: Mapping[str, int]) -> Fraction | None:
+    """One wire count in the column's unit; None while the device's decimal digits are not known."""
+    if column.digits_oid is None:
+        return column.step()
+    known = digits.get(oid(column.digits_oid))
+    return None if known is None else column.step(known)
+
+
+def _value(column: Measured, oid: Callable[[str], str], digits: Mapping[str, int], answers: Answers) -> float | None:
+    """A measured number; None for whatever is not one."""
+    count = column.counted(_integer(answers.get(oid(column.oid))))
+    step = _step(column, oid, digits)
+    if count is None or step is None:
+        return None
+    if column.valid is not None and _integer(answers.get(oid(column.valid.oid))) in column.valid.invalid:
+        return None
+    return from_wire(count, step)
+
+
+def _digits(answers: Answers, oids: Iterable[str]) -> dict[str, int]:
+    """Decimal digits by OID, where they are such."""
+    found = {oid: _integer(answers.get(oid)) for oid in oids}
+    return {oid: value for oid, value in found.items() if value is not None and -9 <= value <= 9}
+
+
+def _row(
+    kind: str, meters: Meters | None, oid: Callable[[str], str], digits: Mapping[str, int], answers: Answers
+) -> RowReading:
+    """What the measured columns say; nothing at all where there are none."""
+
+    def value(column: Measured | None) -> float | None:
+        return None if column is None else _value(column, oid, digits, answers)
+
+    if meters is None:
+        return RowReading(kind)
+    return RowReading(
+        kind,
+        power_w=value(meters.power),
+        current_a=value(meters.current),
+        voltage_v=value(meters.voltage),
+        apparent_va=value(meters.apparent),
+        energy_wh=value(meters.energy),
+        power_factor=value(meters.power_factor),
+        rating_a=value(meters.rating),
+    )
+
+
+def _thresholds(
+    thresholds: Iterable[Threshold], oid: Callable[[str], str], digits: Mapping[str, int], answers: Answers
+) -> dict[str, float]:
+    """Those that the device has, by level and unit."""
+    found = {}
+    for threshold in thresholds:
+        count = threshold.counted(_integer(answers.get(oid(threshold.oid))))
+        step = _step(threshold, oid, digits)
+        if count is not None and step is not None:
+            found[threshold.name] = from_wire(count, step)
+    return found
+
+
+def _word(column: Coded | Restriction | None, oid: Callable[[str], str], answers: Answers) -> str | None:
+    return None if column is None else column.word(_integer(answers.get(oid(column.oid))))
+
+
+def _oids(meters: Meters, *others: Coded | Restriction | None) -> list[str]:
+    """The templates of measured columns, with what says whether they are valid."""
+    columns = meters.columns().values()
+    oids = [column.oid for column in columns]
+    oids += [column.valid.oid for column in columns if column.valid is not None]
+    return oids + [column.oid for column in others if column is not None]
+
+
+def _row_oids(rows: Rows) -> list[str]:
+    return [*_oids(rows, rows.state, rows.restriction), *(threshold.oid for threshold in rows.thresholds)]
+
+
+def _digits_templates(rows: Rows) -> list[str]:
+    columns: list[Scaled] = [*rows.columns().values(), *rows.thresholds]
+    return [column.digits_oid for column in columns if column.digits_oid is not None]
 
 
 def _wanted_mask(limit: Limit, facts: _Facts, mask: int, count: int) -> int:
@@ -549,6 +871,17 @@ def _batches(groups: Sequence[_Group], most: int) -> list[list[_Group]]:
         batches[-1].append(group)
         size += len(group.varbinds)
     return batches
+
+
+def _deny(batch: Sequence[_Group], refusal: SnmpRefused) -> None:
+    """Mark the outlets that may not be written at all: the named one, or all where none is named."""
+    if refusal.status not in DENIED:
+        return
+    place = 0
+    for group in batch:
+        place += len(group.varbinds)
+        if not refusal.index or place - len(group.varbinds) < refusal.index <= place:
+            group.denied = True
 
 
 def _after_refusal(batch: Sequence[_Group], refusal: SnmpRefused) -> list[list[_Group]]:

@@ -67,8 +67,8 @@ def test_every_mistake_of_an_own_profile_is_told_with_the_line_that_names_it(tmp
     (tmp_path / "own" / "p.toml").write_text('name = "own"\nvendor = 3\n')
     found = mistakes(written(tmp_path, profile="own/p.toml"))
     assert len(found) > 3
-    assert all(line.startswith(f"{tmp_path}/rack.toml:5: pdu[1].profile: {tmp_path}/own/p.toml: ") for line in found)
-    assert any("vendor" in line and "got 3" in line for line in found)
+    assert all(line.startswith(f"{tmp_path}/rack.toml:5: pdu[1].profile: {tmp_path}/own/p.toml:") for line in found)
+    assert any("p.toml:2: vendor" in line and "got 3" in line for line in found)
 
 
 def test_an_outlet_that_no_device_of_the_family_has_is_a_mistake(tmp_path: Path) -> None:

@@ -23,12 +23,10 @@ def written(tmp_path: Path, edit: Callable[[str], str], name: str = "raritan_px"
 
 
 def test_the_shipped_profiles() -> None:
-    assert profile_names() == ["apc_rpdu2", "raritan_px"]
     for name in profile_names():
         profile = load_profile(name)
         assert profile.name == name
-        assert profile.limit is not None
-        assert profile.limit.kind is LimitKind.ALARM  # none of these holds current back
+        assert profile.limit is None or profile.limit.kind is LimitKind.ALARM  # none of these holds current back
         assert profile.proven != "hardware"  # until the hardware bench passed
 
 
@@ -84,7 +82,7 @@ def test_a_profile_of_ones_own_is_loaded_by_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("octets = 1", "octets = 1\nbits = 8", r"own\.toml: limit\.enable\.bits: Extra inputs are not permitted, got 8"),
+        ("octets = 1", "octets = 1\nbits = 8", r"own\.toml:62: limit\.enable\.bits: Extra inputs are not permitted, got 8"),
         ('kind = "alarm"', 'kind = "breaker"', r"limit\.kind: .*'alarm'.*'trip_off'.*, got 'breaker'"),
         ("bit = 3", "bit = 9", r"limit\.enable: .*bit 9 is outside 1 octet\(s\): allowed 0\.\.7"),
         ('type = "gauge32"\nunit = "W"', 'type = "float"\nunit = "W"', r"metering\.power\.type: .*'gauge32'.*'float'"),
@@ -97,7 +95,7 @@ def test_a_profile_of_ones_own_is_loaded_by_path(tmp_path: Path) -> None:
         ('model_pattern = ', 'serial_pattern = "SN"\nmodel_pattern = ', r"serial_pattern must have exactly one group"),
         ('columns = [\n', 'scale = 1.0\ncolumns = [\n', r"limit: .*either scale .* or digits_oid"),
         ("[index]\n", "[index]\nfirst = 1\n", r"index\.first: Extra inputs"),
-        ("{outlet}.14", "{socket}.14", r"metering\.state\.oid: String should match pattern"),
+        ("{outlet}.14", "{socket}.14", r"metering\.state\.oid: is not an OID.*\{unit\}, \{outlet\}"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_file_key_and_what_is_allowed(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -116,11 +114,21 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_profile(path)
     assert len(str(caught.value).splitlines()) == 3
-    assert all(line.startswith(f"{path}: ") for line in str(caught.value).splitlines())
+    places = [line.split(": ")[:2] for line in str(caught.value).splitlines()]
+    lines = path.read_text().splitlines()
+    octets, pace, rest = (
+        next(number for number, line in enumerate(lines, 1) if line.startswith(start))
+        for start in ("octets = 9", "[pace]", "rest = 1")
+    )
+    assert places == [
+        [f"{path}:{octets}", "limit.enable.octets"],
+        [f"{path}:{pace}", "pace.settle_s"],
+        [f"{path}:{rest}", "pace.rest"],
+    ]
 
 
 def test_absent_and_unreadable_profiles(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="choose one of apc_rpdu2, raritan_px, or give a path"):
+    with pytest.raises(ConfigError, match=r"choose one of apc_rpdu2, .*raritan_px.*, or give a path"):
         load_profile("raritan")
     with pytest.raises(ConfigError, match="cannot read the PDU profile"):
         load_profile(tmp_path / "absent.toml")
