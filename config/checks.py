@@ -219,6 +219,9 @@ def _caps(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Fo
         seen[cap.load] = i
         if cap.tls_ca_file is not None and not (base_dir / cap.tls_ca_file).is_file():
             yield ("cap", i, "tls_ca_file"), f"{base_dir / cap.tls_ca_file}: no such file"
+        ways = [key for key in ("tls_ca_file", "tls_fingerprint", "allow_insecure") if getattr(cap, key)]
+        if len(ways) > 1:
+            yield ("cap", i, ways[1]), f"one of {' and '.join(ways)}: each is another way to know the BMC's certificate"
         yield from _secret(cap, ("cap", i), "password", base_dir, env, least=1)
 
 

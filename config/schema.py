@@ -266,6 +266,12 @@ class Cap(Section):
         examples=["00:11:22:33:44:55:66:77:88:99:aa:bb:cc:dd:ee:ff:00:11:22:33:44:55:66:77:88:99:aa:bb:cc:dd:ee:ff"],
     )
     allow_insecure: bool = Field(False, description="do not verify the BMC's certificate; stays visible in status")
+    resource: str | None = Field(
+        None,
+        pattern=r"^/redfish/\S+$",
+        description="path of the chassis or property on the BMC, where several carry a cap; found by itself if not given",
+        examples=["/redfish/v1/Chassis/Node1"],
+    )
     closed_loop: bool = Field(False, description="the server opts in to caps written by the daemon")
     lowest_w: PositiveW | None = Field(
         None, description="W, never capped below this; what the BMC allows if not given", examples=[200.0]

@@ -9,8 +9,10 @@ import numpy as np
 from rpi_daemon.calibration import load_calibration
 from rpi_daemon.clock import Clock
 from rpi_daemon.config.load import Loc, load_config
-from rpi_daemon.config.schema import Config, Pdu, expand_numbers
-from rpi_daemon.drivers.base import PduDriver
+from rpi_daemon.config.schema import Cap, Config, Pdu, expand_numbers
+from rpi_daemon.drivers.base import CapDriver, PduDriver
+from rpi_daemon.drivers.caps.redfish import RedfishCap, RedfishOptions
+from rpi_daemon.drivers.caps.session import RedfishEndpoint
 from rpi_daemon.drivers.pdu.modbus import ModbusOptions, ModbusPdu, TcpAddress
 from rpi_daemon.drivers.pdu.modbus_link import SerialLine
 from rpi_daemon.drivers.pdu.profile import Profile, load_profile
@@ -37,6 +39,21 @@ def pdu_driver(config: Config, pdu: Pdu, clock: Clock) -> PduDriver:
         nominal_v=config.rack.nominal_v,
     )
     return SnmpPdu(options, clock)
+
+
+def cap_driver(config: Config, cap: Cap, clock: Clock) -> CapDriver:
+    """The driver of one server's cap, not open yet; the password is read here."""
+    endpoint = RedfishEndpoint(
+        host=cap.host,
+        port=cap.port,
+        user=cap.user,
+        password=config.secret(cap, "password"),
+        tls_ca_file=None if cap.tls_ca_file is None else str(config.path(cap.tls_ca_file)),
+        tls_fingerprint=cap.tls_fingerprint,
+        allow_insecure=cap.allow_insecure,
+        timeout_s=cap.timeout_s,
+    )
+    return RedfishCap(RedfishOptions(endpoint, resource=cap.resource), clock)
 
 
 def snmp_endpoint(config: Config, pdu: Pdu) -> SnmpEndpoint:

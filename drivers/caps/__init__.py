@@ -1,0 +1,1 @@
+"""Power caps that servers keep themselves, set on their management controllers (BMCs)."""
