@@ -157,6 +157,11 @@ class ForecasterStack:
         self._owed: ForecastInput | None = None  # a tick that the fall-backs have not stepped yet
 
     @property
+    def model(self) -> LoadedModel | None:
+        """The network that forecasts; None where none does."""
+        return self._primary.model if isinstance(self._primary, LstmForecaster) else None
+
+    @property
     def counts(self) -> Mapping[str, int]:
         """Outlet ticks answered, by forecaster."""
         return self._counts

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 
 from rpi_daemon import __version__
-from rpi_daemon.errors import ModelError, NotRunningError, RpiError
+from rpi_daemon.errors import DeviceError, ModelError, NotRunningError, RpiError
 
 DEFAULT_CONFIG = "/etc/rpi-daemon/rpi-daemon.toml"
 TOP_PERIOD_S = 0.5
@@ -368,3 +368,58 @@ def model_show(directory: Path | None, as_json: bool) -> None:
     if not document["accepted"]:
         click.echo(document["refused_because"], err=True)
         sys.exit(ModelError.exit_code)
+
+
+@main.command()
+@click.option(
+    "--enterprise",
+    type=click.IntRange(1, 2**31 - 1),
+    help="Enterprise number in place of 32473; the configuration's if --config is given.",
+)
+@config_option
+@click.option("--path", "only_path", is_flag=True, help="Print where the shipped module is.")
+def mib(enterprise: int | None, config_path: Path, only_path: bool) -> None:
+    """Print RPI-DAEMON-MIB, for the facility's receiver."""
+    from rpi_daemon.drivers.traps.mib import SHIPPED_ENTERPRISE, mib_path, mib_text
+
+    if only_path:
+        click.echo(mib_path())
+        return
+    if enterprise is None and not _defaulted("config_path"):
+        from rpi_daemon.config.load import read_config
+
+        enterprise = read_config(config_path).traps.enterprise
+    click.echo(mib_text(enterprise or SHIPPED_ENTERPRISE), nl=False)
+
+
+@main.group()
+def traps() -> None:
+    """Traps and informs to facilities."""
+
+
+@traps.command("test")
+@click.option("--sink", help="One receiver of the configuration; all if not given.")
+@config_option
+@json_option
+def traps_test(sink: str | None, config_path: Path, as_json: bool) -> None:
+    """Send a test notification, and say what was acknowledged. Works without a running daemon."""
+    try:
+        with client(config_path) as daemon:
+            answer = daemon.ask("traps_test", sink=sink)
+    except NotRunningError:
+        from rpi_daemon.config.load import load_config
+        from rpi_daemon.trap_task import test_once
+
+        answer = {"schema": 1, "ok": True, "sinks": test_once(load_config(config_path), sink)}
+    failed = [item for item in answer["sinks"] if item["error"]]
+    words = [
+        f"{item['sink']}: {item['error'] or ('acknowledged' if item['acknowledged'] else 'sent, not acknowledged by its nature')}"
+        f" after {item['ms']:g} ms"
+        for item in answer["sinks"]
+    ]
+    show({**answer, "ok": not failed}, as_json, "\n".join(words) or "no [[trap_sink]] is configured")
+    sys.exit(DeviceError.exit_code if failed else 0)
+
+
+def _defaulted(parameter: str) -> bool:
+    return click.get_current_context().get_parameter_source(parameter) is click.core.ParameterSource.DEFAULT

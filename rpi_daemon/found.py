@@ -2,10 +2,8 @@
 
 import json
 import math
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rpi_daemon.errors import ConfigError
@@ -70,18 +68,3 @@ class FoundLimits:
 def _state(item: Any) -> LimitState:
     raw = tuple((oid, tag, bytes.fromhex(v["hex"]) if isinstance(v, dict) else v) for oid, tag, v in item["raw"])
     return LimitState(limit_w=item["limit_w"], enabled=item["enabled"], kind=LimitKind(item["kind"]), raw=raw)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace a small file so that a crash leaves the old one or the new: tmp, fsync, rename, fsync folder."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -56,6 +56,7 @@ class Operator:
             "limit_set": self._limit_set,
             "limit_restore": self._limit_restore,
             "hint": self._hint,
+            "traps_test": self._traps_test,
         }
         command = commands.get(request["command"])
         if command is None:
@@ -118,6 +119,12 @@ class Operator:
         start_ns = self._service.clock.mono_ns() + round(in_s * NS_PER_S)
         self.hints.append(Hint(load, _number(request, "delta_w", least=-1e6), start_ns, _number(request, "for_s")))
         return {"load": load}
+
+    async def _traps_test(self, request: dict[str, Any]) -> dict[str, Any]:
+        sink = request.get("sink")
+        if not isinstance(sink, str | None):
+            raise RpiError(f"sink is {sink!r}; the name of a trap sink is needed")
+        return {"sinks": await self._service.traps.test(sink)}
 
     def _known_outlet(self, name: object) -> str:
         if name not in self._service.rack.outlet_ids:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rpi_daemon.durable import write_durably
 from rpi_daemon.errors import ConfigError
-from rpi_daemon.found import write_durably
 from rpi_daemon.records import PduIdentity
 
 PROOF_FILE = "proven-devices.json"

@@ -461,3 +461,31 @@ class LimitsInForce:
     pending: BoolArray  # a write is under way or waiting
     uncontrolled: BoolArray  # the device does not take our writes
     step_w: FloatArray  # of the device
+
+
+class Severity(IntEnum):
+    """How much a notification to facilities matters: good to know, look at it today, act now."""
+
+    INFO = 1
+    WARNING = 2
+    CRITICAL = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One notification to facilities: an alarm that begins or ends, or an event. None is "not known", never zero."""
+
+    kind: str  # of the alarm or event, as in drivers/traps/mib.py
+    state: str  # "raised", "cleared" or "event"
+    severity: Severity
+    alarm: str  # the alarm's id, the same when it begins and ends; "" for an event
+    subject: str  # what it is about; "" is the daemon as a whole
+    text: str
+    t_utc_ns: int
+    value: float | None = None
+    threshold: float | None = None
+    unit: str | None = None
+    seconds: int | None = None  # until the forecast passes the rating
+    mode: Mode | None = None
+    safe_state: SafeState | None = None
+    standing: tuple[Severity, ...] | None = None  # severities of the alarms that stand

@@ -18,6 +18,7 @@ import numpy as np
 import structlog
 
 from rpi_daemon._fastpath import core
+from rpi_daemon.alarms import Facts
 from rpi_daemon.assembly import build_pipeline, settings
 from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
 from rpi_daemon.config.rack import rack_model
@@ -25,9 +26,10 @@ from rpi_daemon.config.schema import Board, Config, OutletRow
 from rpi_daemon.control import SOCKET_NAME, ControlServer
 from rpi_daemon.devices import address_of, pdu_driver, profile_digest, write_budgets
 from rpi_daemon.drivers.base import PduDriver
+from rpi_daemon.durable import write_durably
 from rpi_daemon.errors import DeviceError, ModelError, RpiError
 from rpi_daemon.features import BoardSetup
-from rpi_daemon.found import FoundLimits, write_durably
+from rpi_daemon.found import FoundLimits
 from rpi_daemon.guard import KILL_FILE, GuardConfig, HealthFlags, KillSwitch, brief, loadings, static_safe_writes
 from rpi_daemon.host import WATCHDOG_S, folder_lock, keep_pinging, notify, pdu_lock, process_age_s
 from rpi_daemon.log import logging_to_stderr
@@ -50,6 +52,7 @@ from rpi_daemon.records import (
 )
 from rpi_daemon.score import RunScore
 from rpi_daemon.sensing import BoardLink, PacedBoardLink
+from rpi_daemon.trap_task import Traps
 
 FOUND_FILE = "found-limits.json"
 STATIC_SAFE_ATTEMPTS = 3  # per PDU
@@ -109,6 +112,8 @@ class Service:
         self._recorder: Recorder | None = None
         self.found = FoundLimits({})
         self.operator = Operator(self)
+        self.traps = Traps(config, self.clock)
+        self._board_of = {outlet: board.id for board in config.board for outlet in board.currents()}
         self._late_ticks = 0
         self.killed_in_memory = False  # the kill switch could not be written to disk
         self._stopping = asyncio.Event()
@@ -139,6 +144,8 @@ class Service:
             )
             await control.open()
             self._stack.push_async_callback(control.close)
+            self._stack.push_async_callback(self.traps.close)
+            await self.traps.open()
             notify("READY=1")
             pipeline = await self._built(boards)
             running = [asyncio.create_task(task.run(), name=f"pdu {pdu}") for pdu, task in self.tasks.items()]
@@ -442,6 +449,7 @@ class Service:
         )
         for link in self.boards:
             link.maintain()
+        self.traps.watch(self.rack, snapshot, self._facts())
         if self.score.ticks % COLLECT_TICKS == 0:
             gc.collect()
         if self.score.ticks % WATCHDOG_TICKS == 0 and not self._stuck():
@@ -455,6 +463,17 @@ class Service:
         if stuck:
             log.error("watchdog.withheld", pdus=stuck)
         return stuck
+
+    def _facts(self) -> Facts:
+        """What alarms need beyond the snapshot."""
+        model = self.pipeline.forecaster.model
+        return Facts(
+            killed=self.killed(),
+            model=None if model is None else f"{model.name} {model.sha256[:12]}",
+            model_refused=self.model_refused,
+            boards_absent=frozenset(link.board.id for link in self.boards if not link.sampler.connected()),
+            board_of=self._board_of,
+        )
 
     def _flags(self) -> HealthFlags:
         away = frozenset(pdu for pdu, task in self.tasks.items() if not task.reachable)

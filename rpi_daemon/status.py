@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rpi_daemon.alarms import KINDS
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.control import SCHEMA
 from rpi_daemon.guard import brief, loadings
@@ -42,6 +43,8 @@ def status_document(service: "Service") -> dict[str, Any]:
         "forecast": _forecast(service) if snapshot else {},
         "boards": [_board(link) for link in service.boards],
         "pdus": [_pdu(service, pdu, now_ns) for pdu in service.tasks],
+        "alarms": _alarms(service),
+        "trap_sinks": service.traps.status(),
         "summary": summary(service),
     }
 
@@ -183,6 +186,14 @@ def _calibration(link: Any) -> dict[str, Any]:
         "good": len(good),
         "refused": len(file.channels) - len(good),
     }
+
+
+def _alarms(service: "Service") -> list[dict[str, Any]]:
+    return [
+        {"id": alarm, "severity": KINDS[s.kind].severity.name.lower(), "subject": s.subject, "text": s.text,
+         "since_utc_ns": s.since_utc_ns}
+        for alarm, s in service.traps.table.standing.items()
+    ]  # fmt: skip
 
 
 def _pdu(service: "Service", pdu: str, now_ns: int) -> dict[str, Any]:

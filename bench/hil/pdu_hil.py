@@ -28,8 +28,9 @@ from rpi_daemon.config.load import load_config
 from rpi_daemon.config.schema import Config, Pdu, expand_numbers
 from rpi_daemon.devices import address_of, pdu_driver, profile_digest
 from rpi_daemon.drivers.base import PduDriver
+from rpi_daemon.durable import write_durably
 from rpi_daemon.errors import DeviceError, RpiError
-from rpi_daemon.found import FoundLimits, write_durably
+from rpi_daemon.found import FoundLimits
 from rpi_daemon.proof import Proofs
 from rpi_daemon.records import ApplyResult, LimitKind, LimitState, LimitWrite, PduIdentity, PduReading
 

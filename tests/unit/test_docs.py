@@ -81,7 +81,7 @@ def test_the_readme_lists_every_command_and_no_other() -> None:
     for names, _ in rows(README, "command"):
         for name in re.findall(r"`([^`]+)`", names):
             words = name.split()
-            listed.add(words[0] if words[0] in main.commands and words[0] not in ("limit", "model") else name)
+            listed.add(words[0] if words[0] in main.commands and words[0] not in ("limit", "model", "traps") else name)
     assert listed == set(commands(main))
 
 
@@ -132,7 +132,9 @@ def test_every_cause_that_can_come_is_explained() -> None:
 
 
 def test_every_status_key_told_is_there() -> None:
-    sources = "".join((ROOT / "rpi_daemon" / name).read_text(encoding="utf-8") for name in ("status.py", "score.py"))
+    sources = "".join(
+        (ROOT / "rpi_daemon" / name).read_text(encoding="utf-8") for name in ("status.py", "score.py", "trap_task.py")
+    )
     counters = Sampler(Ring(np.zeros(Ring.bytes_needed(1, 100), np.uint8), n_channels=1, capacity=100)).counters()
     told = [word for cells in rows(operating(), "key") for word in re.findall(r"`([a-z_]+)", " ".join(cells))]
     assert len(told) > 30

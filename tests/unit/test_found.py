@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rpi_daemon.durable import write_durably
 from rpi_daemon.errors import ConfigError
-from rpi_daemon.found import FoundLimits, write_durably
+from rpi_daemon.found import FoundLimits
 from rpi_daemon.records import LimitKind, LimitState, LimitWrite, PduReading
 
 raw_values = st.one_of(st.integers(-(2**31), 2**64 - 1), st.binary(max_size=40), st.text(max_size=20), st.none())

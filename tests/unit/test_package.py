@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DATA = (
     "rpi_daemon/py.typed",
+    "rpi_daemon/config/RPI-DAEMON-MIB.txt",
     "rpi_daemon/config/default.toml",
     "rpi_daemon/config/examples/demo.toml",
     "rpi_daemon/drivers/pdu/profiles/raritan_px.toml",
@@ -27,6 +28,7 @@ SUB_PACKAGES = (
     "drivers",
     "drivers/pdu",
     "drivers/sensors",
+    "drivers/traps",
     "models",
     "models/shipped",
 )

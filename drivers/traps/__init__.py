@@ -1,0 +1,1 @@
+"""Notifications to facilities: our MIB on the wire, and the SNMP engine that sends it."""
