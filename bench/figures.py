@@ -89,6 +89,20 @@ FIGURES: tuple[tuple[str, str, str, Words], ...] = (
         "loop",
         lambda r, _: f"{r['write_ms_p50']:.0f} ms p50, {r['write_ms_p99']:.0f} ms p99",
     ),
+    (
+        "informs lost, receiver down for 10 000 events",
+        "0, in order",
+        "informs",
+        lambda r, _: (
+            f"{r['lost']:.0f} lost, {r['out_of_order']:.0f} out of order; drained at {r['informs_per_s']:.0f}/s where the rate allows"
+        ),
+    ),
+    (
+        "control tick beside a burst of 1000 informs",
+        "",
+        "informs",
+        lambda r, _: f"p99 {r['tick_ms_p99_busy']:.1f} ms; idle {r['tick_ms_p99_idle']:.1f} ms",
+    ),
     ("cold start to verified STATIC_SAFE", "<= 3 s", "loop", lambda r, _: f"{r['cold_start_s']:.2f} s"),
     (
         "demo: rises whose limit was verified 1 s before",

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -339,7 +340,15 @@ class Traps:
 
 
 def test_once(config: Config, sink: str | None) -> list[dict[str, Any]]:
-    """`Traps.test` where no daemon runs: counts as a start, so that receivers of SNMPv3 take the next one's messages."""
+    """`Traps.test` where no daemon runs: counts as a start, so that receivers of SNMPv3 take the next one's messages.
+
+    Raises RpiError where it would leave files that the daemon cannot write.
+    """
+    folder = config.path(config.daemon.state_dir)
+    if config.trap_sink and not folder.is_dir():
+        raise RpiError(f"{folder}: no such folder; start the daemon once, or create it for the daemon's user")
+    if config.trap_sink and folder.stat().st_uid != os.geteuid():
+        raise RpiError(f"{folder} belongs to {folder.owner()}; run this as that user (sudo -u {folder.owner()} ...)")
 
     async def ask() -> list[dict[str, Any]]:
         traps = Traps(config, SystemClock())

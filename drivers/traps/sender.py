@@ -67,9 +67,10 @@ class TrapSender:
         await self.connect()
 
     async def connect(self) -> None:
-        """Resolve the receiver's name, off the loop, and follow it to another address. Raises DeviceError."""
+        """Resolve the receiver's name, off the loop, and meet it anew, at another address too. Raises DeviceError."""
         family, address = await self._resolve()
         if address == self._address:
+            self._forget_receiver()
             return
         sock = socket.socket(family, socket.SOCK_DGRAM)
         try:
@@ -146,6 +147,15 @@ class TrapSender:
             config.add_v1_system(engine, NAME, options.community)
             config.add_target_parameters(engine, NAME, NAME, "noAuthNoPriv", 1)
         self._engine, self._originator = engine, NotificationOriginator()
+
+    def _forget_receiver(self) -> None:
+        """Discover its engine anew: one that was killed starts with the boots it had, and pysnmp would wait for its old time."""
+        from pysnmp.proto.mpmod.rfc3412 import SnmpV3MessageProcessingModel
+        from pysnmp.proto.secmod.rfc3414 import SnmpUSMSecurityModel
+
+        processing, security = SnmpV3MessageProcessingModel(), SnmpUSMSecurityModel()
+        self._engine.message_processing_subsystems[processing.MESSAGE_PROCESSING_MODEL_ID] = processing
+        self._engine.security_models[security.SECURITY_MODEL_ID] = security
 
     def _use(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
         """Send through this socket from now on."""

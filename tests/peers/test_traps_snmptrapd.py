@@ -1,0 +1,295 @@
+"""Traps and informs against Debian's snmptrapd, decoded with our MIB; the MIB against smilint and net-snmp."""
+
+import asyncio
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from scenario_rack import Daemon, Place, RackProcess, cli, running
+
+from rpi_daemon.clock import SystemClock
+from rpi_daemon.config.schema import TrapSink
+from rpi_daemon.drivers.traps.engine import EngineIdentity, next_boot
+from rpi_daemon.drivers.traps.mib import mib_path, mib_text, notification_oid, varbinds
+from rpi_daemon.drivers.traps.sender import SinkOptions, TrapSender
+from rpi_daemon.errors import DeviceError
+from rpi_daemon.records import Notice, Severity
+from rpi_daemon.trap_queue import TrapQueue
+from rpi_daemon.trap_task import Pace, SinkTask
+
+ROOT = Path(__file__).resolve().parents[2]
+STAND_IN_MIBS = ROOT / "tests" / "peers" / "mibs"
+ENGINE_ID = bytes.fromhex("80007ed9050102030405060708")
+
+
+def load_bench(name: str) -> ModuleType:
+    sys.path.insert(0, str(ROOT / "bench"))
+    try:
+        spec = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "bench" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / "bench"))
+    return module
+
+
+snmptrapd = load_bench("snmptrapd")
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.skipif(not snmptrapd.available(), reason="snmptrapd is not installed"),
+]
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> Iterator[Any]:
+    folder = tmp_path / "receiver"
+    folder.mkdir()
+    with snmptrapd.Snmptrapd(folder, engines=[ENGINE_ID]) as running_receiver:
+        yield running_receiver
+
+
+def options(receiver: Any, **changes: Any) -> SinkOptions:
+    fields: dict[str, Any] = {
+        "host": receiver.host, "port": receiver.port, "user": snmptrapd.USER, "auth_key": snmptrapd.AUTH_KEY,
+        "priv_key": snmptrapd.PRIV_KEY, "community": snmptrapd.COMMUNITY, "timeout_s": 1.0,
+    }  # fmt: skip
+    return SinkOptions(**(fields | changes))
+
+
+def overload(i: int = 1) -> Notice:
+    return Notice(
+        "overload_predicted", "raised", Severity.WARNING, "overload_predicted:breaker-1", "breaker-1",
+        f"breaker-1 will carry 3750 W in 3 s ({i})", time.time_ns(), value=3750.25, threshold=3680.0, unit="W", seconds=3,
+    )  # fmt: skip
+
+
+def send(options: SinkOptions, boots: int, *notices: Notice) -> None:
+    async def body() -> None:
+        sender = TrapSender(options, EngineIdentity(ENGINE_ID, boots))
+        try:
+            await sender.open()
+            for i, notice in enumerate(notices, start=1):
+                await sender.send(
+                    notification_oid(notice, 32_473), varbinds(notice, "rack-7", 32_473, sequence=i, dropped=0)
+                )
+        finally:
+            await sender.close()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("inform", [True, False], ids=["inform", "trap"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"version": "2c"}, {}, {"user": "rpi-sha1", "auth": "SHA-1"}, {"user": "rpi-sha512", "auth": "SHA-512"}],
+    ids=["v2c", "SHA-256", "SHA-1", "SHA-512"],
+)
+def test_every_version_arrives_with_names_and_values(receiver: Any, changes: dict[str, Any], inform: bool) -> None:
+    send(options(receiver, inform=inform, **changes), 7, overload(1), overload(2))
+    first, second = receiver.until(2)
+    time_of = first.pop("rpidTime")
+    assert time_of.startswith(time.strftime("%Y-%-m-%-d,", time.gmtime()))
+    assert time_of.endswith(",+0:0")
+    assert first == {
+        "trap": "rpidOverloadPredicted",
+        **{k: v for k, v in first.items() if k.startswith("internet")},  # sysUpTime: SNMPv2-MIB is a stand-in here
+        "rpidSequence": "1",
+        "rpidDropped": "0",
+        "rpidRack": "rack-7",
+        "rpidSeverity": "warning(2)",
+        "rpidAlarmState": "raised(1)",
+        "rpidAlarmId": "overload_predicted:breaker-1",
+        "rpidSubject": "breaker-1",
+        "rpidText": "breaker-1 will carry 3750 W in 3 s (1)",
+        "rpidValue": "3750.250",
+        "rpidThreshold": "3680.000",
+        "rpidUnit": "W",
+        "rpidSecondsToOverload": "3 seconds",
+    }
+    assert second["rpidSequence"] == "2"
+
+
+def test_v3_traps_are_taken_from_a_later_start_and_not_from_an_earlier_one(receiver: Any) -> None:
+    for boots in (7, 8, 6, 9):
+        send(options(receiver, inform=False), boots, overload(boots))
+        send(options(receiver), boots, overload(100))  # acknowledged: the trap before it was looked at
+    taken = [item["rpidText"][-3:] for item in receiver.notifications()]
+    assert [text for text in taken if text != "00)"] == ["(7)", "(8)", "(9)"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"auth_key": "not the key"}, {"priv_key": "not the key"}, {"user": "nobody"}, {"auth": "SHA-512"}],
+    ids=["auth key", "priv key", "user", "auth"],
+)  # fmt: skip
+def test_wrong_credentials_are_an_error_and_never_plain_text(receiver: Any, changes: dict[str, Any]) -> None:
+    with pytest.raises(DeviceError, match=r"127\.0\.0\.1: "):
+        send(options(receiver, **changes), 7, overload())
+    assert receiver.notifications() == []
+
+
+def test_a_receiver_that_is_not_there_or_has_no_name(receiver: Any) -> None:
+    receiver.stop()
+    with pytest.raises(DeviceError, match=r"no acknowledgement|No SNMP response"):
+        send(options(receiver), 7, overload())
+    with pytest.raises(DeviceError, match=r"nowhere\.invalid"):
+        send(options(receiver, host="nowhere.invalid"), 7, overload())
+
+
+class Delivery:
+    """A queue and one receiver's task, as the daemon has them, at a rate for tests."""
+
+    def __init__(self, folder: Path, receiver: Any, identity: EngineIdentity) -> None:
+        sink = TrapSink(id="sink", host=receiver.host, port=receiver.port, user=snmptrapd.USER, timeout_s=0.3)
+        self.queue = TrapQueue(folder / "queue.sqlite", ["sink"], 20_000)
+        sender = TrapSender(options(receiver, timeout_s=0.3), identity)
+        self.task = SinkTask(
+            sink, sender, self.queue, Pace(100_000, 0.0), SystemClock(), rack="rack-7", enterprise=32_473
+        )
+
+    async def __aenter__(self) -> "Delivery":
+        await self.queue.open()
+        await self.task.open()
+        self.running = asyncio.create_task(self.task.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.running.cancel()
+        await asyncio.gather(self.running, return_exceptions=True)
+        await self.task.close()
+        await self.queue.close()
+
+    async def tell(self, first: int, last: int) -> None:
+        await self.queue.put({"sink": [overload(i) for i in range(first, last + 1)]}, {})
+        self.task.wake()
+
+    async def until(self, done: int) -> None:
+        async with asyncio.timeout(60.0):
+            while self.queue.sinks["sink"].done < done:  # noqa: ASYNC110  another process works meanwhile
+                await asyncio.sleep(0.02)
+
+
+def test_a_receiver_that_is_killed_and_comes_back_has_everything_in_order(receiver: Any, tmp_path: Path) -> None:
+    async def body() -> None:
+        async with Delivery(tmp_path, receiver, next_boot(tmp_path, time.time_ns(), 32_473, "rack-7")) as delivery:
+            await delivery.tell(1, 150)
+            await delivery.until(40)
+            receiver.stop(kill=True)
+            await delivery.tell(151, 300)
+            while delivery.task.reachable is not False:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            assert delivery.queue.sinks["sink"].waiting > 150
+            receiver.start()
+            await delivery.until(300)
+            assert delivery.task.status()["reachable"] is True
+        # a start of our own: another boots, the same engine; informs go on
+        async with Delivery(tmp_path, receiver, next_boot(tmp_path, time.time_ns(), 32_473, "rack-7")) as delivery:
+            await delivery.tell(301, 320)
+            await delivery.until(320)
+
+    asyncio.run(body())
+    found = receiver.sequences()
+    assert sorted(set(found)) == list(range(1, 321))  # nothing lost
+    assert found == sorted(found)  # in order
+    assert len(found) <= 322  # a repetition where an acknowledgement was lost
+    texts = [item["rpidText"] for item in receiver.notifications()]
+    assert texts[-1].endswith("(320)")
+
+
+def test_the_daemon_tells_of_its_life(receiver: Any, tmp_path: Path) -> None:
+    """Start, an alarm raised and cleared, a test past the queue, stop; all on real wires, v3 informs."""
+    place = Place(tmp_path)
+    config = place.write()
+    for name, text in (("trap-auth.key", snmptrapd.AUTH_KEY), ("trap-priv.key", snmptrapd.PRIV_KEY)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600)
+    with config.open("a") as f:
+        f.write(
+            "\n[traps]\nper_minute = 1200\nheartbeat_s = 1.0\n"
+            f'\n[[trap_sink]]\nid = "facility"\nhost = "{receiver.host}"\nport = {receiver.port}\n'
+            f'user = "{snmptrapd.USER}"\nauth_key_file = "trap-auth.key"\npriv_key_file = "trap-priv.key"\n'
+        )
+    (tmp_path / "state").mkdir(mode=0o750)
+    with running(lambda: RackProcess(config)) as rack:
+        alone = cli(config, "traps", "test", "--json")
+        assert alone.returncode == 0, alone.stderr
+        with running(lambda: Daemon(config)) as daemon:
+            daemon.normal()
+            answer = daemon.ask("traps_test", sink="facility")["sinks"]
+            assert [(item["acknowledged"], item["error"]) for item in answer] == [(True, None)]
+            daemon.ask("kill", reason="test")
+            daemon.until(lambda s: any(a["id"] == "kill_switch" for a in s["alarms"]), "the alarm")
+            assert cli(config, "resume").returncode == 0
+            rack.ask(pdu="pdu-a", faults={"drop": -1})
+            daemon.until(lambda s: any(a["id"] == "pdu_unreachable:pdu-a" for a in s["alarms"]), "the alarm")
+            rack.ask(pdu="pdu-a", faults={})
+            status = daemon.until(lambda s: not s["alarms"], "no alarm")
+            (sink,) = status["trap_sinks"]
+            assert (sink["reachable"], sink["insecure"], sink["dropped"]) == (True, False, 0)
+            assert daemon.stop() == 0
+    found = receiver.notifications()
+    told = [(item["trap"], item["rpidAlarmId"]) for item in found]
+    assert told[:2] == [("rpidTest", ""), ("rpidStarted", "")]
+    assert told[-1] == ("rpidStopped", "")
+    for alarm, kind in (("kill_switch", "rpidKillSwitch"), ("pdu_unreachable:pdu-a", "rpidPduUnreachable")):
+        assert [trap for trap, name in told if name == alarm] == [kind, f"{kind}Cleared"]
+    assert ("rpidHeartbeat", "") in told
+    assert ("rpidStateChange", "") in told
+    sequences = [n for n in receiver.sequences() if n > 0]
+    assert sequences == list(range(1, len(sequences) + 1))
+    assert {item["rpidRack"] for item in found} == {"scenario"}
+
+
+def mibs(folder: Path | None = None) -> str:
+    return f"{STAND_IN_MIBS}:{folder or mib_path().parent}"
+
+
+@pytest.mark.parametrize("enterprise", [32_473, 4711])
+def test_the_mib_is_clean(tmp_path: Path, enterprise: int) -> None:
+    if shutil.which("smilint") is None:
+        pytest.skip("smilint is not installed")
+    path = tmp_path / "RPI-DAEMON-MIB.txt"
+    path.write_text(mib_text(enterprise))
+    (tmp_path / "smi.conf").write_text(f"path {STAND_IN_MIBS}\n")
+    done = subprocess.run(
+        ["smilint", "-c", str(tmp_path / "smi.conf"), "-s", "-l", "9", str(path)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_net_snmp_translates_every_notification(tmp_path: Path) -> None:
+    from rpi_daemon.drivers.traps.mib import ALARMS, CLEARED, EVENTS
+
+    (tmp_path / "RPI-DAEMON-MIB.txt").write_text(mib_text(4711))
+    oids = [
+        f"1.3.6.1.4.1.4711.1.0.{n}"
+        for n in (*ALARMS.values(), *(n + CLEARED for n in ALARMS.values()), *EVENTS.values())
+    ]
+    done = subprocess.run(
+        ["snmptranslate", "-m", "ALL", "-M", mibs(tmp_path), *oids], capture_output=True, text=True,
+        env={"SNMP_PERSISTENT_DIR": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.stderr in ("", f"Created directory: {tmp_path}/cert_indexes\n")
+    names = done.stdout.split()
+    assert len(names) == len(set(names)) == len(oids)
+    assert all(name.startswith("RPI-DAEMON-MIB::rpid") for name in names)
+    assert names[0] == "RPI-DAEMON-MIB::rpidOverloadPredicted"
+
+
+def test_bench_short_form() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "bench" / "informs.py", "--quick", "--json"], capture_output=True, text=True, timeout=120,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    ratios = json.loads(done.stdout.splitlines()[-1])["ratios"]
+    assert (ratios["lost"], ratios["out_of_order"], ratios["left"]) == (0.0, 0.0, 0.0)
