@@ -1,4 +1,4 @@
-"""The simulated rack that a configuration describes: boards on ptys, PDUs on UDP ports, loads, a job scheduler's announcements."""
+"""The simulated rack that a configuration describes: boards on ptys, PDUs on UDP ports, BMCs, loads, announcements of work."""
 
 import asyncio
 import contextlib
@@ -14,13 +14,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from rpi_daemon.config.load import read_config
-from rpi_daemon.config.schema import Board, Config, Pdu
+from rpi_daemon.config.schema import Board, Cap, Config, Pdu
 from rpi_daemon.devices import SNMP_PORT, snmp_profile
+from rpi_daemon.drivers.caps import bmc_sim
+from rpi_daemon.drivers.caps.bmc_sim import BmcShape, BmcSimulator, Certificate, kept_certificate
 from rpi_daemon.drivers.pdu.sim import PduSimulator, SimUser, command
 from rpi_daemon.drivers.sensors.board_sim import PtyPort, SimulatedBoard, obey, run_board
 from rpi_daemon.drivers.sensors.paced import board_plant, servers_for
-from rpi_daemon.drivers.sensors.plant import Plant, PlantOptions, Workload
+from rpi_daemon.drivers.sensors.plant import Plant, PlantOptions, Workload, outlet_power
 from rpi_daemon.drivers.sensors.traces import read_traces
 from rpi_daemon.errors import RpiError
 from rpi_daemon.sensing import wiring
@@ -31,6 +35,8 @@ PLAN_PERIOD_S = 0.5
 SENSOR_ERRORS = {"gain_error_sd": 0.03, "phase_error_sd_deg": 2.0, "offset_sd_counts": 2000.0}
 RATE_HZ = 1000
 BLOCK_SCANS = 100
+BMC_CERTIFICATE = "bmc-sim.pem"  # beside the configuration, where it names no tls_ca_file
+LOWEST_CAP = 1.2  # of a server's idle power: less it could not keep
 CATCH_UP_SCANS = 5 * RATE_HZ  # after a longer stand-still the loads go on from where they were
 SWITCH_INTERVAL_S = 0.0005  # the agents' Python must not keep a board's thread from its 20 ms FIFO
 
@@ -64,17 +70,27 @@ class UnboardedLoads:
 
 def make_keys(config: Config) -> None:
     """Write the secrets that the configuration names and nobody has made yet: this rack is ours."""
-    for pdu in config.pdu:
-        for name in ("auth_key", "priv_key", "community"):
-            file = getattr(pdu, f"{name}_file")
+    for section in (*config.pdu, *config.cap):
+        for name in ("password",) if isinstance(section, Cap) else ("auth_key", "priv_key", "community"):
+            file = getattr(section, f"{name}_file")
             if file is not None and not config.path(file).exists():
                 descriptor = os.open(config.path(file), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with os.fdopen(descriptor, "w") as out:
                     out.write(secrets.token_hex(16))
 
 
+def bmc_certificate(config: Config, cap: Cap) -> Certificate:
+    """The certificate that a simulated BMC shows: kept in the file that `tls_ca_file` names, so that the daemon knows it.
+
+    Made the first time, for the hosts of all caps that share the file. Raises ConfigError.
+    """
+    file = cap.tls_ca_file or BMC_CERTIFICATE
+    hosts = sorted({other.host for other in config.cap if (other.tls_ca_file or BMC_CERTIFICATE) == file})
+    return kept_certificate(config.path(file), *hosts)
+
+
 class SimulatedRack:
-    """All boards and PDUs of one configuration in this process. `start`, `announce` now and then, `stop`."""
+    """All boards, PDUs and BMCs of one configuration in this process. `start`, `announce` now and then, `stop`."""
 
     def __init__(
         self, config: Config, *, trace: Path | None = None, seed: int = 1, sensor_errors: bool = False
@@ -90,6 +106,7 @@ class SimulatedRack:
         self._loads: list[SimBoard | UnboardedLoads] = [*self.boards, *self.unboarded]
         self._place = {outlet: (item.plant, k) for item in self._loads for k, outlet in enumerate(item.outlets)}
         self.pdus = {pdu.id: self._pdu(pdu) for pdu in config.pdu}
+        self.bmcs = {cap.load: self._bmc(cap, servers) for cap in config.cap}
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
         self._announced: set[tuple[int, float]] = set()
@@ -115,6 +132,11 @@ class SimulatedRack:
         """What every outlet draws now, by outlet id."""
         self._follow()
         return {self._rows[i].id: float(plant.true_power_w[k]) for i, (plant, k) in self._place.items()}
+
+    def is_throttled(self, load: str) -> bool:
+        """Whether a server wants more than its cap allows."""
+        throttles = [plant.throttles[k] for i, (plant, k) in self._place.items() if self._rows[i].load == load]
+        return any(throttle is not None and throttle.throttled for throttle in throttles)
 
     def _pdu(self, pdu: Pdu) -> PduSimulator:
         numbers = {row.number: i for i, row in enumerate(self._rows) if row.pdu == pdu.id}
@@ -157,12 +179,40 @@ class SimulatedRack:
             port=pdu.port or SNMP_PORT,
         )
 
-    async def start(self) -> None:
-        """PDUs answer and boards send; the port of each board is a link to its pty.
+    def _bmc(self, cap: Cap, servers: Sequence[Workload]) -> BmcSimulator:
+        outlets = [i for i, row in enumerate(self._rows) if row.load == cap.load and i in self._place]
+        places = [self._place[i] for i in outlets]
 
-        Raises ConfigError when a PDU's port is in use: then another simulated rack keeps its links too.
+        def power_w() -> float | None:
+            self._follow()
+            return sum(float(plant.true_power_w[k]) for plant, k in places) if places else None
+
+        def set_cap(cap_w: float | None) -> None:
+            for plant, k in places:  # each supply takes its half
+                plant.set_cap(k, None if cap_w is None else cap_w / len(places))
+
+        idle_w = sum(float(outlet_power(np.array(servers[i].idle_w), servers[i].rating_w)) for i in outlets)
+        rating_w = sum(servers[i].rating_w for i in outlets)
+        return BmcSimulator(
+            power_w=power_w,
+            set_cap=set_cap,
+            shape=BmcShape(lowest_w=float(round(LOWEST_CAP * idle_w)), highest_w=float(round(rating_w))),
+            host=cap.host,
+            port=cap.port,
+            user=cap.user,
+            password=self._config.secret(cap, "password"),
+            certificate=bmc_certificate(self._config, cap),
+        )
+
+    def _agents(self) -> list[PduSimulator | BmcSimulator]:
+        return [*self.pdus.values(), *self.bmcs.values()]
+
+    async def start(self) -> None:
+        """PDUs and BMCs answer and boards send; the port of each board is a link to its pty.
+
+        Raises ConfigError when a port is in use: then another simulated rack keeps its links too.
         """
-        for simulator in self.pdus.values():
+        for simulator in self._agents():
             await simulator.start()
         for board in self.boards:
             board.port = PtyPort(self._config.path(board.board.port or board.board.id))
@@ -197,7 +247,7 @@ class SimulatedRack:
         for thread, board in zip(self._threads, self.boards, strict=False):
             thread.join(2.0)
             board.port.unplug()
-        for simulator in self.pdus.values():
+        for simulator in self._agents():
             await simulator.stop()
 
 
@@ -225,6 +275,7 @@ async def _serve(rack: SimulatedRack) -> int:
             "ready": True,
             "boards": [b.port.host_path for b in rack.boards],
             "pdus": {p: s.port for p, s in rack.pdus.items()},
+            "bmcs": {load: {"port": b.port, "tls_fingerprint": b.fingerprint} for load, b in rack.bmcs.items()},
         }
     )
     try:
@@ -263,19 +314,25 @@ async def _commands(rack: SimulatedRack, stop: asyncio.Event) -> None:
 
 def _answer(rack: SimulatedRack, request: object) -> dict[str, object]:
     """`{"state": true}`: what every PDU holds and every board has sent; `{"board": ID, "fault": NAME, ...}`: see `obey`;
-    `{"pdu": ID, "faults": {...}}`, `{"pdu": ID, "reboot": true}`: see `drivers.pdu.sim.command`."""
+    `{"pdu": ID, "faults": {...}}`, `{"pdu": ID, "reboot": true}`: see `drivers.pdu.sim.command`;
+    `{"bmc": LOAD, "faults": {...}}`, `{"bmc": LOAD, "reboot": SECONDS}`: see `drivers.caps.bmc_sim.command`."""
     boards = {board.board.id: board for board in rack.boards}
-    if isinstance(request, dict) and request.get("state"):
+    if not isinstance(request, dict) or not all(isinstance(request.get(k, ""), str) for k in ("board", "pdu", "bmc")):
+        request = {}
+    if request.get("state"):
         return _state(rack)
-    if isinstance(request, dict) and request.get("board") in boards:
+    if request.get("board") in boards:
         board = boards[request.pop("board")]
         return dict(obey(json.dumps(request), board.device, board.port))
-    if isinstance(request, dict) and request.get("pdu") in rack.pdus:
+    if request.get("pdu") in rack.pdus:
         simulator = rack.pdus[request.pop("pdu")]
         return command(simulator, None, json.dumps(request))
+    if request.get("bmc") in rack.bmcs:
+        return bmc_sim.command(rack.bmcs[request.pop("bmc")], request)
     return {
-        "error": 'use {"state": true}, {"board": ID, "fault": NAME} or {"pdu": ID, "faults": {...}};'
-        f" boards: {', '.join(boards)}; PDUs: {', '.join(rack.pdus)}"
+        "error": 'use {"state": true}, {"board": ID, "fault": NAME}, {"pdu": ID, "faults": {...}} or'
+        f' {{"bmc": LOAD, "faults": {{...}}}}; boards: {", ".join(boards)}; PDUs: {", ".join(rack.pdus)};'
+        f" BMCs: {', '.join(rack.bmcs) or 'none'}"
     }
 
 
@@ -288,6 +345,8 @@ def _state(rack: SimulatedRack) -> dict[str, object]:
         },
         "pdus": {pdu: dict(simulator.counters) for pdu, simulator in rack.pdus.items()},
         "boards": {board.board.id: asdict(board.device.counters) for board in rack.boards},
+        "caps_w": {load: simulator.held.cap_w for load, simulator in rack.bmcs.items()},
+        "throttled": {load: rack.is_throttled(load) for load in rack.bmcs},
     }
 
 

@@ -67,6 +67,12 @@ class BmcFaults:
     redirect: str = ""  # the chassis answer with 307 to this address
 
     def __post_init__(self) -> None:
+        for known in fields(self):
+            value, usual = getattr(self, known.name), known.default
+            kind = type(usual) if isinstance(usual, bool | str) else int | float
+            wrong = isinstance(value, bool) != isinstance(usual, bool) or not isinstance(value, kind)
+            if wrong and not (value is None and usual is None):
+                raise ValueError(f"fault {known.name} is {value!r}; allowed: as in {known.name} = {usual!r}")
         if self.garbled and self.garbled not in GARBLED:
             raise ValueError(f"garbled is {self.garbled!r}; allowed: {', '.join(GARBLED)}")
 
@@ -89,6 +95,10 @@ def make_certificate(*hosts: str) -> Certificate:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, hosts[0])])
     start = datetime.now(UTC) - timedelta(days=1)
+    no = dict.fromkeys(
+        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign"), False
+    )
+    usage = x509.KeyUsage(digital_signature=True, key_cert_sign=True, encipher_only=False, decipher_only=False, **no)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -99,6 +109,9 @@ def make_certificate(*hosts: str) -> Certificate:
         .not_valid_after(start + timedelta(days=CERTIFICATE_DAYS))
         .add_extension(x509.SubjectAlternativeName([_alternative(host) for host in hosts]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     return Certificate(
@@ -115,15 +128,22 @@ def _alternative(host: str) -> x509.GeneralName:
 
 
 def kept_certificate(path: Path, *hosts: str) -> Certificate:
-    """The certificate at `path`, its key beside it (`.key`, mode 0600); made and written the first time."""
+    """The certificate at `path`, its key beside it (`.key`, mode 0600); made and written the first time.
+
+    Raises ConfigError, also for a certificate without a key: that one is not ours to show or to replace.
+    """
     key_path = path.with_name(path.name + ".key")
-    if path.exists() and key_path.exists():
-        return Certificate(path.read_bytes(), key_path.read_bytes())
-    made = make_certificate(*hosts)
-    key_path.unlink(missing_ok=True)
-    with os.fdopen(os.open(key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-        out.write(made.key)
-    path.write_bytes(made.pem)
+    try:
+        if path.exists():
+            return Certificate(path.read_bytes(), key_path.read_bytes())
+        made = make_certificate(*hosts)
+        with os.fdopen(os.open(key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+            out.write(made.key)
+        path.write_bytes(made.pem)
+    except OSError as error:
+        raise ConfigError(
+            f"the simulated BMC keeps its certificate in {path} and its key in {key_path}: {error.strerror}"
+        ) from error
     return made
 
 
@@ -219,6 +239,11 @@ class BmcSimulator:
     _names: int = 0
     _runner: "web.AppRunner | None" = None
     _timers: set[asyncio.TimerHandle] = field(default_factory=set)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the certificate, for `tls_fingerprint`; there is one from `start` on."""
+        return "" if self.certificate is None else self.certificate.fingerprint
 
     # -- the service
 
@@ -699,6 +724,8 @@ def command(simulator: BmcSimulator, request: Mapping[str, Any]) -> dict[str, An
         if unknown:
             raise ValueError(f"unknown command {sorted(unknown)}: use faults, reboot, state")
         if "faults" in request:
+            if not isinstance(request["faults"], dict):
+                raise ValueError('faults is no object, as in {"settle_s": 8}')
             wrong = set(request["faults"]) - {known.name for known in fields(BmcFaults)}
             if wrong:
                 raise ValueError(f"unknown fault {sorted(wrong)}: use {[known.name for known in fields(BmcFaults)]}")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rpi_daemon.drivers.sensors.throttle import Throttle
 from rpi_daemon.drivers.sensors.traces import Trace
 from rpi_daemon.records import TICK_S, FloatArray
 
@@ -444,7 +445,7 @@ def _bench_rows(load: LoadBank, shape: FloatArray, angle: FloatArray) -> FloatAr
 
 class Plant:
     """The rack and its sensors: `advance` moves time on and gives the counts. One thread calls it; others may read
-    `true_power_w`, `energy_j`, and switch outlets.
+    `true_power_w`, `energy_j`, `throttles`, switch outlets and cap their servers.
 
     Channels: the current of each outlet, then the voltage of each phase. Outlet i (from 0) is on phase i mod n_phases.
     The voltage wanders by 1 % and the frequency by 0.02 Hz. The current's in-phase part and harmonics follow the power,
@@ -478,6 +479,7 @@ class Plant:
         self._tick0 = 0  # tick of the first row of _points
         self._points = np.array([s.take(CHUNK_TICKS + 1) for s in self._streams]).reshape(n, -1).T
         self._on = np.ones(n, dtype=np.bool_)
+        self.throttles: list[Throttle | None] = [None] * n  # of the servers that were ever capped
         self._was_live = self._points[0] > 0.0  # no inrush for what runs at the start
         self._inrush_w = np.zeros(n)
         self._last_tick_w = np.zeros((rate_hz // 10, n))
@@ -507,6 +509,17 @@ class Plant:
         if on and not self._on[outlet]:
             self._reboot(outlet)
         self._on[outlet] = on
+
+    def set_cap(self, outlet: int, cap_w: float | None) -> None:
+        """From now on the server at `outlet` (from 0) draws at most `cap_w`, W at the outlet; None: no cap. See Throttle."""
+        throttle = self.throttles[outlet]
+        if throttle is None:
+            server = self.workloads[outlet]
+            idle_w, full_w = outlet_power(np.array([server.idle_w, server.busy_w]), server.rating_w)
+            throttle = Throttle(float(idle_w), float(full_w), self.rate_hz)
+            throttle.keep(np.array([self.true_power_w[outlet]]))  # it starts from what it draws
+            self.throttles[outlet] = throttle
+        throttle.set_cap(cap_w)
 
     def set_load_bank(self, outlet: int, load: LoadBank | None) -> None:
         """Plug a load bank into an outlet (from 0), or its server again (None). Raises ValueError for an odd load."""
@@ -584,6 +597,9 @@ class Plant:
         part = (place - whole)[:, None]
         rows = whole - self._tick0
         power_w = np.where(self._on, self._points[rows] * (1.0 - part) + self._points[rows + 1] * part, 0.0)
+        for k, throttle in enumerate(self.throttles):
+            if throttle is not None:
+                power_w[:, k] = throttle.keep(power_w[:, k])
         self._add_inrush(power_w)
         if self._banks:
             level = self._supply(n)[1]
