@@ -1,4 +1,4 @@
-# SNMP codec: BER of GET, SET, Response and Report; v2c messages, v3 USM messages and scoped PDUs. No keys, no sockets, no policy.
+# SNMP codec: BER of GET, GETBULK, SET, Response and Report; v2c messages, v3 USM messages and scoped PDUs. No keys, no sockets, no policy.
 #
 # The parser follows the fixed grammar of RFC 3416/3412/3414 with a cursor: there is no recursion, so nesting is at most 7 deep whatever
 # the bytes say. A message is at most 64 KiB, an OID at most 128 arcs, a length at most 4 octets and always definite. Every length is
@@ -34,6 +34,7 @@ cdef enum:
     _P_GET = 0xA0
     _P_RESPONSE = 0xA2
     _P_SET = 0xA3
+    _P_GET_BULK = 0xA5
     _P_REPORT = 0xA8
 
 
@@ -253,8 +254,8 @@ cdef int _snmp_put_value(_SnmpOut *out, Varbind v) except -1:
 cdef int _snmp_put_pdu(_SnmpOut *out, int pdu_tag, int64_t request_id, varbinds, int64_t status, int64_t index) except -1:
     cdef const uint8_t *end = out.at
     cdef const uint8_t *one
-    if pdu_tag != _P_GET and pdu_tag != _P_SET and pdu_tag != _P_RESPONSE and pdu_tag != _P_REPORT:
-        raise BerError(f"PDU tag {pdu_tag:#04x} is not GET, SET, Response or Report")
+    if pdu_tag != _P_GET and pdu_tag != _P_SET and pdu_tag != _P_GET_BULK and pdu_tag != _P_RESPONSE and pdu_tag != _P_REPORT:
+        raise BerError(f"PDU tag {pdu_tag:#04x} is not GET, GETBULK, SET, Response or Report")
     for item in reversed(varbinds):
         one = out.at
         if isinstance(item, str):  # a bare name, as in a GET
@@ -277,7 +278,8 @@ def encode_oid(str oid not None):
 
 
 def encode_v2c(bytes community not None, int pdu_tag, int64_t request_id, varbinds not None, int64_t status=0, int64_t index=0):
-    """A whole v2c message. `varbinds`: Varbind, or a bare dotted name for one without a value. Raises BerError."""
+    """A whole v2c message. `varbinds`: Varbind, or a bare dotted name for one without a value. In a GETBULK `status` is the
+    number of non-repeaters and `index` that of repetitions (RFC 3416 section 3). Raises BerError."""
     cdef uint8_t buffer[_SNMP_SEND_MAX]
     cdef uint8_t *end = buffer + _SNMP_SEND_MAX
     cdef _SnmpOut out
@@ -531,8 +533,8 @@ cdef Pdu _snmp_take_pdu(_SnmpIn *outer, names):
     cdef Py_ssize_t i = 0
     cdef Py_ssize_t n_names = 0 if names is None else len(names)
     _snmp_enter(outer, &tag, &body)
-    if tag != _P_GET and tag != _P_SET and tag != _P_RESPONSE and tag != _P_REPORT:
-        raise BerError(f"PDU tag {tag:#04x} is not GET, SET, Response or Report")
+    if tag != _P_GET and tag != _P_SET and tag != _P_GET_BULK and tag != _P_RESPONSE and tag != _P_REPORT:
+        raise BerError(f"PDU tag {tag:#04x} is not GET, GETBULK, SET, Response or Report")
     pdu.tag = tag
     pdu.request_id = _snmp_take_int(&body, "request id", -0x80000000LL)
     pdu.status = _snmp_take_int(&body, "error status", 0)

@@ -1,4 +1,4 @@
-"""One agent's SNMP session: GET and SET over connected UDP, v2c and v3 USM; believes only what it asked for."""
+"""One agent's SNMP session: GET, GETBULK and SET over connected UDP, v2c and v3 USM; believes only what it asked for."""
 
 import asyncio
 import secrets
@@ -37,6 +37,7 @@ END_OF_MIB = 0x82
 _GET = 0xA0
 _RESPONSE = 0xA2
 _SET = 0xA3
+_GET_BULK = 0xA5
 _REPORT = 0xA8
 
 _DATAGRAM_BYTES = 65536
@@ -169,6 +170,7 @@ class _Request:
     request_id: int
     varbinds: Sequence[str | Varbind]
     allowed: Callable[[], bool] = _always
+    repetitions: int = 0  # GETBULK: rows asked for
     discovery: bool = False
     message_ids: set[int] = field(default_factory=set)
     complaint: str = ""
@@ -178,7 +180,7 @@ class _Request:
 
 
 class SnmpSession:
-    """GET and SET with one agent, one request in flight. Not for use from two event loops.
+    """GET, GETBULK and SET with one agent, one request in flight. Not for use from two event loops.
 
     Every method that talks raises SnmpTimeout, SnmpAuthError, SnmpProtocolError, SnmpRefused, or DeviceError where the
     host cannot be found or nothing listens there. A v3 session never falls back to a weaker level. After a
@@ -247,6 +249,16 @@ class SnmpSession:
         """The values of dotted `oids`, in their order, in as few requests as the agent takes."""
         return await self._in_batches(_GET, oids)
 
+    async def get_bulk(self, oid: str, repetitions: int) -> list[Varbind]:
+        """Up to `repetitions` objects that follow `oid`, as the agent has them; END_OF_MIB ends the list early. What they
+        are called is the caller's to judge."""
+        async with self._lock:
+            request = _Request(_GET_BULK, secrets.randbits(31), (oid,), repetitions=repetitions)
+            pdu = await self._exchange(request)
+        if pdu.status:
+            raise self._refusal(_GET_BULK, pdu, (oid,), 0)
+        return pdu.varbinds
+
     async def set(self, varbinds: Sequence[Varbind], allowed: Callable[[], bool] = _always) -> list[Varbind]:
         """Write `varbinds` in order and return the agent's echo, which proves nothing: read back. More than one batch
         is not one transaction: the batches before the one that was refused were taken. `allowed` is asked immediately
@@ -272,7 +284,7 @@ class SnmpSession:
 
     def _refusal(self, tag: int, pdu: Pdu, part: Sequence[str | Varbind], start: int) -> SnmpRefused:
         status = _STATUS[pdu.status] if pdu.status < len(_STATUS) else f"error {pdu.status}"
-        verb = "SET" if tag == _SET else "GET"
+        verb = {_SET: "SET", _GET_BULK: "GETBULK"}.get(tag, "GET")
         if not 1 <= pdu.index <= len(part):
             text = f"SNMP agent {self._where} refused a {verb} of {len(part)} values: {status}"
             return SnmpRefused(text, pdu.status, 0, None)
@@ -323,12 +335,16 @@ class SnmpSession:
     def _message(self, request: _Request, now_s: float) -> bytearray | bytes:
         if self._usm is None:
             request.message_ids.add(request.request_id)
-            return encode_v2c(self._community, request.tag, request.request_id, request.varbinds)
+            return encode_v2c(
+                self._community, request.tag, request.request_id, request.varbinds, index=request.repetitions
+            )
         message_id = secrets.randbits(31)
         request.message_ids.add(message_id)
         if request.discovery:
             return self._usm.discover(message_id, request.request_id)
-        return self._usm.protect(message_id, request.tag, request.request_id, request.varbinds, now_s)
+        return self._usm.protect(
+            message_id, request.tag, request.request_id, request.varbinds, now_s, repetitions=request.repetitions
+        )
 
     def _send(self, message: bytearray | bytes) -> None:
         assert self._socket is not None
@@ -450,6 +466,10 @@ class SnmpSession:
     def _checked(self, pdu: Pdu, request: _Request) -> Pdu:
         if pdu.tag != _RESPONSE:
             raise Rejected(f"PDU tag {pdu.tag:#04x} is not a Response")
+        if request.tag == _GET_BULK:
+            if not pdu.status and not 1 <= len(pdu.varbinds) <= request.repetitions:
+                raise Rejected(f"{len(pdu.varbinds)} objects where up to {request.repetitions} were asked for")
+            return pdu
         # with an error status agents may return no varbinds (RFC 3416 section 4.2.1, tooBig)
         if not pdu.names_match and not (pdu.status and not pdu.varbinds):
             raise Rejected("the reply is about other OIDs than asked")

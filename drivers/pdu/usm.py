@@ -130,10 +130,17 @@ class Usm:
         return encode_v3(message_id, _REPORTABLE, b"", 0, 0, b"", 0, b"", scoped)[0]
 
     def protect(
-        self, message_id: int, pdu_tag: int, request_id: int, varbinds: Sequence[str | Varbind], now_s: float
+        self,
+        message_id: int,
+        pdu_tag: int,
+        request_id: int,
+        varbinds: Sequence[str | Varbind],
+        now_s: float,
+        *,
+        repetitions: int = 0,
     ) -> bytearray:
-        """A request at the user's level, RFC 3414 section 3.1."""
-        scoped = encode_scoped(self.engine_id, b"", pdu_tag, request_id, varbinds)
+        """A request at the user's level, RFC 3414 section 3.1; `repetitions` is for a GETBULK."""
+        scoped = encode_scoped(self.engine_id, b"", pdu_tag, request_id, varbinds, index=repetitions)
         flags = self.flags | _REPORTABLE
         if self._hmac is None:
             return encode_v3(message_id, flags, self.engine_id, 0, 0, self.user, 0, b"", scoped)[0]
