@@ -240,6 +240,11 @@ def _snmp_secrets(place: Loc, section: Pdu | TrapSink, base_dir: Path, env: Mapp
         yield from _secret(section, place, "priv_key", base_dir, env, least=8)
 
 
+def snmp_mistakes(section: Pdu, base_dir: Path, env: Mapping[str, str]) -> Iterator[Found]:
+    """What is wrong with one PDU's way in, without a configuration around it; locations are its keys."""
+    yield from _snmp_secrets((), section, base_dir, env)
+
+
 def _secret(
     section: Pdu | TrapSink | Cap, place: Loc, name: str, base_dir: Path, env: Mapping[str, str], least: int
 ) -> Iterator[Found]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +30,17 @@ def expand_numbers(text: str) -> list[int]:
     if len(set(numbers)) != len(numbers):
         raise ValueError(f"{text!r} names an outlet twice")
     return numbers
+
+
+def shorten_numbers(numbers: Iterable[int]) -> str:
+    """The inverse of `expand_numbers`: {1, 2, 3, 7} -> `"1-3,7"`."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 def _checked_numbers(text: str) -> str:
@@ -551,7 +563,13 @@ class Config(Section):
 
     def secret(self, section: Pdu | Cap | TrapSink, name: str) -> str:
         """A secret ("auth_key", "priv_key", "community", "password"), from its file or environment; never logged."""
-        variable = getattr(section, f"{name}_env")
-        if variable is not None:
-            return os.environ.get(variable, "")
-        return self.path(getattr(section, f"{name}_file")).read_text(encoding="utf-8").strip()
+        return secret_of(section, name, Path(self.base_dir))
+
+
+def secret_of(section: Pdu | Cap | TrapSink, name: str, base_dir: Path) -> str:
+    """As `Config.secret`, of a section without a configuration around it."""
+    variable = getattr(section, f"{name}_env")
+    if variable is not None:
+        return os.environ.get(variable, "")
+    path: Path = base_dir / getattr(section, f"{name}_file")
+    return path.read_text(encoding="utf-8").strip()

@@ -125,6 +125,52 @@ def check_config(config_path: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("host")
+@click.option("--port", type=click.IntRange(1, 65535), help="UDP port; 161 if not given.")
+@click.option("--id", "pdu_id", default="pdu-a", show_default=True, help="What the configuration shall call it.")
+@click.option("--unit", type=click.IntRange(0, 255), help="Place in a chain of PDUs.")
+@click.option("--version", type=click.Choice(["3", "2c"]), default="3", show_default=True, help="2c is plain text.")
+@click.option("--user", help="v3: user name.")
+@click.option("--auth", type=click.Choice(["SHA-1", "SHA-256", "SHA-512"]), default="SHA-256", show_default=True)
+@click.option("--auth-key-file", help="v3: file with the authentication pass phrase, mode 0600.")
+@click.option("--auth-key-env", help="v3: or the environment variable that holds it.")
+@click.option("--priv-key-file", help="v3: file with the encryption pass phrase, mode 0600.")
+@click.option("--priv-key-env", help="v3: or the environment variable that holds it.")
+@click.option("--community-file", help="2c: file with the community, mode 0600.")
+@click.option("--community-env", help="2c: or the environment variable that holds it.")
+@click.option("--timeout", "timeout_s", default=1.0, show_default=True, type=click.FloatRange(0.02, 10.0), help="s.")
+@click.option("--retries", default=2, show_default=True, type=click.IntRange(0, 5))
+@click.option(
+    "--rate",
+    "requests_per_s",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0.5, 200.0),
+    help="Requests per second at most; management cards are slow.",
+)
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="New file for the configuration; printed if not given."
+)
+@json_option
+def discover(
+    host: str,
+    pdu_id: str,
+    timeout_s: float,
+    retries: int,
+    requests_per_s: float,
+    output: Path | None,
+    as_json: bool,
+    **way_in: Any,
+) -> None:
+    """Ask the PDU at HOST what it is, what it meters and what can be written; make a configuration for it. Writes nothing to it."""
+    from rpi_daemon.draft import discover_pdu
+
+    keys = {"id": pdu_id, "profile": "raritan_px", "host": host, "timeout_s": timeout_s, "retries": retries, **way_in}
+    document, text = discover_pdu(keys, output, requests_per_s)
+    show(document, as_json, text)
+
+
+@main.command()
 @click.option(
     "--seconds", default=60.0, show_default=True, type=click.FloatRange(5.0, 86_400.0), help="How long it runs."
 )

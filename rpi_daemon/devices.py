@@ -9,7 +9,7 @@ import numpy as np
 from rpi_daemon.calibration import load_calibration
 from rpi_daemon.clock import Clock
 from rpi_daemon.config.load import Loc, load_config
-from rpi_daemon.config.schema import Cap, Config, Pdu, expand_numbers
+from rpi_daemon.config.schema import Cap, Config, Pdu, expand_numbers, secret_of
 from rpi_daemon.drivers.base import CapDriver, PduDriver
 from rpi_daemon.drivers.caps.redfish import RedfishCap, RedfishOptions
 from rpi_daemon.drivers.caps.session import RedfishEndpoint
@@ -58,17 +58,22 @@ def cap_driver(config: Config, cap: Cap, clock: Clock) -> CapDriver:
 
 def snmp_endpoint(config: Config, pdu: Pdu) -> SnmpEndpoint:
     """Where and how to speak SNMP; the secrets are read here."""
+    return endpoint_of(pdu, Path(config.base_dir))
+
+
+def endpoint_of(pdu: Pdu, base_dir: Path) -> SnmpEndpoint:
+    """As `snmp_endpoint`, of a PDU without a configuration around it."""
     v3 = pdu.version == "3"
     return SnmpEndpoint(
         host=pdu.host or "",
         port=pdu.port or SNMP_PORT,
         version=pdu.version,
-        community="" if v3 else config.secret(pdu, "community"),
+        community="" if v3 else secret_of(pdu, "community", base_dir),
         user=pdu.user or "",
         auth=pdu.auth,
-        auth_key=config.secret(pdu, "auth_key") if v3 else "",
+        auth_key=secret_of(pdu, "auth_key", base_dir) if v3 else "",
         priv=pdu.priv,
-        priv_key=config.secret(pdu, "priv_key") if v3 else "",
+        priv_key=secret_of(pdu, "priv_key", base_dir) if v3 else "",
         timeout_s=pdu.timeout_s or SNMP_TIMEOUT_S,
         retries=SNMP_RETRIES if pdu.retries is None else pdu.retries,
     )

@@ -120,6 +120,7 @@ class Index(_Table):
 
     unit: int = Field(default=1, ge=0)
     max_outlets: int = Field(ge=1, le=1024)
+    counts: Literal["outlets", "phases", "cords"] = "outlets"  # what the numbers count; only outlets can be limited
     feeds: Feeds | None = None
 
 

@@ -128,7 +128,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
 
 
 def test_absent_and_unreadable_profiles(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"choose one of apc_rpdu2, .*raritan_px.*, or give a path"):
+    with pytest.raises(ConfigError, match=r"choose one of apc_rpdu1, .*raritan_px.*, or give a path"):
         load_profile("raritan")
     with pytest.raises(ConfigError, match="cannot read the PDU profile"):
         load_profile(tmp_path / "absent.toml")

@@ -85,7 +85,7 @@ def test_mistakes_at_start_are_one_line_each(tmp_path: Path, capsys: pytest.Capt
     assert main(["--user", "rack", "--auth-key-file", str(tmp_path / "absent")]) == 3
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
-    assert "choose one of apc_rpdu2" in lines[0]
+    assert "choose one of apc_rpdu1" in lines[0]
     assert "cannot read the recording" in lines[1]
     assert "cannot read the key file" in lines[2]
 
