@@ -4,7 +4,7 @@ import numpy as np
 
 from rpi_daemon.config.schema import Config
 from rpi_daemon.config.schema import Load as LoadOptions
-from rpi_daemon.records import Constraint, Load, RackModel
+from rpi_daemon.records import Constraint, Load, RackModel, ServerCap
 
 
 def rack_model(config: Config) -> RackModel:
@@ -48,4 +48,5 @@ def rack_model(config: Config) -> RackModel:
         opted_in=np.array([row.closed_loop for row in rows]),
         loads=tuple(loads),
         constraints=tuple(constraints),
+        caps=tuple(ServerCap(names.index(cap.load), cap.lowest_w, cap.closed_loop) for cap in config.cap),
     )

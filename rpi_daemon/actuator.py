@@ -2,7 +2,6 @@
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -88,6 +87,7 @@ class Actuator:
         self._kind = [LimitKind.ALARM] * n
         self._asked_w = np.full(n, np.nan)  # newest
         self._open_w = np.full(n, np.nan)  # largest that a device may still take
+        self._open_low_w = np.full(n, np.nan)  # smallest
         self._asked_ns = np.full(n, NEVER_NS, dtype=np.int64)
         self._pending = np.zeros(n, dtype=np.bool_)
         self._doubtful = np.zeros(n, dtype=np.bool_)  # the last write was not verified: only a poll tells what it did
@@ -122,7 +122,7 @@ class Actuator:
             ours = self._doubtful[i] or not math.isnan(self._open_w[i]) or reading.rebooted
             if moved and not ours and self._rack.opted_in[i]:
                 changed.append(self._rack.outlet_ids[i])
-            self._open_w[i] = math.nan
+            self._open_w[i] = self._open_low_w[i] = math.nan
             self._doubtful[i] = False
             self._verified_ns[i] = reading.t_mono_ns
         if changed:
@@ -141,7 +141,7 @@ class Actuator:
             if outcome.read_back_w is not None:
                 self._limit_w[i] = outcome.read_back_w
                 if not self._pending[i]:
-                    self._open_w[i] = math.nan
+                    self._open_w[i] = self._open_low_w[i] = math.nan
             self._doubtful[i] = not outcome.verified
             if outcome.verified:
                 self._taken_w[:, i] = outcome.asked_w, self._limit_w[i]
@@ -179,6 +179,7 @@ class Actuator:
             verified_ns=self._verified_ns.copy(),
             kind=tuple(self._kind),
             open_w=self._open_w.copy(),
+            open_low_w=self._open_low_w.copy(),
             pending=self._pending.copy(),
             uncontrolled=self._uncontrolled_until_ns > now_ns,
             step_w=self._step_w.copy(),
@@ -298,6 +299,7 @@ class Actuator:
         self._asked_w[outlets] = permitted.limit_w[outlets]
         self._asked_ns[outlets] = permitted.t_mono_ns
         self._open_w[outlets] = np.fmax(self._open_w[outlets], permitted.limit_w[outlets])
+        self._open_low_w[outlets] = np.fmin(self._open_low_w[outlets], permitted.limit_w[outlets])
         self._exempt[outlets] = permitted.protective[outlets]
 
     def _desired(self, pdu: str, now_ns: int, outlets: IntArray, decisions: tuple[Decision, ...]) -> Desired:
@@ -334,53 +336,3 @@ class _Reasons:
     def name(self, i: int) -> str:
         named = (("first", self.first), ("raise", self.raises), ("lower", self.lowers))
         return next(name for name, where in named if where[i])
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A wanted change of an outlet's limit or of a server's cap, for one load."""
-
-    load: str
-    is_cap: bool
-    to_w: float
-
-
-def order_writes(
-    changes: Sequence[Change],
-    outlet_w: Mapping[str, float],
-    cap_w: Mapping[str, float],
-    draw_w: Mapping[str, float],
-    margin_w: float,
-) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
-    """Split changes into those that may go now and those that wait: a cap never stands above its outlet's limit.
-
-    `outlet_w`, `cap_w`: verified limits in force per load; `draw_w`: what the load draws. Raising: outlet first, then
-    the cap. Lowering: the cap first, then, once the draw has followed, the outlet. Asked again each tick, the waiting
-    ones go as their turn comes. A load without a cap in `cap_w` is free of these rules.
-    """
-    lowest = dict(outlet_w)
-    for c in changes:
-        if not c.is_cap:
-            lowest[c.load] = min(lowest.get(c.load, c.to_w), c.to_w)
-    go: list[Change] = []
-    wait: list[Change] = []
-    for c in changes:
-        (go if _turn(c, outlet_w, cap_w, draw_w, lowest, margin_w) else wait).append(c)
-    return tuple(go), tuple(wait)
-
-
-def _turn(
-    c: Change,
-    outlet_w: Mapping[str, float],
-    cap_w: Mapping[str, float],
-    draw_w: Mapping[str, float],
-    lowest_w: Mapping[str, float],
-    margin_w: float,
-) -> bool:
-    if c.load not in cap_w or c.load not in outlet_w:
-        return True
-    if c.is_cap:
-        return c.to_w <= cap_w[c.load] or c.to_w <= lowest_w[c.load]
-    if c.to_w >= outlet_w[c.load]:
-        return True
-    return cap_w[c.load] <= c.to_w and draw_w.get(c.load, math.inf) + margin_w <= c.to_w

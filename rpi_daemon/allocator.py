@@ -21,6 +21,7 @@ from rpi_daemon.records import (
 
 LOWEST_OVER_S = 600.0  # V and power factor are the lowest of this span
 LEAST_LOAD = 0.05  # of the rating; below it the power factor says nothing about the load
+SCARCE_W = 0.5  # a grant this little below what was wanted is rounding
 ROUNDING = 1e-9  # relative; a row this close to its rating is full
 
 
@@ -123,6 +124,8 @@ def allocate(
     config: AllocatorConfig,
     controlled: BoolArray | None = None,
     drawn_w: FloatArray | None = None,
+    capped: BoolArray | None = None,
+    least_w: FloatArray | None = None,
 ) -> Allocation:
     """Grant every request if all fit, then hand out slack; else by priority.
 
@@ -135,6 +138,12 @@ def allocate(
     `controlled` [n]: outlets whose limits we write (all, if not given). `drawn_w` [n]: what is drawn now where a limit
     does not hold it back (alarm kinds; 0 or NaN elsewhere): within its tier that is the load's floor, for a threshold
     below the draw is an alarm and saves nothing.
+
+    `capped` [loads]: loads whose server throttles itself when we say so. Where there are any, what the others draw comes
+    first, whatever their tier: it flows in any case, and these can give way. What a capped load would draw is not known, so
+    the head-room that counts is that up to its demand: each is granted its request, or that fraction if it is less. Who
+    asks for less than its fraction is not capped at all, and growing requests of capped loads change nobody's grant.
+    `least_w` [loads]: no cap goes below this.
     """
     env = envelope(rack, ceilings, power_factor, voltage_v, config)
     request_w = np.where(np.isfinite(request_w), request_w, rack.static_safe_w)
@@ -145,6 +154,8 @@ def allocate(
         np.minimum(rack.rating_w[env.first], rack.rating_w[env.second]),
     )
     asked_w = _per_load(env, request_w)
+    if least_w is not None:
+        floor_w = np.maximum(floor_w, np.minimum(least_w, asked_w))
     floor_w = np.minimum(floor_w, top_w)
     want_w = np.clip(asked_w, floor_w, top_w)
     flowing_w = np.zeros_like(want_w) if drawn_w is None else _per_load(env, np.nan_to_num(drawn_w))
@@ -154,13 +165,19 @@ def allocate(
 
     fill = _Fill(np.maximum(env.coefficient[:, env.first], env.coefficient[:, env.second]), env.cap)
     fill.towards(want_w, ~ours)
+    if capped is not None and capped.any():
+        fill.towards(np.minimum(flowing_w, want_w), ours & ~capped)
     tiers = np.unique(tier)
     for level in tiers:
         fill.towards(floor_w, ours & (tier == level))
     for level in tiers:
         fill.towards(np.minimum(flowing_w, want_w), ours & (tier == level))
-        fill.towards(want_w, ours & (tier == level))
+        if capped is None or not capped.any():
+            fill.towards(want_w, ours & (tier == level))
+        else:
+            fill.share(floor_w, want_w, ours & (tier == level), np.maximum(top_w - floor_w, 1.0))
     short_w = np.maximum(0.0, asked_w - fill.grant_w)
+    scarce = want_w - fill.grant_w > SCARCE_W
     bound = fill.bound.copy()
     fill.keep_back(1.0 - config.slack_share)
     fill.towards(top_w, ours)
@@ -173,6 +190,7 @@ def allocate(
         t_mono_ns=t_mono_ns,
         grant_w=grant_w,
         shortfall_w=short_w[load_of] * part,
+        scarce=scarce[load_of],
         rule=tuple(_rule(env, bound[i], asked_w[i] > top_w[i]) for i in load_of),
         usage_w=usage_w,
         ceiling_w=ceiling_w,
@@ -195,6 +213,39 @@ class _Fill:
         """Take this part of what is left out of play."""
         self._room = np.maximum(0.0, self._room) * (1.0 - part)
 
+    def share(self, from_w: FloatArray, goal_w: FloatArray, members: BoolArray, pace_w: FloatArray) -> None:
+        """As `towards`, but each member rises at its own pace from its floor, and stops at its goal, until a row is full.
+
+        One that has more already waits until the others have come so far.
+        """
+        way_w = np.where(members, np.maximum(0.0, goal_w - self.grant_w), 0.0)
+        if np.all(self._coefficient @ way_w <= self._room):
+            self.towards(goal_w, members)
+            return
+        while np.any(way_w > 0.0):
+            going = way_w > 0.0
+            come = np.where(going, (self.grant_w - from_w) / pace_w, np.inf)
+            least = come.min()
+            level = come <= least + ROUNDING
+            speed_w = np.where(going & level, pace_w, 0.0)
+            slope = self._coefficient @ speed_w
+            reach = np.full(len(slope), np.inf)
+            np.divide(np.maximum(0.0, self._room), slope, out=reach, where=slope > 0.0)
+            arrive = float((way_w[level] / pace_w[level]).min())
+            part = min(arrive, float(np.min(come[~level], initial=np.inf) - least), float(reach.min(initial=np.inf)))
+            self.grant_w += part * speed_w
+            self._room -= part * slope
+            way_w = np.where(way_w - part * speed_w > ROUNDING * pace_w, way_w - part * speed_w, 0.0)
+            self._stop(way_w, slope, reach <= part)
+
+    def _stop(self, way_w: FloatArray, slope: FloatArray, reached: BoolArray) -> None:
+        """Members on rows that are full now go no further."""
+        full = (slope > 0.0) & (reached | (self._room <= self._full))
+        stopped = (way_w > 0.0) & self._on[full].any(axis=0)
+        for row in np.flatnonzero(full):
+            self.bound[stopped & self._on[row] & (self.bound < 0)] = row
+        way_w[stopped] = 0.0
+
     def towards(self, goal_w: FloatArray, members: BoolArray) -> None:
         way_w = np.where(members, np.maximum(0.0, goal_w - self.grant_w), 0.0)
         left = 1.0
@@ -208,11 +259,7 @@ class _Fill:
             left -= part
             if left <= 0.0:
                 return
-            full = (slope > 0.0) & ((reach <= part) | (self._room <= self._full))
-            stopped = (way_w > 0.0) & self._on[full].any(axis=0)
-            for row in np.flatnonzero(full):
-                self.bound[stopped & self._on[row] & (self.bound < 0)] = row
-            way_w[stopped] = 0.0
+            self._stop(way_w, slope, reach <= part)
 
 
 def _per_load(env: Envelope, watts: FloatArray) -> FloatArray:

@@ -94,6 +94,7 @@ class Corrector:
         self._config = config
         self._static_safe_w = rack.static_safe_w
         self._rating_w = rack.rating_w
+        self._load_of = rack.load_of
         self._demand_w = np.minimum(rack.rating_w, np.array([rack.loads[i].demand_w for i in rack.load_of]))
         self._eta_w = config.step_per_escape * rack.rating_w
         self._excess = np.zeros(n)
@@ -111,14 +112,23 @@ class Corrector:
         self._t_ns: int | None = None
 
     def step(
-        self, forecast: Forecast, residual: Residual | None, readings: Readings, in_force: LimitsInForce
+        self,
+        forecast: Forecast,
+        residual: Residual | None,
+        readings: Readings,
+        in_force: LimitsInForce,
+        cap_w: FloatArray | None = None,
     ) -> Request:
-        """The request at the time of the forecast; `residual` is about the request made 5 s before."""
+        """The request at the time of the forecast; `residual` is about the request made 5 s before.
+
+        `cap_w` [n]: the server cap of ours that holds each outlet's load back, for all its outlets together; NaN: none.
+        """
         config = self._config
         now_ns = forecast.t_mono_ns
         dt_s = 0.0 if self._t_ns is None else max(0.0, (now_ns - self._t_ns) / NS_PER_S)
         self._t_ns = now_ns
-        censored = self._censored(readings, in_force)
+        capped = self._at_cap(readings, cap_w)
+        censored = self._censored(readings, in_force) | capped
         self._censored_until_ns[censored] = now_ns + DELAY_NS
         self._learn(residual, dt_s, now_ns)
         self._learn_missed(readings, dt_s)
@@ -126,7 +136,8 @@ class Corrector:
 
         raw_w = np.minimum(forecast.running_max_w[:, -1, REQUEST_QUANTILE], self._rating_w) + margin_w
         known = readings.valid & np.isfinite(raw_w)
-        grown_w = np.minimum(np.fmax(self._request_w, in_force.limit_w) * config.growth_per_s**dt_s, self._demand_w)
+        held_at_w = np.where(capped, self._request_w, np.fmax(self._request_w, in_force.limit_w))
+        grown_w = np.minimum(held_at_w * config.growth_per_s**dt_s, self._demand_w)
         raw_w = np.where(censored, np.maximum(raw_w, grown_w), raw_w)
         held_w = self._recent.push(now_ns, np.where(known, raw_w, 0.0))
         request_w = np.maximum(held_w, self._request_w - config.fall_per_s * self._rating_w * dt_s)
@@ -151,6 +162,15 @@ class Corrector:
             capped = enforced & (readings.power_w >= (1.0 - self._config.censor_band) * in_force.limit_w)
         censored: BoolArray = (capped | ((readings.quality & Quality.SATURATED) != 0)) & readings.valid
         return censored
+
+    def _at_cap(self, readings: Readings, cap_w: FloatArray | None) -> BoolArray:
+        """Outlets of loads that draw what their server's cap lets through, or nearly."""
+        if cap_w is None:
+            return np.zeros(len(self._request_w), dtype=np.bool_)
+        drawn_w = np.bincount(self._load_of, weights=readings.power_w)[self._load_of]
+        with np.errstate(invalid="ignore"):
+            at_cap: BoolArray = drawn_w >= (1.0 - self._config.censor_band) * cap_w
+        return at_cap
 
     def _learn(self, residual: Residual | None, dt_s: float, now_ns: int) -> None:
         self._worst_w *= 0.5 ** (dt_s / self._config.worst_half_life_s)

@@ -1,4 +1,4 @@
-"""The limits found on the PDUs at first contact, kept on disk: what `limit restore` puts back."""
+"""The limits and server caps found at first contact, kept on disk: what `limit restore` puts back."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rpi_daemon.errors import ConfigError
-from rpi_daemon.records import LimitKind, LimitState, LimitWrite, PduReading
+from rpi_daemon.records import CapReading, LimitKind, LimitState, LimitWrite, PduReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,43 @@ class FoundLimits:
             raise ConfigError(
                 f"the file of found limits is damaged ({error}); restore it from a backup, or delete it to take "
                 "the limits that stand on the PDUs now as the found ones"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class FoundCaps:
+    """The cap found on each load's server at first contact; kept on disk before the first write."""
+
+    caps: Mapping[str, CapReading]
+
+    def with_cap(self, load: str, reading: CapReading) -> "FoundCaps":
+        """Add a server's cap, once it could be read; what was found first stays."""
+        return self if load in self.caps or reading.active is None else FoundCaps({**self.caps, load: reading})
+
+    def to_json(self) -> str:
+        caps = {
+            load: {"cap_w": r.cap_w, "active": r.active, "raw": [[name, value] for name, value in r.raw]}
+            for load, r in self.caps.items()
+        }
+        return json.dumps({"schema": 1, "caps": caps}, indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "FoundCaps":
+        """Raises ConfigError when the text is damaged or of another schema."""
+        try:
+            data = json.loads(text)
+            if data["schema"] != 1:
+                raise ValueError(f"schema {data['schema']}")
+            return cls(
+                {
+                    load: CapReading(0, None, r["cap_w"], r["active"], tuple((name, value) for name, value in r["raw"]))
+                    for load, r in data["caps"].items()
+                }
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"the file of found caps is damaged ({error}); restore it from a backup, or delete it to take "
+                "the caps that stand on the servers now as the found ones"
             ) from error
 
 

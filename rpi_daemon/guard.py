@@ -37,6 +37,10 @@ CAUSES: dict[str, tuple[SafeState, bool]] = {
     "model_fallback": (SafeState.NORMAL, False),
     "over_derating": (SafeState.NORMAL, False),
     "calibration_expired": (SafeState.NORMAL, False),
+    # the cap stays what it was, nothing that depends on lowering it is granted to others, and the rest goes on
+    "cap_unreachable": (SafeState.NORMAL, False),
+    "cap_uncontrolled": (SafeState.NORMAL, False),
+    "cap_not_held": (SafeState.NORMAL, False),
     "sensor_stale": (SafeState.HOLD, False),
     "breaker_blind": (SafeState.HOLD, False),
     # limits at most alarm, so lowering them saves nothing; where they hold, grants are below the rating already
@@ -76,6 +80,9 @@ class HealthFlags:
     voltage_lost: frozenset[str] = frozenset()  # outlet ids whose power is nominal V x A, for want of a voltage
     pdu_unreachable: frozenset[str] = frozenset()
     foreign_writer: frozenset[str] = frozenset()  # PDUs on which somebody else writes
+    cap_unreachable: frozenset[str] = frozenset()  # loads whose management controller does not answer
+    cap_uncontrolled: frozenset[str] = frozenset()  # loads whose server does not take our caps
+    cap_not_held: frozenset[str] = frozenset()  # loads that draw more than the cap that stands
     model_fallback: bool = False  # a baseline forecasts: shown, no reason to hold
     model_poisoned: bool = False
     tick_overrun: bool = False  # more than 3 ticks in a row late
@@ -218,6 +225,7 @@ def permit(
     readings: Readings,
     in_force: LimitsInForce,
     config: GuardConfig,
+    may_draw_w: FloatArray | None = None,
 ) -> Permitted:
     """Turn grants into limits that may be written at this moment.
 
@@ -226,6 +234,9 @@ def permit(
     room that is free now. So it is with raises to STATIC_SAFE; but the configured values all together are always
     allowed, whatever today's power factor makes of them in amps. Outlets that we do not write count with their grant; but
     of those opted in, a limit that the device enforces counts while it is the higher one: the load may draw up to it.
+
+    `may_draw_w` [n]: what the server behind an outlet may still draw by its own cap, infinite while a cap is asked for and
+    does not hold yet; NaN where no cap is in play. An outlet's limit is lowered after the cap, never below this.
     """
     ours = writable(rack, status, in_force)
     if mode is not Mode.CLOSED_LOOP:
@@ -243,9 +254,14 @@ def permit(
     known = np.isfinite(in_force.limit_w)
     old_w = np.where(known, in_force.limit_w, rack.rating_w)
     standing_w = np.fmax(old_w, in_force.open_w)
+    if may_draw_w is not None and not static:
+        target_w = np.fmax(target_w, np.minimum(may_draw_w, np.minimum(standing_w, rack.rating_w)))
     stuck = rack.opted_in & ~ours & enforced
     counted_w = np.where(ours, standing_w, allocation.grant_w)
     counted_w = np.where(stuck, np.maximum(counted_w, standing_w), counted_w)
+    if may_draw_w is not None:
+        beyond_w = np.where(np.isinf(may_draw_w), _of_load(rack, readings.power_w), may_draw_w)
+        counted_w = np.where(ours, counted_w, np.fmax(counted_w, beyond_w))
     frozen = np.zeros_like(ours) if static else held(rack, status)
     raise_w = np.where(ours & ~frozen, np.maximum(0.0, target_w - standing_w), 0.0)
     env = allocation.envelope
@@ -255,6 +271,9 @@ def permit(
     limit_w = np.minimum(target_w, most_w + free * raise_w)
 
     least_w = readings.power_w + config.trip_margin_share * rack.rating_w
+    if may_draw_w is not None:
+        may_w = may_draw_w + config.trip_margin_share * rack.rating_w
+        least_w = np.where(np.isnan(may_w), least_w, np.maximum(least_w, may_w))
     coarse = in_force.step_w > 1.0  # the device rounds down: the next step up, or it would stand below
     least_w = np.where(coarse, np.ceil(least_w / in_force.step_w) * in_force.step_w, least_w)
     with np.errstate(invalid="ignore"):
@@ -381,12 +400,7 @@ def _room(
     env: Envelope, cap: FloatArray, counted_w: FloatArray, raise_w: FloatArray
 ) -> tuple[FloatArray, BoolArray, BoolArray]:
     """Part of each raise that fits now [n]; outlets on rows where a raise must wait; outlets on rows that are exceeded."""
-    need = env.used(raise_w)
-    room = cap - env.used(counted_w)
-    part = np.ones(len(need))
-    np.divide(np.maximum(room, 0.0), need, out=part, where=need > np.maximum(room, 0.0))
+    part = env.part_free(cap, counted_w, raise_w)
+    over = cap - env.used(counted_w) < -ROUNDING * np.maximum(cap, 1.0)
     on = env.coefficient > 0.0
-    free = np.where(on, part[:, None], 1.0).min(axis=0, initial=1.0)
-    tight: BoolArray = np.any(on[part < 1.0], axis=0)
-    over: BoolArray = np.any(on[room < -ROUNDING * np.maximum(cap, 1.0)], axis=0)
-    return free, tight, over
+    return env.part_of_outlets(part), np.any(on[part < 1.0], axis=0), np.any(on[over], axis=0)

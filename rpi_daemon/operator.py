@@ -1,6 +1,7 @@
 """What operators ask for over the control socket: commands, and what they leave for the next tick."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import structlog
 
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.errors import DeviceError, NotRunningError, RpiError
-from rpi_daemon.records import Ceiling, Hint, Mode
+from rpi_daemon.records import CapReading, Ceiling, Hint, Mode
 from rpi_daemon.status import status_document
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Operator:
         self._service.rack = replace(self._service.rack, opted_in=self._service.opted_in & ours)
 
     async def _restore(self, outlets: Sequence[str]) -> tuple[int, int]:
-        """Put found limits back on outlets that we may write, and let go of them until `mode closed_loop`.
+        """Put found limits and caps back where we may write, and let go of them until `mode closed_loop`.
 
         Returns how many there were and how many are verified. Every PDU has its turn; what could not be put back stays
         ours, so that no limit is left there without a loop behind it, and DeviceError names it. Without any outlet of
@@ -152,18 +153,45 @@ class Operator:
             if self._service.opted_in[i] and name in outlets
         }
         self._release(self.released | frozenset(outlets))
-        failed: dict[str, str] = {}
+        failed = await self._restore_caps(lowering=True)
         for pdu in self._service.tasks:
             failed |= await self._restore_pdu(pdu, [name for name in self._service.rack.outlet_ids if name in chosen])
+        failed |= await self._restore_caps(lowering=False)
         if failed:
             self._release(self.released - failed.keys())
             words = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
             raise DeviceError(
-                f"{len(chosen) - len(failed)} of {len(chosen)} found limits are back; these are not and stay ours: {words}"
+                f"{len(chosen - failed.keys())} of {len(chosen)} found limits are back; these are not and stay ours: {words}"
             )
         if len(self.released) == self._service.rack.n:
             self._service.mode = Mode.ADVISORY
         return len(chosen), len(chosen)
+
+    async def _restore_caps(self, *, lowering: bool) -> dict[str, str]:
+        """The found caps of the servers whose outlets are all given back: lower ones before the outlets' limits, others after.
+
+        Outlets of those that are not back, with the reason.
+        """
+        service = self._service
+        failed: dict[str, str] = {}
+        for cap in service.rack.caps:
+            load = service.rack.loads[cap.load]
+            outlets = [service.rack.outlet_ids[i] for i in load.outlets]
+            found, task = service.found_caps.caps.get(load.name), service.cap_tasks[load.name]
+            if not cap.opted_in or found is None or not self.released.issuperset(outlets):
+                continue
+            try:
+                stands = await task.read()
+                if (_cap_w(found) < _cap_w(stands)) is not lowering or stands.raw == found.raw:
+                    continue
+                outcome = await task.restore(found)
+            except DeviceError as error:
+                failed |= dict.fromkeys(outlets, f"cap of {load.name}: {error}")
+                continue
+            if outcome is None or not outcome.verified:
+                reason = "the kill switch was engaged" if outcome is None else outcome.refused or "another cap stands"
+                failed |= dict.fromkeys(outlets, f"cap of {load.name}: {reason}")
+        return failed
 
     async def _restore_pdu(self, pdu: str, names: Sequence[str]) -> dict[str, str]:
         """The found limits of these outlets, as far as they are on this PDU; those that are not back, with the reason."""
@@ -179,6 +207,11 @@ class Operator:
         if result is None:
             return dict.fromkeys(mine.values(), "the kill switch was engaged")
         return {mine[o.outlet]: o.refused or "holds another value" for o in result.outcomes if not o.verified}
+
+
+def _cap_w(reading: CapReading) -> float:
+    """The cap that a reading shows; infinite where none is active."""
+    return math.inf if not reading.active or reading.cap_w is None else reading.cap_w
 
 
 def _number(request: dict[str, Any], key: str, least: float = 1e-9) -> float:

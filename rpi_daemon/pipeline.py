@@ -9,16 +9,21 @@ import numpy as np
 
 from rpi_daemon.actuator import Actuator
 from rpi_daemon.allocator import AllocatorConfig, LowestRecent, allocate
+from rpi_daemon.capping import NO_PLAN, Capping
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.corrector import Corrector
 from rpi_daemon.features import Features
-from rpi_daemon.guard import GuardConfig, HealthFlags, blind_constraints, ladder, loadings, permit, writable
+from rpi_daemon.guard import GuardConfig, HealthFlags, blind_constraints, held, ladder, loadings, permit, writable
 from rpi_daemon.plans import PlannedWork
 from rpi_daemon.records import (
     Allocation,
     BoolArray,
+    CapPlan,
+    CapReport,
+    CapsInForce,
     Ceiling,
     Desired,
+    FloatArray,
     Forecast,
     ForecastInput,
     Hint,
@@ -55,6 +60,7 @@ class TickInputs:
     ceilings: tuple[Ceiling, ...] = ()
     acknowledged: tuple[str, ...] = ()
     released: frozenset[str] = frozenset()  # outlets given back to their owner: not ours to write
+    cap_reports: tuple[CapReport, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,9 @@ class Snapshot:
     in_force: LimitsInForce
     desired: tuple[Desired, ...]
     foreign: tuple[str, ...]  # outlets whose limit somebody else changed since the last tick
+    foreign_caps: tuple[str, ...]  # loads whose server's cap somebody else changed
+    caps: CapsInForce
+    cap_plan: CapPlan
 
 
 class Pipeline:
@@ -100,6 +109,7 @@ class Pipeline:
         self.actuator = actuator
         self.plans = plans
         self.safe = safe
+        self.capping = Capping(rack, trip_margin_share=guard.trip_margin_share)
         self._corrector = corrector
         self._matcher = ResidualMatcher(rack.n)
         self._model_expected = model_expected
@@ -113,35 +123,60 @@ class Pipeline:
         self._nothing = np.zeros((rack.n, TELEMETRY_COLUMNS))
 
     def step(self, inputs: TickInputs) -> Snapshot:
-        """scans and replies -> readings -> residual -> forecast -> request -> allocation -> guard -> desired limits."""
+        """scans and replies -> readings -> residual -> forecast -> request -> allocation -> caps -> guard -> limits."""
         now_ns = inputs.now_ns
         foreign = self._take_in(inputs)
+        foreign_caps = tuple(r.load for r in inputs.cap_reports if self.capping.take(now_ns, r))
         in_force = self.actuator.limits(now_ns)
         readings = self.features.step(now_ns, inputs.utc_ns)
-        residual, forecast, request = self._foresee(readings, in_force)
-        self.safe = ladder(self.safe, now_ns, self._flags(readings, inputs), inputs.acknowledged, self._guard)
-        allocation = self._allocate(readings, request, in_force, inputs.ceilings)
+        caps = self.capping.standing(now_ns, readings, inputs.flags.cap_unreachable)
+        residual, forecast, request = self._foresee(readings, in_force, caps)
+        self.safe = ladder(self.safe, now_ns, self._flags(readings, inputs, caps), inputs.acknowledged, self._guard)
+        allocation = self._allocate(readings, request, in_force, caps, inputs.ceilings)
+        cap_plan = self._cap(inputs, request, allocation, readings, in_force, caps)
         permitted = _where_it_arrives(
-            permit(now_ns, inputs.mode, self.safe, self.rack, request, allocation, readings, in_force, self._guard),
+            permit(
+                now_ns, inputs.mode, self.safe, self.rack, request, allocation, readings, in_force, self._guard,
+                self.capping.outlet_bound_w(in_force),
+            ),
             self.rack,
             inputs.flags.pdu_unreachable,
-        )
+        )  # fmt: skip
         desired = self.actuator.step(now_ns, permitted, request, forecast)
         return Snapshot(
             now_ns, inputs.utc_ns, inputs.mode, readings, residual, forecast, request, allocation, self.safe,
-            permitted, in_force, desired, foreign,
+            permitted, in_force, desired, foreign, foreign_caps, caps, cap_plan,
         )  # fmt: skip
 
-    def _foresee(self, readings: Readings, in_force: LimitsInForce) -> tuple[Residual | None, Forecast, Request]:
+    def _foresee(
+        self, readings: Readings, in_force: LimitsInForce, caps: CapsInForce
+    ) -> tuple[Residual | None, Forecast, Request]:
         """One step of everything that learns from a window; a tick without a new one goes on with what it has."""
         if self._foreseen is not None and readings.t_mono_ns <= self._foreseen[0].t_mono_ns:
             return None, *self._foreseen
         residual = self._matcher.match(readings)
         forecast = self.forecaster.step(self._forecast_input(readings))
-        request = self._corrector.step(forecast, residual, readings, in_force)
+        capped_w = self.capping.of_outlets(np.where(caps.ours, caps.cap_w, np.nan)) if caps.ours.any() else None
+        request = self._corrector.step(forecast, residual, readings, in_force, capped_w)
         self._matcher.record(forecast, request.request_w)
         self._foreseen = forecast, request
         return residual, forecast, request
+
+    def _cap(
+        self,
+        inputs: TickInputs,
+        request: Request,
+        allocation: Allocation,
+        readings: Readings,
+        in_force: LimitsInForce,
+        caps: CapsInForce,
+    ) -> CapPlan:
+        if not self.rack.caps:
+            return NO_PLAN
+        return self.capping.step(
+            inputs.now_ns, inputs.mode, request, allocation, readings, in_force, caps,
+            frozen=held(self.rack, self.safe), blind="no_readings" in self.safe.causes,
+        )  # fmt: skip
 
     def _take_in(self, inputs: TickInputs) -> tuple[str, ...]:
         """Hints to the plans, replies to the actuator's memory; returns outlets whose limit somebody else changed."""
@@ -151,6 +186,7 @@ class Pipeline:
             ours = np.array([name not in inputs.released for name in self.rack.outlet_ids])
             self.rack = replace(self.rack, opted_in=self._opted_in & ours)
             self.actuator.opt_in(self.rack.opted_in)
+            self.capping.release(self.rack, inputs.released)
         for hint in inputs.hints:
             self.plans.hint(hint)
         for cause in inputs.acknowledged:
@@ -188,8 +224,20 @@ class Pipeline:
         )
 
     def _allocate(
-        self, readings: Readings, request: Request, in_force: LimitsInForce, ceilings: Sequence[Ceiling]
+        self,
+        readings: Readings,
+        request: Request,
+        in_force: LimitsInForce,
+        caps: CapsInForce,
+        ceilings: Sequence[Ceiling],
     ) -> Allocation:
+        controlled = writable(self.rack, self.safe, in_force)
+        enforced = np.array([kind.enforced for kind in in_force.kind])
+        capped = least_w = None
+        if self.rack.caps:
+            capped, least_w = self._able_to_give_way(caps)
+            controlled |= capped[self.rack.load_of]
+            enforced |= capped[self.rack.load_of]
         power_factor, voltage_v = self._lowest.step(readings)
         return allocate(
             readings.t_mono_ns,
@@ -199,11 +247,23 @@ class Pipeline:
             power_factor,
             voltage_v,
             self._allocator,
-            controlled=writable(self.rack, self.safe, in_force),
-            drawn_w=np.where([kind.enforced for kind in in_force.kind], 0.0, readings.power_w),
+            controlled=controlled,
+            drawn_w=np.where(enforced, 0.0, readings.power_w),
+            capped=capped,
+            least_w=least_w,
         )
 
-    def _flags(self, readings: Readings, inputs: TickInputs) -> HealthFlags:
+    def _able_to_give_way(self, caps: CapsInForce) -> tuple[BoolArray, FloatArray]:
+        """Loads whose server throttles itself when we say so, and the lowest caps, [loads] each."""
+        able, least_w = np.zeros(len(self.rack.loads), dtype=np.bool_), np.zeros(len(self.rack.loads))
+        able[self.capping.loads] = caps.able
+        least_w[self.capping.loads] = np.where(caps.able, caps.lowest_w, 0.0)
+        return able, least_w
+
+    def _loads_named(self, which: BoolArray) -> frozenset[str]:
+        return frozenset(self.capping.names[k] for k in np.flatnonzero(which))
+
+    def _flags(self, readings: Readings, inputs: TickInputs, caps: CapsInForce) -> HealthFlags:
         """The service's flags, and what the readings themselves say."""
         flags = inputs.flags
         carried = loadings(self.rack, readings)
@@ -218,6 +278,8 @@ class Pipeline:
             overload=overload,
             over_derating=frozenset(item.constraint for item in carried if item.over_derating) - overload,
             model_fallback=self._model_expected and self.forecaster.reason != "",
+            cap_uncontrolled=self._loads_named(caps.uncontrolled),
+            cap_not_held=self._loads_named(caps.not_held),
             foreign_writer=self.actuator.foreign_writers(readings.t_mono_ns),
             no_readings=self._blind_s(inputs.now_ns, readings) > BLIND_S,
         )
@@ -257,6 +319,9 @@ class DecisionDigest:
                 self._hash.update(
                     f"{decision.outlet} {decision.reason} {decision.rule} {decision.request_w:.3f}\n".encode()
                 )
+
+        for cap in snapshot.cap_plan.desired:
+            self._hash.update(f"{snapshot.t_mono_ns} cap {cap.load} {cap.cap_w} {cap.reason} {cap.rule}\n".encode())
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()

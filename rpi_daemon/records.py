@@ -172,6 +172,15 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerCap:
+    """A server that can throttle itself: one cap for the whole load, whichever outlet feeds it."""
+
+    load: int  # index into loads
+    lowest_w: float | None  # the owner's word: never capped below this
+    opted_in: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Ceiling:
     """One more cap on a constraint, with where it comes from and why."""
 
@@ -196,6 +205,7 @@ class RackModel:
     opted_in: BoolArray  # closed loop allowed for the outlet
     loads: tuple[Load, ...]
     constraints: tuple[Constraint, ...]
+    caps: tuple[ServerCap, ...] = ()
 
     @property
     def n(self) -> int:
@@ -221,6 +231,18 @@ class Envelope:
         amount = self.coefficient * limit_w
         return np.maximum(amount[:, self.first], amount[:, self.second]).sum(axis=1)  # type: ignore[no-any-return]
 
+    def part_free(self, cap: FloatArray, counted_w: FloatArray, raise_w: FloatArray) -> FloatArray:
+        """Which part of these raises [n] fits each row beside what is counted [n] already, [m] of 0..1."""
+        need = self.used(raise_w)
+        room = np.maximum(cap - self.used(counted_w), 0.0)
+        part = np.ones(len(need))
+        np.divide(room, need, out=part, where=need > room)
+        return part
+
+    def part_of_outlets(self, part: FloatArray) -> FloatArray:
+        """The smallest part of the rows that each outlet is on, [n]."""
+        return np.where(self.coefficient > 0.0, part[:, None], 1.0).min(axis=0, initial=1.0)  # type: ignore[no-any-return]
+
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
@@ -229,6 +251,7 @@ class Allocation:
     t_mono_ns: int
     grant_w: FloatArray
     shortfall_w: FloatArray  # request - grant where positive; a dual-corded load's is split over its outlets
+    scarce: BoolArray  # [n] a rating gave the load less than it asked for, up to its demand
     rule: tuple[str, ...]  # [n] "fits", or the constraint that bound it
     usage_w: Mapping[str, float]  # sum of grants per constraint
     ceiling_w: Mapping[str, float]  # what each constraint allows, W
@@ -415,6 +438,60 @@ class CapOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class CapReport:
+    """What happened on one server's management controller since the last tick."""
+
+    load: str
+    identity: CapIdentity | None = None  # it answered for the first time, or again
+    found: CapReading | None = None  # its cap before we ever wrote one
+    settle_s: float | None = None  # as measured in earlier runs
+    reading: CapReading | None = None
+    outcome: CapOutcome | None = None
+    lost: bool = False  # what was submitted has ended without an answer
+
+
+@dataclass(frozen=True, slots=True)
+class CapsInForce:
+    """What we know of the servers' caps now; [m], one per `RackModel.caps`. An infinite cap is none; NaN is not known."""
+
+    cap_w: FloatArray  # last read back
+    asked_w: FloatArray  # the newest that was asked for; NaN: nothing yet
+    pending: BoolArray  # a write is under way or waiting
+    may_draw_w: FloatArray  # what the server may still draw: an old cap counts until the draw has followed the new one
+    able: BoolArray  # it takes our caps and keeps them: opted in, known, reachable
+    ours: BoolArray  # a cap of ours stands, lower than the found one, and is kept
+    followed: BoolArray  # the draw has followed the cap that stands
+    reachable: BoolArray
+    uncontrolled: BoolArray  # the server does not take our caps, or somebody else changes them
+    not_held: BoolArray  # it draws more than its cap, long after it took it
+    lowest_w: FloatArray  # it is never capped below this
+    settle_s: FloatArray  # from the decision to a draw that has followed; NaN: not measured
+
+
+@dataclass(frozen=True, slots=True)
+class CapDesired:
+    """The newest desired cap of one server, and why; a later one replaces it."""
+
+    load: str
+    t_mono_ns: int
+    cap_w: float | None  # None: none
+    from_w: float | None
+    reason: str  # lower, raise, release, static_safe
+    rule: str
+    request_w: float
+    grant_w: float
+
+
+@dataclass(frozen=True, slots=True)
+class CapPlan:
+    """What servers' caps should be; [m]."""
+
+    wanted_w: FloatArray  # NaN: no cap is needed, or what stands will do
+    rule: tuple[str, ...]  # why
+    desired: tuple[CapDesired, ...] = ()  # what is written now
+
+
+@dataclass(frozen=True, slots=True)
 class Hint:
     """Work announced by somebody: at `t_mono_ns` the load's draw begins to change by `delta_w`, for `for_s`."""
 
@@ -458,6 +535,7 @@ class LimitsInForce:
     verified_ns: IntArray  # when it was last read or verified, 0 = never: kind and limit are not known
     kind: tuple[LimitKind, ...]
     open_w: FloatArray  # largest asked for and not yet known to have happened or not; NaN when nothing is open
+    open_low_w: FloatArray  # smallest of the same
     pending: BoolArray  # a write is under way or waiting
     uncontrolled: BoolArray  # the device does not take our writes
     step_w: FloatArray  # of the device

@@ -20,16 +20,17 @@ import structlog
 from rpi_daemon._fastpath import core
 from rpi_daemon.alarms import Facts
 from rpi_daemon.assembly import build_pipeline, settings
+from rpi_daemon.cap_task import LOCKED_OUT_S, CapTask
 from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import Board, Config, OutletRow
 from rpi_daemon.control import SOCKET_NAME, ControlServer
-from rpi_daemon.devices import address_of, pdu_driver, profile_digest, write_budgets
+from rpi_daemon.devices import address_of, cap_driver, pdu_driver, profile_digest, write_budgets
 from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.durable import write_durably
 from rpi_daemon.errors import DeviceError, ModelError, RpiError
 from rpi_daemon.features import BoardSetup
-from rpi_daemon.found import FoundLimits
+from rpi_daemon.found import FoundCaps, FoundLimits
 from rpi_daemon.guard import KILL_FILE, GuardConfig, HealthFlags, KillSwitch, brief, loadings, static_safe_writes
 from rpi_daemon.host import WATCHDOG_S, folder_lock, keep_pinging, notify, pdu_lock, process_age_s
 from rpi_daemon.log import logging_to_stderr
@@ -41,6 +42,7 @@ from rpi_daemon.recording import Recorder
 from rpi_daemon.records import (
     TICK_NS,
     TICK_S,
+    CapReport,
     LimitWrite,
     Mode,
     PduIdentity,
@@ -52,9 +54,13 @@ from rpi_daemon.records import (
 )
 from rpi_daemon.score import RunScore
 from rpi_daemon.sensing import BoardLink, PacedBoardLink
+from rpi_daemon.settle import SettleTimes
 from rpi_daemon.trap_task import Traps
 
 FOUND_FILE = "found-limits.json"
+FOUND_CAPS_FILE = "found-caps.json"
+SETTLE_FILE = "settle-times.json"
+CAPS_LEFT_S = 5.0  # at stop, for all servers together, before the PDUs' turn
 STATIC_SAFE_ATTEMPTS = 3  # per PDU
 WINDOW_GRACE_NS = 30_000_000  # how long a tick waits for a window that is late
 COLLECT_TICKS = 100
@@ -94,6 +100,7 @@ class Service:
         self.drivers: dict[str, PduDriver] = {}
         self.identities: dict[str, PduIdentity] = {}
         self.tasks: dict[str, PduTask] = {}
+        self.cap_tasks: dict[str, CapTask] = {}  # by load
         self.score = RunScore(self.rack)
         self.digest = DecisionDigest()
         self.snapshot: Snapshot | None = None
@@ -111,6 +118,8 @@ class Service:
         self._record_dir = record
         self._recorder: Recorder | None = None
         self.found = FoundLimits({})
+        self.found_caps = FoundCaps({})
+        self._saving: asyncio.Task[None] | None = None
         self.operator = Operator(self)
         self.traps = Traps(config, self.clock)
         self._board_of = {outlet: board.id for board in config.board for outlet in board.currents()}
@@ -148,7 +157,9 @@ class Service:
             await self.traps.open()
             notify("READY=1")
             pipeline = await self._built(boards)
+            self._make_cap_tasks()
             running = [asyncio.create_task(task.run(), name=f"pdu {pdu}") for pdu, task in self.tasks.items()]
+            running += [asyncio.create_task(task.run(), name=f"cap {load}") for load, task in self.cap_tasks.items()]
             if seconds is not None:
                 asyncio.get_running_loop().call_later(seconds, self._stopping.set)
             try:
@@ -158,9 +169,14 @@ class Service:
                 self._loop_runs = False
                 for task in self.tasks.values():
                     task.stop()
+                for cap_task in self.cap_tasks.values():
+                    cap_task.stop()
                 await asyncio.wait(running, timeout=STOP_TIMEOUT_S)
                 await _end(running)
-                left = await self._leave()
+                left = await self._leave_caps()
+                left = await self._leave() and left
+                self._note_settle_times()
+                self.settle.save()
         return 0 if left else DeviceError.exit_code
 
     def _prepare(self) -> None:
@@ -193,6 +209,10 @@ class Service:
             log.info("found_limits.none", path=str(found))
         except OSError as error:
             raise RpiError(f"{found}: {error.strerror}; the daemon's user must own daemon.state_dir") from None
+        caps = self.state_dir / FOUND_CAPS_FILE
+        if caps.exists():
+            self.found_caps = FoundCaps.from_json(caps.read_text(encoding="utf-8"))
+        self.settle = SettleTimes(self.state_dir / SETTLE_FILE)
 
     def _save_found(self, limits: FoundLimits) -> None:
         """Before the first write: what is put back at `limit restore`."""
@@ -249,6 +269,23 @@ class Service:
                 "pdu.found", pdu=options.id, vendor=identity.vendor, model=identity.model, outlets=identity.n_outlets
             )
         return met
+
+    def _make_cap_tasks(self) -> None:
+        """One task per server; each connects by itself, and first hears what earlier runs knew."""
+        for cap in self.config.cap:
+            driver = cap_driver(self.config, cap, self.clock)
+            self._stack.push_async_callback(driver.close)
+            task = CapTask(
+                cap.load,
+                cap.host,
+                driver,
+                self.clock,
+                poll_s=cap.poll_s,
+                write_allowed=partial(self._cap_write_allowed, cap.load),
+            )
+            found, settle_s = self.found_caps.caps.get(cap.load), self.settle.caps.get(cap.load)
+            task.inbox(CapReport(cap.load, found=found, settle_s=settle_s))
+            self.cap_tasks[cap.load] = task
 
     def _opt_out(self, pdu: str, reason: str) -> None:
         mine = np.array([p == pdu for p in self.rack.pdu_of])
@@ -424,12 +461,15 @@ class Service:
             ceilings=self.operator.ceilings_at(now_ns),
             acknowledged=tuple(self.operator.acknowledged),
             released=self.operator.released,
+            cap_reports=self._cap_reports(),
         )
         self.operator.hints.clear()
         self.operator.acknowledged.clear()
         snapshot = pipeline.step(inputs)
         for desired in snapshot.desired:
             self.tasks[desired.pdu].submit(desired, snapshot.readings.t_mono_ns)
+        for cap in snapshot.cap_plan.desired:
+            self.cap_tasks[cap.load].submit(cap)
         self._lease.renew(now_ns)
         self.digest.add(snapshot)
         if self._recorder is not None:
@@ -452,6 +492,9 @@ class Service:
         self.traps.watch(self.rack, snapshot, self._facts())
         if self.score.ticks % COLLECT_TICKS == 0:
             gc.collect()
+            self._note_settle_times()
+            if self.settle.worth_saving() and (self._saving is None or self._saving.done()):
+                self._saving = asyncio.create_task(asyncio.to_thread(self.settle.save), name="settle times")
         if self.score.ticks % WATCHDOG_TICKS == 0 and not self._stuck():
             notify("WATCHDOG=1")
 
@@ -460,6 +503,10 @@ class Service:
         now_ns = self.clock.mono_ns()
         allowed_ns = {pdu.id: round((pdu.poll_s + WIRE_S) * NS_PER_S) for pdu in self.config.pdu}
         stuck = [pdu for pdu, task in self.tasks.items() if now_ns - task.beat_ns > allowed_ns[pdu]]
+        for cap in self.config.cap:
+            allowed_s = max(cap.poll_s, 2.0 * LOCKED_OUT_S) + WIRE_S
+            if now_ns - self.cap_tasks[cap.load].beat_ns > allowed_s * NS_PER_S:
+                stuck.append(cap.load)
         if stuck:
             log.error("watchdog.withheld", pdus=stuck)
         return stuck
@@ -481,6 +528,7 @@ class Service:
         return HealthFlags(
             pdu_unreachable=away,
             calibration_expired=frozenset(link.board.id for link in self.boards if link.calibration_expired(utc_ns)),
+            cap_unreachable=frozenset(load for load, task in self.cap_tasks.items() if not task.reachable),
             all_pdus_unreachable=all(
                 task.away_s() > DEVICE_DEFAULT_S for pdu, task in self.tasks.items() if pdu in self.rack.pdu_of
             ),
@@ -492,6 +540,8 @@ class Service:
             self._note_limits(report.pdu, report.reading)
             self._find_more(report.pdu, report.reading)
         self.write_ms.extend(_write_ms(report))
+        for settle_s in _settle_s(report):
+            self.settle.note_pdu(report.pdu, settle_s)
         for outcome in report.result.outcomes if report.result is not None else ():
             self.writes += 1
             self.writes_verified += outcome.verified
@@ -502,6 +552,32 @@ class Service:
                     outcome.read_back_w,
                     outcome.t_verified_ns or self.clock.mono_ns(),
                 )
+
+    def _cap_reports(self) -> tuple[CapReport, ...]:
+        """What the servers' tasks reported; a cap that is met for the first time is saved before it may be written."""
+        reports: list[CapReport] = []
+        for load, task in self.cap_tasks.items():
+            for report in task.take_reports():
+                if report.reading is not None:
+                    found = self.found_caps.with_cap(load, report.reading)
+                    if found is not self.found_caps and self._save_found_caps(found):
+                        reports.append(CapReport(load, found=report.reading))
+                reports.append(report)
+        return tuple(reports)
+
+    def _save_found_caps(self, caps: FoundCaps) -> bool:
+        try:
+            write_durably(self.state_dir / FOUND_CAPS_FILE, caps.to_json())
+        except OSError as error:
+            log.error("found_limits.not_saved", error=str(error))
+            return False
+        self.found_caps = caps
+        return True
+
+    def _note_settle_times(self) -> None:
+        if self.snapshot is not None:
+            measured = zip(self.pipeline.capping.names, self.snapshot.caps.settle_s, strict=True)
+            self.settle.caps |= {load: float(s) for load, s in measured if not math.isnan(s)}
 
     def _find_more(self, pdu: str, reading: PduReading) -> None:
         """Limits that a device lacked when we met it, and has by now: saved before they may be written."""
@@ -529,6 +605,19 @@ class Service:
         log_overloads(self.rack, before, snapshot)
         for name in snapshot.foreign:
             log.warning("limit.foreign_change", outlet=name)
+        for name in snapshot.foreign_caps:
+            log.warning("cap.foreign_change", load=name)
+        for cap in snapshot.cap_plan.desired:
+            log.info(
+                "cap",
+                load=cap.load,
+                from_w=_round(cap.from_w),
+                to_w=_round(cap.cap_w),
+                reason=cap.reason,
+                rule=cap.rule,
+                request_w=_round(cap.request_w),
+                grant_w=_round(cap.grant_w),
+            )
         for desired in snapshot.desired:
             for d in desired.decisions:
                 log.info(
@@ -552,6 +641,32 @@ class Service:
         if write.restore is not None or not self._loop_runs:
             return True
         return self.mode is Mode.CLOSED_LOOP and not self._lease.expired(self.clock.mono_ns())
+
+    def _cap_write_allowed(self, load: str, restoring: bool) -> bool:
+        """As `_write_allowed`, for a server's cap."""
+        if self.killed() or load not in self.found_caps.caps:
+            return False
+        if restoring:
+            return True
+        return self.mode is Mode.CLOSED_LOOP and not (self._loop_runs and self._lease.expired(self.clock.mono_ns()))
+
+    async def _leave_caps(self) -> bool:
+        """STATIC_SAFE on every server whose cap is ours, where what stands is higher: see docs/decisions/caps-at-stop.md."""
+        if not self.cap_tasks or self.mode is Mode.ADVISORY or self.killed():
+            return True
+        wanted = self.pipeline.capping.static_safe()
+        results = await asyncio.gather(
+            *(asyncio.wait_for(self.cap_tasks[load].write_now(cap_w), CAPS_LEFT_S) for load, cap_w in wanted.items()),
+            return_exceptions=True,
+        )
+        left = True
+        for (load, cap_w), result in zip(wanted.items(), results, strict=True):
+            if isinstance(result, BaseException) or result is None or not result.verified:
+                left = False
+                log.error("cap.not_left", load=load, cap_w=cap_w, error=str(result))
+            else:
+                log.info("cap.left", load=load, cap_w=result.read_back_w)
+        return left
 
     async def _leave(self) -> bool:
         """STATIC_SAFE in every opted-in outlet, verified; False where it should be and is not."""
@@ -580,6 +695,13 @@ def _say_no_reload() -> None:
 def _resolve(future: "asyncio.Future[None]") -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _settle_s(report: PduReport) -> set[float]:
+    """From a batch's first message to its read-back, s."""
+    outcomes = report.result.outcomes if report.result is not None else ()
+    spans = [(o.t_verified_ns - o.t_sent_ns) / NS_PER_S for o in outcomes if o.t_verified_ns is not None]
+    return {max(spans)} if spans else set()
 
 
 def _write_ms(report: PduReport) -> set[float]:

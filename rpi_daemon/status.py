@@ -12,7 +12,8 @@ from rpi_daemon.alarms import KINDS
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.control import SCHEMA
 from rpi_daemon.guard import brief, loadings
-from rpi_daemon.records import REQUEST_QUANTILE, Quality
+from rpi_daemon.records import REQUEST_QUANTILE, LimitKind, Quality
+from rpi_daemon.settle import too_slow
 
 if TYPE_CHECKING:
     from rpi_daemon.pipeline import Snapshot
@@ -41,6 +42,7 @@ def status_document(service: "Service") -> dict[str, Any]:
         "outlets": _outlets(service, snapshot) if snapshot else [],
         "constraints": _constraints(service, snapshot) if snapshot else [],
         "forecast": _forecast(service) if snapshot else {},
+        "caps": [_cap(service, snapshot, k, now_ns) for k in range(len(service.rack.caps))] if snapshot else [],
         "boards": [_board(link) for link in service.boards],
         "pdus": [_pdu(service, pdu, now_ns) for pdu in service.tasks],
         "alarms": _alarms(service),
@@ -87,6 +89,8 @@ def summary(service: "Service") -> dict[str, Any]:
 def _outlets(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any]]:
     rack = service.rack
     used = service.pipeline.actuator.writes_used(snapshot.t_mono_ns)
+    caps = snapshot.caps
+    capped_w = service.pipeline.capping.of_outlets(np.where(caps.ours & caps.followed, caps.cap_w, np.nan))
     return [
         {
             "id": rack.outlet_ids[i],
@@ -100,6 +104,7 @@ def _outlets(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any]]:
             "shortfall_w": _number(snapshot.allocation.shortfall_w[i]),
             "limit_w": _number(snapshot.in_force.limit_w[i]),
             "limit_kind": snapshot.in_force.kind[i].value,
+            "server_cap_w": _number(capped_w[i]),
             "static_safe_w": float(rack.static_safe_w[i]),
             "rating_w": float(rack.rating_w[i]),
             "source": snapshot.forecast.source[i],
@@ -212,6 +217,44 @@ def _pdu(service: "Service", pdu: str, now_ns: int) -> dict[str, Any]:
         "reachable": task.reachable,
         "last_answer_s": (now_ns - task.last_ok_ns) / NS_PER_S,
         "polls": task.polls,
+        "settle_s": service.settle.pdus.get(pdu),
+        "too_slow": too_slow(service.settle.pdus.get(pdu)),
+    }
+
+
+def _cap(service: "Service", snapshot: "Snapshot", k: int, now_ns: int) -> dict[str, Any]:
+    """One server: what its cap is, what is wanted, and how it answers."""
+    options, caps, plan = service.config.cap[k], snapshot.caps, snapshot.cap_plan
+    task = service.cap_tasks[options.load]
+    identity = task.identity
+    cap_w = float(caps.cap_w[k])
+    return {
+        "load": options.load,
+        "host": options.host,
+        "kind": LimitKind.SERVER_CAP.value,
+        "mechanism": identity.mechanism if identity else None,
+        "vendor": identity.vendor if identity else None,
+        "model": identity.model if identity else None,
+        "on_exceed": identity.on_exceed if identity else None,
+        "lowest_w": float(caps.lowest_w[k]),
+        "wanted_w": _number(plan.wanted_w[k]),
+        "asked_w": _number(caps.asked_w[k]),
+        "cap_w": _number(cap_w),
+        "active": None if math.isnan(cap_w) else math.isfinite(cap_w),
+        "ours": bool(caps.ours[k]),
+        "pending": bool(caps.pending[k]),
+        "held": bool(caps.followed[k] & ~caps.not_held[k]) if math.isfinite(cap_w) else None,
+        "server_power_w": task.reading.power_w if task.reading else None,
+        "why": plan.rule[k],
+        "settle_s": _number(caps.settle_s[k]),
+        "too_slow": too_slow(_number(caps.settle_s[k])),
+        "opted_in": options.closed_loop,
+        "insecure": options.allow_insecure,
+        "reachable": task.reachable and task.last_ok_ns > 0,
+        "error": task.error or None,
+        "last_answer_s": (now_ns - task.last_ok_ns) / NS_PER_S if task.last_ok_ns else None,
+        "writes": task.writes,
+        "writes_verified": task.verified,
     }
 
 

@@ -43,7 +43,10 @@ class View:
             table.add_column(name, justify="right" if align == "right" else "left", no_wrap=True)
         for outlet in status["outlets"]:
             table.add_row(*self._row(outlet))
-        return Group(self._head(status), table, self._bars(status), self._foot(status))
+        parts: list[RenderableType] = [self._head(status), table, self._bars(status)]
+        if status["caps"]:
+            parts.append(self._caps(status))
+        return Group(*parts, self._foot(status))
 
     def _row(self, outlet: Mapping[str, Any]) -> list[RenderableType]:
         power = outlet["power_w"]
@@ -55,7 +58,7 @@ class View:
         flags = ",".join(outlet["quality"])
         return [
             outlet["id"], outlet["load"], Text(watts(power), style=style), watts(outlet["forecast_max_w"]),
-            watts(outlet["margin_w"]), Text(watts(limit), style="bold"), outlet["limit_kind"], outlet["source"],
+            watts(outlet["margin_w"]), Text(watts(limit), style="bold"), _kinds(outlet), outlet["source"],
             Text(sparkline(list(history), top), style="cyan").append(f" {flags}" if flags else "", style="yellow"),
         ]  # fmt: skip
 
@@ -85,8 +88,26 @@ class View:
             )
         return bars
 
+    def _caps(self, status: Status) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("server", "cap W", "asked W", "settles", "why"):
+            table.add_column(name, justify="left" if name in ("server", "why") else "right", no_wrap=name != "why")
+        for cap in status["caps"]:
+            settles = "—" if cap["settle_s"] is None else f"{cap['settle_s']:.1f} s"
+            why = cap["error"] or cap["too_slow"] or cap["why"]
+            style = "red" if cap["error"] or cap["held"] is False else ""
+            table.add_row(
+                cap["load"], Text(watts(cap["cap_w"]), style="bold"), watts(cap["asked_w"]), settles, Text(why, style=style)
+            )  # fmt: skip
+        return table
+
     def _foot(self, status: Status) -> Text:
         return Text("  ".join(counters(status)), style="dim")
+
+
+def _kinds(outlet: Mapping[str, Any]) -> str:
+    capped_w = outlet["server_cap_w"]
+    return str(outlet["limit_kind"]) if capped_w is None else f"{outlet['limit_kind']} + server_cap {capped_w:.0f} W"
 
 
 def _over(ratings: Sequence[Mapping[str, Any]]) -> str:

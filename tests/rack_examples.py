@@ -114,6 +114,7 @@ def make_limits(
         verified_ns=np.ones(n, dtype=np.int64),
         kind=(kind,) * n if isinstance(kind, LimitKind) else tuple(kind),
         open_w=np.full(n, np.nan) if open_w is None else open_w,
+        open_low_w=np.full(n, np.nan) if open_w is None else np.fmin(open_w, limit_w),
         pending=np.zeros(n, dtype=np.bool_),
         uncontrolled=np.zeros(n, dtype=np.bool_) if uncontrolled is None else np.array(uncontrolled, dtype=np.bool_),
         step_w=np.ones(n) if step_w is None else step_w,

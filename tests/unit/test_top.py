@@ -12,7 +12,7 @@ from rpi_daemon.top import View, plain_line, print_once, sparkline
 def _status(**changes: Any) -> dict[str, Any]:
     outlet = {
         "id": "pdu-a/1", "load": "server-1", "power_w": 312.4, "forecast_max_w": 401.6, "margin_w": 12.0, "limit_w": 450.0,
-        "limit_kind": "alarm", "source": "lstm", "quality": [],
+        "limit_kind": "alarm", "server_cap_w": None, "source": "lstm", "quality": [],
     }  # fmt: skip
     dark = {**outlet, "id": "pdu-a/2", "power_w": None, "forecast_max_w": None, "limit_w": None, "quality": ["stale"]}
     summary = {
@@ -34,7 +34,8 @@ def _status(**changes: Any) -> dict[str, Any]:
     }
     return {
         "rack": "lab", "state": "HOLD", "mode": "closed_loop", "uptime_s": 12.3, "why": ["sensor_stale: pdu-a/2"],
-        "kill_switch": False, "outlets": [outlet, dark], "constraints": [constraint], "summary": summary, **changes,
+        "kill_switch": False, "outlets": [outlet, dark], "constraints": [constraint], "summary": summary, "caps": [],
+        **changes,
     }  # fmt: skip
 
 
@@ -96,3 +97,18 @@ def test_the_view_keeps_a_short_history() -> None:
 )
 def test_a_sparkline(values: list[float | None], top: float, marks: str) -> None:
     assert sparkline(values, top) == marks
+
+
+def test_a_servers_cap_stands_beside_its_outlets_own_alarm() -> None:
+    cap = {
+        "load": "server-1", "cap_w": 350.0, "asked_w": 350.0, "settle_s": 0.42, "error": None, "too_slow": None,
+        "held": True, "why": "L1 (A)",
+    }  # fmt: skip
+    mute = {**cap, "load": "server-2", "cap_w": None, "asked_w": None, "settle_s": None, "error": "no answer"}
+    status = _status(caps=[cap, mute])
+    status["outlets"][0]["server_cap_w"] = 350.0
+    shown = _shown(status)
+    assert "alarm + server_cap 350 W" in shown
+    line = next(line for line in shown.splitlines() if line.startswith("server-1"))
+    assert line.split() == ["server-1", "350", "350", "0.4", "s", "L1", "(A)"]
+    assert "no answer" in next(line for line in shown.splitlines() if line.startswith("server-2"))

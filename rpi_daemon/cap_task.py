@@ -1,0 +1,198 @@
+"""One server's I/O task: newest desired cap, polls, back-off. A slow or silent management controller delays nobody else."""
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import structlog
+
+from rpi_daemon.clock import NS_PER_S, Clock
+from rpi_daemon.drivers.base import CapDriver
+from rpi_daemon.errors import AuthError, DeviceError
+from rpi_daemon.records import CapDesired, CapIdentity, CapOutcome, CapReading, CapReport
+
+PROBE_S = 1.0  # until the first probe of a silent controller; twice as long after each ...
+PROBE_MOST_S = 30.0  # ... up to this
+LOCKED_OUT_S = 60.0  # after a refused log-in: many controllers lock an account that tries on
+PROBE_JITTER = 0.2
+
+log = structlog.get_logger(__name__)
+
+
+class CapTask:
+    """Owns one driver. `submit` hands it the newest desired cap and returns at once; reports wait in an inbox.
+
+    It connects by itself, so that a silent controller keeps nothing from starting.
+    """
+
+    def __init__(
+        self,
+        load: str,
+        host: str,
+        driver: CapDriver,
+        clock: Clock,
+        *,
+        poll_s: float,
+        write_allowed: Callable[[bool], bool],
+    ) -> None:
+        """`write_allowed(restoring)`: whether this server's cap may be written now."""
+        self.load = load
+        self.host = host
+        self.reachable = True  # until it is asked
+        self.identity: CapIdentity | None = None
+        self.reading: CapReading | None = None  # the newest
+        self.error = ""
+        self.failures = 0
+        self.polls = self.writes = self.verified = 0
+        self.last_ok_ns = 0
+        self.beat_ns = clock.mono_ns()  # when `run` last went round
+        self._driver = driver
+        self._clock = clock
+        self._poll_s = poll_s
+        self._write_allowed = write_allowed
+        self._connected = False
+        self._pending: CapDesired | None = None
+        self._inbox: list[CapReport] = []
+        self._wake = asyncio.Event()
+        self._wire = asyncio.Lock()
+        self._stop = False
+
+    def submit(self, desired: CapDesired) -> None:
+        """Replace what is still waiting; never blocks."""
+        self._pending = desired
+        self._wake.set()
+
+    def withdraw(self) -> None:
+        """Forget what waits: the mode has changed, or the controller does not answer."""
+        if self._pending is not None:
+            self._pending = None
+            self._inbox.append(CapReport(self.load, lost=True))
+
+    def take_reports(self) -> list[CapReport]:
+        """What came in since the last call."""
+        reports, self._inbox = self._inbox, []
+        return reports
+
+    def inbox(self, report: CapReport) -> None:
+        """Put a report there that came about otherwise (what earlier runs knew)."""
+        self._inbox.append(report)
+
+    async def run(self) -> None:
+        """Until `stop`: writes first, then the poll when it is due. An error other than DeviceError ends it."""
+        next_poll_ns = self._clock.mono_ns()
+        while not self._stop:
+            self.beat_ns = now_ns = self._clock.mono_ns()
+            try:
+                if self._pending is not None and self._connected:
+                    desired, self._pending = self._pending, None
+                    await self.write_now(desired.cap_w, asked_ns=desired.t_mono_ns)
+                elif now_ns >= next_poll_ns:
+                    next_poll_ns = now_ns + round(self._poll_s * NS_PER_S)
+                    await self._poll()
+                else:
+                    await self._wait((next_poll_ns - now_ns) / NS_PER_S)
+            except DeviceError as error:
+                self._failed(error)
+                pause_s = self._pause_s(error)
+                next_poll_ns = self._clock.mono_ns() + round(pause_s * NS_PER_S)
+                await self._wait(pause_s)
+
+    def stop(self) -> None:
+        """Let `run` end after what it is doing."""
+        self._stop = True
+        self._wake.set()
+
+    async def write_now(self, cap_w: float | None, *, asked_ns: int | None = None) -> CapOutcome | None:
+        """Set the cap and read it back; None where the kill switch, or whoever else is asked, forbids it."""
+        async with self._wire:
+            if not self._write_allowed(False):
+                self._inbox.append(CapReport(self.load, lost=True))
+                return None
+            await self._connect()
+            outcome = await self._driver.apply(cap_w, lambda: self._write_allowed(False))
+        return self._ended(outcome, asked_ns)
+
+    async def restore(self, found: CapReading) -> CapOutcome | None:
+        """Put the found cap back on somebody's word: what waits is dropped. None where the kill switch forbids it."""
+        self.withdraw()
+        async with self._wire:
+            if not self._write_allowed(True):
+                return None
+            await self._connect()
+            outcome = await self._driver.restore(found, lambda: self._write_allowed(True))
+        return self._ended(outcome, None)
+
+    async def read(self) -> CapReading:
+        """One poll on the spot, connecting first where needed. Raises DeviceError."""
+        async with self._wire:
+            await self._connect()
+            self.reading = await self._driver.read()
+        self.polls += 1
+        self._succeeded()
+        self._inbox.append(CapReport(self.load, reading=self.reading))
+        return self.reading
+
+    async def _poll(self) -> None:
+        await self.read()
+
+    async def _connect(self) -> None:
+        if self._connected:
+            return
+        await self._driver.open()
+        self.identity = await self._driver.identify()
+        self._connected = True
+        self._inbox.append(CapReport(self.load, identity=self.identity))
+        identity = self.identity
+        log.info(
+            "cap.found", load=self.load, host=self.host, vendor=identity.vendor, model=identity.model,
+            mechanism=identity.mechanism, lowest_w=identity.lowest_w, on_exceed=identity.on_exceed,
+        )  # fmt: skip
+
+    def _ended(self, outcome: CapOutcome, asked_ns: int | None) -> CapOutcome:
+        self._succeeded()
+        self.writes += outcome.t_sent_ns > 0
+        self.verified += outcome.verified
+        if outcome.verified:
+            after_s = None
+            if asked_ns is not None and outcome.t_verified_ns is not None:
+                after_s = round((outcome.t_verified_ns - asked_ns) / NS_PER_S, 3)
+            log.info("cap.verified", load=self.load, cap_w=outcome.read_back_w, after_s=after_s)
+        else:
+            log.warning(
+                "cap.not_verified", load=self.load, asked_w=outcome.asked_w, read_back_w=outcome.read_back_w,
+                refused=outcome.refused,
+            )  # fmt: skip
+        self._inbox.append(CapReport(self.load, outcome=outcome))
+        return outcome
+
+    async def _wait(self, seconds: float) -> None:
+        self._wake.clear()
+        if self._stop:
+            return
+        try:
+            await asyncio.wait_for(self._wake.wait(), max(0.0, seconds))
+        except TimeoutError:
+            return
+
+    def _pause_s(self, error: DeviceError) -> float:
+        pause_s = min(PROBE_MOST_S, PROBE_S * 2.0 ** (self.failures - 1))
+        pause_s = max(pause_s, LOCKED_OUT_S) if isinstance(error, AuthError) else pause_s
+        return pause_s * random.uniform(1.0 - PROBE_JITTER, 1.0 + PROBE_JITTER)
+
+    def _succeeded(self) -> None:
+        self.last_ok_ns = self._clock.mono_ns()
+        self.failures = 0
+        self.error = ""
+        if not self.reachable:
+            self.reachable = True
+            log.info("cap.reachable", load=self.load, host=self.host)
+
+    def _failed(self, error: DeviceError) -> None:
+        self.failures += 1
+        self.error = str(error)
+        self._connected = False  # its address, session or even the server may be another by now
+        self._pending = None  # what it asks for is old when the controller is back; the next tick asks again
+        self._inbox.append(CapReport(self.load, lost=True))
+        if self.reachable:
+            self.reachable = False
+            log.error("cap.unreachable", load=self.load, host=self.host, error=self.error)
