@@ -100,7 +100,7 @@ def run_demo(*, seconds: float, outlets: int, trace: Path | None, keep: Path | N
 def demo_config(folder: Path, outlets: int) -> Path:
     """The demo's configuration in `folder`, on free ports."""
     config = folder / "demo.toml"
-    config.write_text(demo_toml(outlets, _free_udp_port(-(-outlets // UNIT_OUTLETS))), encoding="utf-8")
+    config.write_text(demo_toml(outlets, free_ports(-(-outlets // UNIT_OUTLETS))), encoding="utf-8")
     return config
 
 
@@ -265,7 +265,7 @@ def _last_words(log: Path) -> str:
     return words[-1] if words else "no word from it in time"
 
 
-def _free_udp_port(count: int) -> int:
+def free_ports(count: int) -> int:
     """The first of `count` neighbouring free ports."""
     while True:
         with contextlib.ExitStack() as probes:

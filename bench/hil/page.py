@@ -109,6 +109,7 @@ def publish(measured: Measured, options: argparse.Namespace) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     stem = options.output / f"{measured.bench}-{now:%Y%m%d-%H%M%S}"
     data, page = stem.with_suffix(".json"), stem.with_suffix(".html")
+    result = _known(result)
     data.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     page.write_text(_page(measured, result, before), encoding="utf-8")
     print(f"{measured.bench}: {measured.target}")
@@ -119,6 +120,15 @@ def publish(measured: Measured, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({key: value for key, value in result.items() if key != "plots"}, allow_nan=False))
     return 0 if measured.passed else 1
+
+
+def _known(value: Any) -> Any:
+    """Without NaN, which JSON has no word for: what is not known is null."""
+    if isinstance(value, dict):
+        return {key: _known(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _earlier(name: str) -> dict[str, Any]:
@@ -244,4 +254,5 @@ def _draw(axes: Any, kind: str, line: Line, style: dict[str, Any]) -> None:
     elif kind == "bars":
         axes.bar(line.x, line.y, label=line.name, **{**style, "linestyle": "-"})
     else:
-        axes.plot(line.x, line.y, label=line.name, linewidth=1.0, **style)
+        x, y = (np.array(values, dtype=np.float64) for values in (line.x, line.y))  # null of an earlier result is NaN
+        axes.plot(x, y, label=line.name, linewidth=1.0, **style)

@@ -45,6 +45,15 @@ def test_pdu_bench(tmp_path: Path, profile: str) -> None:
     assert seen["writes past the kill switch"] == 0
 
 
+def test_trap_bench(tmp_path: Path) -> None:
+    seen = hil("trap_hil", tmp_path)
+    assert seen["acknowledged"] == 100.0
+    assert seen["taken after our restart"] == 1
+    assert seen["taken with a wrong key"] == 0
+    assert seen["waiting on disk while it is down"] == 60
+    assert (seen["lost"], seen["out of order"], seen["dropped"]) == (0, 0, 0)
+
+
 def test_an_old_result_stands_beside_the_new_one(tmp_path: Path) -> None:
     hil("pdu_hil", tmp_path)
     old = next(tmp_path.glob("pdu_hil-*.json"))
