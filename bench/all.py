@@ -6,7 +6,20 @@ import sys
 
 from common import ROOT, parse_arguments
 
-BENCHES = ("ring", "window", "frames", "forecast", "snmp", "silent", "jitter", "loop", "informs", "demo", "samples")
+BENCHES = (
+    "ring",
+    "window",
+    "calibration",
+    "frames",
+    "forecast",
+    "snmp",
+    "silent",
+    "jitter",
+    "loop",
+    "informs",
+    "demo",
+    "samples",
+)
 RESULTS = ROOT / "bench" / "results"
 
 

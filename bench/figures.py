@@ -57,6 +57,12 @@ FIGURES: tuple[tuple[str, str, str, Words], ...] = (
             f" {_row(rows, current_channels=48, delays=True, one_scan_lost=False)['ours_us']:.1f} µs with delay correction"
         ),
     ),
+    (
+        "calibrated error, 5 to 100 % of range, PF 1 and 0.5, simulated board",
+        "<= 0.5 % of reading",
+        "calibration",
+        lambda r, _: f"{r['calibrated_percent']:.2f} %; {r['uncalibrated_percent']:.0f} % uncalibrated",
+    ),
     ("frame decode", ">= 10 x the Python loop", "frames", lambda r, _: f"{r['vs_python']:.0f} x"),
     (
         "forecast tick, 48 outlets",

@@ -24,6 +24,7 @@ MOST_WANDER = 0.01  # relative standard deviation of the windows' readings withi
 LEAST_WINDOWS = 0.5  # part of the windows of a step that must be whole
 COARSE = 0.25  # an uncalibrated sensor is nearer than this to the reference, or it is another sensor
 MOST_TURN_DEG = 30.0  # further off than any sensor's phase error: it is wired otherwise
+MOST_LAG_DEG = 10.0  # of a sensor
 REACTIVE = 0.3  # sine of the phase angle from which watts tell something of a delay (power factor 0.95)
 
 Complex = NDArray[np.complex128]
@@ -272,31 +273,31 @@ class Fit:
         wanted = self._power_factor_angle(reference)
         if wanted is None:
             return None
-        off = {v: self._angle_deg(step, i, v) for v in self._choices(sensor)}
-        if self._off_by(off[sensor.voltage], wanted) <= MOST_TURN_DEG:
+        shown = self._angle_deg(step, i, sensor.voltage)
+        if self._off_by(shown, wanted) <= MOST_TURN_DEG:
             return None
-        if self._off_by(off[sensor.voltage] + 180.0, wanted) <= MOST_TURN_DEG:
-            return self._turned_round(sensor)
-        for voltage, angle in off.items():
-            for turn, word in ((0.0, ""), (180.0, ", and the wrong way round")):
-                if voltage != sensor.voltage and self._off_by(angle + turn, wanted) <= MOST_TURN_DEG:
-                    return (
-                        f"{off[sensor.voltage]:+.0f} degrees to {self._phase(sensor.voltage)}:"
-                        f" it is on {self._phase(voltage)}{word}; correct `phases` of its outlet, or the wiring"
-                    )
-        return (
-            f"{off[sensor.voltage]:+.0f} degrees to {self._phase(sensor.voltage)}, {wanted:.0f} expected:"
-            " the load is not what the reference says, or the reference is wrong"
+        off, turned, voltage = min(
+            (self._off_by(self._angle_deg(step, i, voltage) + turned, wanted), turned, voltage)
+            for voltage in self._choices(sensor)
+            for turned in (0.0, 180.0)
         )
+        if off <= MOST_TURN_DEG and voltage == sensor.voltage:
+            return self._turned_round(sensor)
+        what = f"{shown:+.0f} degrees to {self._phase(sensor.voltage)}"
+        if off <= MOST_TURN_DEG:
+            return (
+                f"{what}: it is on {self._phase(voltage)}{', and the wrong way round' if turned else ''};"
+                " correct `phases` of its outlet, or see which wire its transformer sits on"
+            )
+        return f"{what}, {wanted:.0f} expected: the load is not what the reference says, or the reference is wrong"
 
     @staticmethod
     def _power_factor_angle(reference: Reference) -> float | None:
-        """Expected angle, degrees without sign; None where the reference does not tell one, or it says too little."""
+        """Expected angle, degrees without sign: ahead or late is not known. None where the reference does not tell it."""
         if reference.resistive:
             return 0.0
         if reference.amps and reference.volts and reference.watts is not None:
-            angle = float(np.degrees(np.arccos(np.clip(reference.watts / reference.volts / reference.amps, -1.0, 1.0))))
-            return angle if angle < MOST_TURN_DEG else None  # beyond, ahead on one phase looks like late on another
+            return float(np.degrees(np.arccos(np.clip(reference.watts / reference.volts / reference.amps, -1.0, 1.0))))
         return None
 
     @staticmethod
@@ -313,7 +314,8 @@ class Fit:
         voltages = [i for i, other in enumerate(self.sensors) if other.kind == "voltage"]
         if len(sensor.voltage) == 1:
             return [(v,) for v in voltages]
-        return [(a, b) for a in voltages for b in voltages if a != b]
+        others = [(a, b) for a in voltages for b in voltages if a < b and {a, b} != set(sensor.voltage)]
+        return [sensor.voltage, *others]
 
     def _phase(self, voltage: tuple[int, ...]) -> str:
         return "-".join(self.sensors[v].name for v in voltage)
@@ -354,13 +356,13 @@ class Fit:
     # -- the fit
 
     def records(self, date: datetime, instrument: Instrument) -> list[ChannelRecord]:
-        """One record per channel that a step was about, voltages included. Voltages first: watts need them."""
+        """One record per channel that had a known load, voltages included. Voltages first: watts need them."""
         found: dict[int, ChannelRecord] = {}
         gains: dict[int, float] = {}
         offsets: dict[int, float] = {}
         for kind in ("voltage", "current"):
             for i, sensor in enumerate(self.sensors):
-                if sensor.kind == kind and self._steps_of(i):
+                if sensor.kind == kind and any(not step.zero for step in self._steps_of(i)):
                     found[i] = record = self._record(i, gains, offsets, date, instrument)
                     if record.good:
                         gains[i], offsets[i] = record.gain, record.offset_counts
@@ -390,18 +392,21 @@ class Fit:
         zero = self._zero(i)
         if reason is None and sensor.kind == "current" and zero is None:
             reason = f"{sensor}: no zero step"
-        if reason is None and not loads:
-            reason = f"{sensor}: no step with a known load"
         if reason is None:
             references = [self._level(step, i) for step in loads]
             gain, offset = self._gain_offset(i, loads, references)
             extra_ns = self._extra_delay(i, loads, {**gains, i: gain}) if sensor.voltage and not self._dc else 0.0
             residuals = self._residuals(i, loads, {**gains, i: gain}, {**offsets, i: offset}, extra_ns)
+            lag_deg = (extra_ns or 0.0) * 360e-9 * loads[0].measured.frequency_hz
+            if abs(lag_deg) > MOST_LAG_DEG:
+                reason = f"{sensor}: {lag_deg:+.0f} degrees late: no sensor is; look at its wiring and at the reference"
             worst = max(residuals, key=lambda item: abs(item.error_percent))
-            if abs(worst.error_percent) > 100.0 * LARGEST_ERROR:
-                reason = (
-                    f"{sensor}: {worst.error_percent:+.2f} % left at {worst.reference:.4g} {worst.quantity}"
+            if reason is None and abs(worst.error_percent) > 100.0 * LARGEST_ERROR:
+                other = self._follows(i, loads) if sensor.kind == "current" else None
+                reason = f"{sensor}: {worst.error_percent:+.2f} % left at {worst.reference:.4g} {worst.quantity}" + (
                     f" ({100 * LARGEST_ERROR:g} % allowed): the sensor is not linear, or a reference is wrong"
+                    if other is None
+                    else f", and it follows the load of {other}: these two transformers are swapped"
                 )
         noise = np.nan if zero is None else 100.0 * float(zero.rms[i]) * sensor.scale / self.range_of(i)
         return ChannelRecord(
@@ -454,6 +459,19 @@ class Fit:
         design = np.column_stack([seen, np.ones(len(seen))]) * weight[:, None]
         slope, rest = np.linalg.lstsq(design, wanted * weight, rcond=None)[0]
         return float(slope), float(-rest / slope)
+
+    def _follows(self, i: int, loads: Sequence[Step]) -> Sensor | None:
+        """Another channel whose references channel index i fits within what is allowed."""
+        for k, other in enumerate(self.sensors):
+            wanted = [step.references[k].amps for step in loads if k in step.references]
+            known = [amps for amps in wanted if amps]
+            if k == i or other.kind != "current" or len(known) < len(loads):
+                continue
+            gain, offset = self._gain_offset(i, loads, known)
+            shown = np.array([self.level(step, i, gain, offset) for step in loads])
+            if np.all(np.abs(shown / known - 1.0) <= LARGEST_ERROR):
+                return other
+        return None
 
     def _extra_delay(self, i: int, loads: Sequence[Step], gains: Mapping[int, float]) -> float | None:
         """By how much the current is later than the board says, ns; None where no load tells it.

@@ -13,7 +13,7 @@ from rpi_daemon._fastpath.memory import anonymous, shared_file
 from rpi_daemon.calibration import Correction, correction, load_calibration, own_word
 from rpi_daemon.calibration_fit import Sensor
 from rpi_daemon.clock import NS_PER_S, Clock
-from rpi_daemon.config.schema import Board, OutletRow, Rack, Sampling
+from rpi_daemon.config.schema import Board, Config, OutletRow, Rack, Sampling
 from rpi_daemon.drivers.sensors.paced import PlantSource
 from rpi_daemon.drivers.sensors.replay import ReplaySource
 from rpi_daemon.drivers.sensors.serial import SerialOptions, SerialSource
@@ -297,3 +297,12 @@ class PacedBoardLink(BoardLink):
 
     def close(self) -> None:
         self.sampler.stop()
+
+
+def board_link(config: Config, board: Board, runtime_dir: Path, clock: Clock, event_fd: int) -> BoardLink:
+    """The link for one configured board, not open yet; its ring is made in `runtime_dir`. Raises RpiError."""
+    base_dir = Path(config.base_dir)
+    common = (board, config.sampling, config.outlets(), runtime_dir, base_dir, clock, event_fd)
+    if board.driver == "serial":
+        return BoardLink(*common, dc=config.rack.supply == "dc")
+    return PacedBoardLink(*common, rack=config.rack)

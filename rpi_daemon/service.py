@@ -23,7 +23,7 @@ from rpi_daemon.assembly import build_pipeline, settings
 from rpi_daemon.cap_task import LOCKED_OUT_S, CapTask
 from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
 from rpi_daemon.config.rack import rack_model
-from rpi_daemon.config.schema import Board, Config, OutletRow
+from rpi_daemon.config.schema import Config
 from rpi_daemon.control import SOCKET_NAME, ControlServer
 from rpi_daemon.devices import address_of, cap_driver, pdu_driver, profile_digest, write_budgets
 from rpi_daemon.drivers.base import PduDriver
@@ -53,7 +53,7 @@ from rpi_daemon.records import (
     SafeStatus,
 )
 from rpi_daemon.score import RunScore
-from rpi_daemon.sensing import BoardLink, PacedBoardLink
+from rpi_daemon.sensing import BoardLink, board_link
 from rpi_daemon.settle import SettleTimes
 from rpi_daemon.trap_task import Traps
 
@@ -357,21 +357,13 @@ class Service:
 
     async def _open_boards(self) -> list[BoardSetup]:
         """Open every port, then wait for the boards' descriptions."""
-        rows = self.config.outlets()
         for board in self.config.board:
-            link = self._board_link(board, rows)
+            link = board_link(self.config, board, self.runtime_dir, self.clock, self._event_fd)
             link.open()
             self._stack.callback(link.close)
             self.boards.append(link)
             log.info("board.sampling", board=board.id, scheduling=link.sampler.scheduling())
         return [await link.describe() for link in self.boards]
-
-    def _board_link(self, board: Board, rows: Sequence[OutletRow]) -> BoardLink:
-        rack, base_dir = self.config.rack, Path(self.config.base_dir)
-        common = (board, self.config.sampling, rows, self.runtime_dir, base_dir, self.clock, self._event_fd)
-        if board.driver == "serial":
-            return BoardLink(*common, dc=rack.supply == "dc")
-        return PacedBoardLink(*common, rack=rack)
 
     def _pipeline(self, setups: Sequence[BoardSetup]) -> Pipeline:
         clock: Clock = self.clock

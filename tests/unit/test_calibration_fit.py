@@ -171,10 +171,34 @@ def test_wiring_is_named(fault: Callable[[Rig], None], words: str) -> None:
     assert words in complaint(rig)
 
 
+def test_wiring_is_named_at_a_reactive_load_too() -> None:
+    rig = Rig()
+    rig.board.turn(0)
+    assert "write ':reversed' behind" in complaint(rig, 0, {0: (4.0, 0.5)})
+    rig = Rig()
+    rig.plant.rephase(0, 2)
+    assert "it is on L3" in complaint(rig, 0, {0: (4.0, 0.8)})
+
+
+def test_a_delay_that_no_sensor_has_is_refused() -> None:
+    rig = Rig(phase_error_sd_deg=0.0)
+    rig.fit.steps = [rig.step({}), rig.step({0: (4.0, 0.97)}, resistive=True)]
+    assert "+14 degrees late: no sensor is" in rig.fit.records(NOW, METER)[0].verdict
+
+
 def test_transformers_swapped_under_different_loads_are_told_in_one_step() -> None:
     rig = Rig()
     rig.board.swap(0, 1)
     assert "swapped" in complaint(rig, 0, {0: (2.0, 1.0), 1: (5.0, 1.0)})
+
+
+def test_transformers_swapped_under_similar_loads_are_told_by_two_steps() -> None:
+    rig = Rig(n_outlets=6)  # 1 and 4 on one phase
+    rig.board.swap(0, 3)
+    rig.fit.steps = [rig.step({}), *(rig.step({0: (a, 1.0), 3: (b, 1.0)}) for a, b in ((2.0, 2.2), (5.0, 4.8)))]
+    first, fourth = (record for record in rig.fit.records(NOW, METER) if record.kind == "current")
+    assert "it follows the load of channel 4 (pdu-a/4): these two transformers are swapped" in first.verdict
+    assert "it follows the load of channel 1" in fourth.verdict
 
 
 def test_what_is_turned_by_the_configuration_is_turned_back_by_it() -> None:
