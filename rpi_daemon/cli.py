@@ -165,7 +165,7 @@ def discover(
     """Ask the PDU at HOST what it is, what it meters and what can be written; make a configuration for it. Writes nothing to it."""
     from rpi_daemon.draft import discover_pdu
 
-    keys = {"id": pdu_id, "profile": "raritan_px", "host": host, "timeout_s": timeout_s, "retries": retries, **way_in}
+    keys = {"id": pdu_id, "host": host, "timeout_s": timeout_s, "retries": retries, **way_in}
     document, text = discover_pdu(keys, output, requests_per_s)
     show(document, as_json, text)
 

@@ -10,7 +10,7 @@ from rpi_daemon.config.schema import shorten_numbers
 from rpi_daemon.drivers.pdu.profile import Measured, Profile, load_profile, profile_names
 from rpi_daemon.drivers.pdu.snmp import QUANTITIES, SYS_DESCR, SYS_OBJECT_ID, SnmpPdu, SnmpPduOptions
 from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint, SnmpSession, SnmpTimeout
-from rpi_daemon.drivers.pdu.walk import Walker
+from rpi_daemon.drivers.pdu.walk import walk
 from rpi_daemon.errors import AuthError, DeviceError
 from rpi_daemon.records import LimitKind, PduIdentity, PduReading
 
@@ -35,7 +35,7 @@ DISAGREE_SHARE, DISAGREE_W = 0.1, 20.0  # sums that differ by more than both are
 NOMINAL_V = (100.0, 110.0, 115.0, 120.0, 127.0, 200.0, 208.0, 220.0, 230.0, 240.0, 277.0, 380.0, 400.0, 415.0, 480.0)
 ASSUMED_V = 230.0
 
-Told = Callable[[str, int, int], None]  # what is asked for now, how many steps are done, of how many
+Told = Callable[[str, float], None]  # what is asked for now, and the part of the work that is done
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +73,16 @@ class Finding:
         return self.outlets.profile
 
 
-async def look(
-    endpoint: SnmpEndpoint,
-    *,
-    unit: int | None = None,
-    requests_per_s: float = 10.0,
-    told: Told = lambda _what, _n, _of: None,
-) -> Finding:
+async def look(endpoint: SnmpEndpoint, *, unit: int | None = None, told: Told = lambda _what, _done: None) -> Finding:
     """Find out what answers at `endpoint`. Raises DeviceError or AuthError with a sentence that says what to do."""
     session = SnmpSession(endpoint)
     try:
-        told("who is there", 0, 1)
+        told("who is there", 0.0)
         await _meet(session)
-        walker = Walker(session, requests_per_s=requests_per_s)
-        descr, object_id = [_text(varbind) for varbind in await walker.get(SYS_DESCR, SYS_OBJECT_ID)]
+        descr, object_id = [_text(varbind) for varbind in await session.get([SYS_DESCR, SYS_OBJECT_ID])]
         seen = f"{descr or 'a device without sysDescr'!r} (sysObjectID {object_id or 'missing'})"
         try:
-            return await _look_closer(walker, endpoint, descr, object_id, unit, told)
+            return await _look_closer(session, descr, object_id, unit, told)
         except SnmpTimeout as error:
             raise SnmpTimeout(
                 f"{error}; it had said before that it is {seen}: it may be too slow for this rate, or not let us see the rest"
@@ -134,23 +127,26 @@ async def _has_an_engine(endpoint: SnmpEndpoint) -> bool:
     return True
 
 
-async def _look_closer(
-    walker: Walker, endpoint: SnmpEndpoint, descr: str, object_id: str, unit: int | None, told: Told
-) -> Finding:
+async def _look_closer(session: SnmpSession, descr: str, object_id: str, unit: int | None, told: Told) -> Finding:
     """Which profile fits, then what the driver itself reads with it."""
+    endpoint = session.endpoint
     profiles = [load_profile(name) for name in profile_names()]
     family = [profile for profile in profiles if _is_below(object_id, profile.identity.sys_object_id)]
     if not family:
         raise DeviceError(_stranger(endpoint, descr, object_id, profiles))
     found = []
     for step, profile in enumerate(family):
-        told(f"outlets as {profile.name} has them", step, len(family) + 1)
-        found.append(await _outlets(walker, profile, unit))
+
+        def seen(n: int, profile: Profile = profile, step: int = step) -> None:
+            share = min(1.0, n / profile.index.max_outlets)
+            told(f"{profile.name}: {n} {profile.index.counts}", (step + share) / (len(family) + 1))
+
+        found.append(await _outlets(session, profile, unit, seen))
     best = max(found, key=_merit)
     if not best.metered:
         raise DeviceError(_unmetered(endpoint, descr, found))
-    told(f"readings of {len(best.metered)} outlets", len(family), len(family) + 1)
-    ratings = await _ratings(walker, best, unit)
+    told(f"readings of {len(best.metered)} {best.profile.index.counts}", len(family) / (len(family) + 1))
+    ratings = await _ratings(session, best, unit)
     identity, reading, asked = await _read(endpoint, best, unit, ASSUMED_V)
     measured_v = _voltage(reading)
     nominal_v = ASSUMED_V if measured_v is None else min(NOMINAL_V, key=lambda nominal: abs(nominal - measured_v))
@@ -170,7 +166,7 @@ async def _look_closer(
         rating_a=ratings,
         nominal_v=nominal_v,
         measured_v=measured_v,
-        requests=walker.requests + asked,
+        requests=session.counters.requests + asked,
     )
 
 
@@ -251,22 +247,23 @@ def _unmetered(endpoint: SnmpEndpoint, descr: str, found: Sequence[Outlets]) -> 
 # -- which outlets there are
 
 
-async def _outlets(walker: Walker, profile: Profile, unit: int | None) -> Outlets:
+async def _outlets(session: SnmpSession, profile: Profile, unit: int | None, told: Callable[[int], None]) -> Outlets:
     """Walk the columns that outlets of this family must have, until one of them is there."""
     meter = profile.metering
     seen: dict[tuple[int, ...], bool] = {}  # index of an outlet -> whether it is metered
     for column in (meter.power, meter.current, meter.state):
         if column is None:
             continue
-        async for index, varbind in _column(walker, profile, column.oid, unit):
+        async for index, varbind in _column(session, profile, column.oid, unit):
             value = varbind.value if isinstance(varbind.value, int) else None
             has = isinstance(column, Measured) and column.counted(value) is not None
             seen[index] = seen.get(index, False) or has
+            told(len(seen))
         if any(seen.values()):
             break
     feeds: dict[tuple[int, ...], list[int]] = {}
     metered = []
-    limit = await _metered_count(walker, profile, unit)
+    limit = await _metered_count(session, profile, unit)
     for place, index in enumerate(sorted(seen), 1):
         number = place if profile.index.feeds is not None else index[-1]
         feeds.setdefault(index[:-1], []).append(number)
@@ -276,12 +273,12 @@ async def _outlets(walker: Walker, profile: Profile, unit: int | None) -> Outlet
 
 
 async def _column(
-    walker: Walker, profile: Profile, template: str, unit: int | None
+    session: SnmpSession, profile: Profile, template: str, unit: int | None
 ) -> AsyncIterator[tuple[tuple[int, ...], Varbind]]:
     """The outlets of one column, by what stands in the place of `{outlet}`."""
     head, _, tail = _filled(profile, template, unit).partition(".{outlet}")
     arcs = 1 if profile.index.feeds is None else 2
-    async for varbind in walker.walk(head, profile.pace.bulk_repetitions):
+    async for varbind in walk(session, head, profile.pace.bulk_repetitions):
         rest = varbind.oid.removeprefix(f"{head}.").split(".")
         if ".".join(["", *rest[arcs:]]) == tail:
             yield tuple(map(int, rest[:arcs])), varbind
@@ -291,23 +288,23 @@ def _filled(profile: Profile, template: str, unit: int | None) -> str:
     return template.replace("{unit}", str(profile.index.unit if unit is None else unit))
 
 
-async def _metered_count(walker: Walker, profile: Profile, unit: int | None) -> int | None:
+async def _metered_count(session: SnmpSession, profile: Profile, unit: int | None) -> int | None:
     """How many outlets the device says it meters; None where the family does not tell."""
     oid = profile.metering.metered_oid
     if oid is None:
         return None
-    (varbind,) = await walker.get(_filled(profile, oid, unit))
+    (varbind,) = await session.get([_filled(profile, oid, unit)])
     return varbind.value if isinstance(varbind.value, int) else None
 
 
-async def _ratings(walker: Walker, outlets: Outlets, unit: int | None) -> dict[int, float]:
+async def _ratings(session: SnmpSession, outlets: Outlets, unit: int | None) -> dict[int, float]:
     """What each outlet may carry, A, as far as the device tells."""
     column = outlets.profile.metering.rating
     if column is None or column.scale is None:
         return {}
     step = column.step()
     order = {}
-    async for index, varbind in _column(walker, outlets.profile, column.oid, unit):
+    async for index, varbind in _column(session, outlets.profile, column.oid, unit):
         order[index] = column.counted(varbind.value if isinstance(varbind.value, int) else None)
     numbers = [place if outlets.profile.index.feeds is not None else i[-1] for place, i in enumerate(sorted(order), 1)]
     found = zip(numbers, (order[index] for index in sorted(order)), strict=True)

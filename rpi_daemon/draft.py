@@ -6,13 +6,13 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from rpi_daemon.config.checks import snmp_mistakes
 from rpi_daemon.config.load import parse_config
@@ -197,9 +197,8 @@ def discover_pdu(keys: Mapping[str, Any], output: Path | None, requests_per_s: f
         raise ConfigError(f"--output: {output} is there already; name a new file")
     pdu = _way_in(keys)
     with _bar() as told:
-        finding = asyncio.run(
-            look(endpoint_of(pdu, Path()), unit=pdu.unit, requests_per_s=requests_per_s, told=told),
-        )
+        endpoint = replace(endpoint_of(pdu, Path()), requests_per_s=requests_per_s)
+        finding = asyncio.run(look(endpoint, unit=pdu.unit, told=told))
     text = config_text(finding, pdu)
     where = output or Path(f"{pdu.id}.toml")
     parse_config(text, str(where), base_dir=where.parent, more=device_mistakes)
@@ -222,8 +221,8 @@ def _way_in(keys: Mapping[str, Any]) -> Pdu:
     """The [[pdu]] table that the options amount to, with every mistake in them told at once."""
     paths = {name: str(Path(value).resolve()) for name, value in keys.items() if name.endswith("_file") and value}
     given = {name: value for name, value in {**keys, **paths}.items() if value is not None}
-    try:
-        pdu = Pdu.model_validate({**given, "allow_insecure": keys["version"] == "2c"})
+    try:  # the profile is not known yet
+        pdu = Pdu.model_validate({"profile": "unknown", **given, "allow_insecure": keys["version"] == "2c"})
     except ValidationError as error:
         raise ConfigError("\n".join(f"{_option(item['loc'])}: {item['msg']}" for item in error.errors())) from None
     if mistakes := [f"{_option(loc)}: {text}" for loc, text in snmp_mistakes(pdu, Path(), os.environ)]:
@@ -240,8 +239,9 @@ def _bar() -> Iterator[Told]:
     """A progress bar where somebody watches."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda _what, _n, _of: None
+        yield lambda _what, _done: None
         return
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("who is there")
-        yield lambda what, n, of: bar.update(task, description=what, completed=n, total=of)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda what, done: bar.update(task, description=what, completed=done)

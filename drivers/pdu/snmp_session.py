@@ -101,6 +101,7 @@ class SnmpEndpoint:
     timeout_s: float = 0.25
     retries: int = 1
     max_varbinds: int = 48
+    requests_per_s: float | None = None  # at most; None: as fast as they are answered
 
     def __post_init__(self) -> None:
         mistakes = list(self._mistakes())
@@ -119,6 +120,8 @@ class SnmpEndpoint:
             found.append(f"retries {self.retries} is not in 0..10")
         if not 1 <= self.max_varbinds <= 1000:
             found.append(f"max_varbinds {self.max_varbinds} is not in 1..1000")
+        if self.requests_per_s is not None and not self.requests_per_s > 0.0:
+            found.append(f"requests_per_s {self.requests_per_s} is not above 0")
         if self.version == "2c":
             if not self.community:
                 found.append("version 2c needs a community")
@@ -198,6 +201,7 @@ class SnmpSession:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiter: asyncio.Future[Pdu | None] | None = None
         self._request: _Request | None = None
+        self._due_s = 0.0  # when the next request may go out
 
     def __repr__(self) -> str:
         return f"<SnmpSession v{self.endpoint.version} {self._where}>"
@@ -299,6 +303,7 @@ class SnmpSession:
         tries_left = self.endpoint.retries
         self.counters.requests += 1
         while True:
+            await self._turn()
             pdu = await self._send_and_wait(request)
             if pdu is None:
                 self.counters.timeouts += 1
@@ -310,6 +315,14 @@ class SnmpSession:
                 return pdu
             else:
                 self._act_on_report(request, pdu)
+
+    async def _turn(self) -> None:
+        """Wait until the next request is due, where their rate is bounded."""
+        if self.endpoint.requests_per_s is None:
+            return
+        now_s = asyncio.get_running_loop().time()
+        await asyncio.sleep(max(0.0, self._due_s - now_s))
+        self._due_s = max(self._due_s, now_s) + 1.0 / self.endpoint.requests_per_s
 
     async def _send_and_wait(self, request: _Request) -> Pdu | None:
         """One datagram and its answer; None when `timeout_s` passed."""

@@ -255,10 +255,12 @@ def test_an_agent_that_falls_silent_is_told_with_what_it_had_said() -> None:
         transport, _ = await loop.create_datagram_endpoint(Taciturn, ("127.0.0.1", 0))
         port = transport.get_extra_info("sockname")[1]
         try:
-            endpoint = SnmpEndpoint("127.0.0.1", port, "2c", community="public", timeout_s=0.05, retries=0)
+            endpoint = SnmpEndpoint(
+                "127.0.0.1", port, "2c", community="public", timeout_s=0.05, retries=0, requests_per_s=200.0
+            )
             said = r"did not answer .*it had said before that it is 'PX3 of the back row' \(sysObjectID 1\.3\.6\.1\.4\.1\.13742\.6\)"
             with pytest.raises(DeviceError, match=said):
-                await look(endpoint, requests_per_s=200.0)
+                await look(endpoint)
         finally:
             transport.close()
             await asyncio.sleep(0)

@@ -14,12 +14,12 @@ from rpi_daemon.drivers.pdu.profile import load_profile
 from rpi_daemon.drivers.pdu.sim import PduSimulator, SimUser
 from rpi_daemon.drivers.pdu.snmp_session import END_OF_MIB, INTEGER, SnmpEndpoint, SnmpProtocolError, SnmpSession
 from rpi_daemon.drivers.pdu.snmprec import read_snmprec
-from rpi_daemon.drivers.pdu.walk import Walker
+from rpi_daemon.drivers.pdu.walk import walk
+from rpi_daemon.errors import ConfigError
 
 USER = SimUser("rack", auth_key="authentication", priv_key="privacy-of-it")
 GET_BULK, RESPONSE = 0xA5, 0xA2
 ROOT = "1.3.6.1.4.1.99999.1"
-FAST = 10_000.0
 
 
 @contextlib.asynccontextmanager
@@ -58,8 +58,7 @@ def walk_of(answer: Callable[[Pdu], list[Varbind]], repetitions: int = 4) -> tup
         try:
             port = transport.get_extra_info("sockname")[1]
             async with session_with(port, timeout_s=0.05, retries=0) as session:
-                walker = Walker(session, requests_per_s=FAST)
-                return [varbind async for varbind in walker.walk(ROOT, repetitions)], agent.asked
+                return [varbind async for varbind in walk(session, ROOT, repetitions)], agent.asked
         finally:
             transport.close()
             await asyncio.sleep(0)
@@ -89,11 +88,11 @@ def test_a_walk_of_a_recording_gives_every_object_once_and_in_order(
     async def scene() -> None:
         simulator = PduSimulator(load_profile("raritan_px"), recording=path, user=USER)
         async with simulator, session_with(simulator.port, version) as session:
-            walker = Walker(session, requests_per_s=FAST)
-            found = [v async for v in walker.walk(".".join(map(str, root)), repetitions)]
+            before = session.counters.requests
+            found = [v async for v in walk(session, ".".join(map(str, root)), repetitions)]
             assert {v.oid: v.value for v in found} == there
             assert [v.oid for v in found] == list(there)  # a recording is read in order
-            assert walker.requests == -(-(len(there) + 1) // repetitions)
+            assert session.counters.requests - before == -(-(len(there) + 1) // repetitions)
 
     asyncio.run(scene())
 
@@ -125,17 +124,16 @@ def test_more_objects_than_asked_for_are_not_believed() -> None:
 def test_requests_keep_their_distance() -> None:
     async def scene() -> float:
         simulator = PduSimulator(load_profile("raritan_px"), 2)
-        async with simulator, session_with(simulator.port) as session:
-            walker = Walker(session, requests_per_s=50.0)
+        async with simulator, session_with(simulator.port, requests_per_s=50.0) as session:
             started_s = time.monotonic()
-            await walker.get("1.3.6.1.2.1.1.1.0")
-            assert [v async for v in walker.walk("1.3.6.1.2.1.1", 1)]
-            assert walker.requests == 6  # the GET, then four objects and what follows them
+            await session.get(["1.3.6.1.2.1.1.1.0"])
+            assert [v async for v in walk(session, "1.3.6.1.2.1.1", 1)]
+            assert session.counters.requests == 6  # the GET, then four objects and what follows them
             return time.monotonic() - started_s
 
     assert asyncio.run(scene()) >= 5 / 50.0
 
 
 def test_a_rate_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="requests_per_s must be above 0"):
-        Walker(SnmpSession(SnmpEndpoint("127.0.0.1", version="2c", community="public")), requests_per_s=0.0)
+    with pytest.raises(ConfigError, match=r"requests_per_s 0\.0 is not above 0"):
+        SnmpEndpoint("127.0.0.1", version="2c", community="public", requests_per_s=0.0)
