@@ -94,10 +94,17 @@ def crc16(octets: bytes) -> int:
     """CRC-16 of Modbus RTU; sent low octet first."""
     crc = 0xFFFF
     for octet in octets:
-        crc ^= octet
-        for _ in range(8):
-            crc = crc >> 1 ^ 0xA001 if crc & 1 else crc >> 1
+        crc = crc >> 8 ^ _CRC_OF[(crc ^ octet) & 0xFF]
     return crc
+
+
+def _crc_of(octet: int) -> int:
+    for _ in range(8):
+        octet = octet >> 1 ^ 0xA001 if octet & 1 else octet >> 1
+    return octet
+
+
+_CRC_OF = [_crc_of(octet) for octet in range(256)]
 
 
 def rtu_reply(received: bytes, asked: Asked) -> bytes | None:

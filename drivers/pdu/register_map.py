@@ -267,7 +267,9 @@ class Limit(Number):
     def to_registers(self, value: Fraction | float) -> tuple[int, ...]:
         """The largest step that is not above `value`: a written limit never exceeds the asked one. Raises ValueError."""
         shift = Fraction(str(self.shift))
-        steps = math.floor((Fraction(value) - shift) / self.quantum + _FLOAT_SLACK)
+        offset = Fraction(value) - shift
+        lacking = abs(offset) / (1 << 23) if self.type == "f32" else Fraction(0)  # what a float32 may lack
+        steps = math.floor((offset + lacking) / self.quantum + _FLOAT_SLACK)
         counts = steps * self.quantum / self.factor
         return self.registers(float(counts) if self.type[0] == "f" else int(counts))
 

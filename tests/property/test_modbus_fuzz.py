@@ -1,0 +1,180 @@
+"""Damaged and foreign Modbus replies: whatever the octets, the right answer is taken or none. RPI_FUZZ=100000 for the long run."""
+
+import asyncio
+import contextlib
+import os
+import random
+
+import pytest
+from modbus_examples import example_map
+
+from rpi_daemon.drivers.pdu.modbus import ModbusOptions, ModbusPdu, TcpAddress
+from rpi_daemon.drivers.pdu.modbus_link import Asked, BadReply, TcpLink, crc16, rtu_reply, tcp_reply
+from rpi_daemon.errors import DeviceError
+
+REPLIES = int(os.environ.get("RPI_FUZZ", "10000"))
+DEVICE, TRANSACTION = 7, 0x1234
+READ = Asked(DEVICE, 4, 6)
+WRITE = Asked(DEVICE, 16, echo=bytes.fromhex("01000030"))
+VALUES = bytes.fromhex("044c 0000 7f00 8001 ffff 0102")
+IDENTIFICATION = bytes.fromhex("2b0e0183000003") + b"\x00\x03ABB\x01\x03CMS\x02\x031.0"
+GOOD = [
+    (READ, bytes([4, 12]) + VALUES),
+    (WRITE, bytes([16]) + WRITE.echo),
+    (Asked(DEVICE, 6, echo=bytes.fromhex("00110137")), bytes.fromhex("0600110137")),
+    (Asked(DEVICE, 43), IDENTIFICATION),
+    (READ, bytes([0x84, 2])),
+]
+
+
+def mutated(whole: bytes, rng: random.Random) -> bytes:
+    """A few changes of the kinds that lines, gateways and other masters make."""
+    octets = bytearray(whole)
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        kind = rng.randrange(6)
+        at = rng.randrange(len(octets)) if octets else 0
+        if kind <= 1 and octets:
+            octets[at] ^= 1 << rng.randrange(8)
+        elif kind == 2 and octets:
+            octets[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
+        elif kind == 3:
+            del octets[at : at + rng.randrange(1, 4)]
+        elif kind == 4:
+            octets[at:at] = bytes(rng.randrange(256) for _ in range(rng.randrange(1, 4)))
+        elif octets:
+            other = rng.randrange(len(octets))
+            n = rng.randrange(1, 6)
+            octets[at : at + n] = octets[other : other + n]
+    return bytes(octets)
+
+
+def rtu(pdu: bytes) -> bytes:
+    frame = bytes([DEVICE]) + pdu
+    return frame + crc16(frame).to_bytes(2, "little")
+
+
+def tcp(pdu: bytes, transaction: int = TRANSACTION) -> bytes:
+    return transaction.to_bytes(2, "big") + b"\0\0" + (len(pdu) + 1).to_bytes(2, "big") + bytes([DEVICE]) + pdu
+
+
+@pytest.mark.parametrize(("asked", "pdu"), GOOD)
+def test_the_good_reply_is_taken_whole_and_not_before_it_is_there(asked: Asked, pdu: bytes) -> None:
+    assert rtu_reply(rtu(pdu), asked) == rtu(pdu)
+    assert tcp_reply(tcp(pdu), asked, TRANSACTION) == tcp(pdu)
+    for n in range(len(rtu(pdu))):
+        assert rtu_reply(rtu(pdu)[:n], asked) is None
+    for n in range(len(tcp(pdu))):
+        assert tcp_reply(tcp(pdu)[:n], asked, TRANSACTION) is None
+    late = tcp(bytes([4, 12]) + bytes(12), TRANSACTION - 1)
+    assert tcp_reply(late, asked, TRANSACTION) is None
+    assert tcp_reply(late + tcp(pdu), asked, TRANSACTION) == tcp(pdu)
+
+
+def test_mutated_rtu_replies() -> None:
+    """Of all these replies none that differs from the good one is taken: the checksum, and what must be repeated."""
+    rng = random.Random(20)
+    wrong = [
+        (octets.hex(), asked)
+        for asked, pdu in GOOD
+        for octets in (mutated(rtu(pdu), rng) for _ in range(REPLIES // len(GOOD)))
+        if octets != rtu(pdu) and _taken(rtu_reply, octets, asked)
+    ]
+    assert not wrong
+
+
+def test_mutated_replies_with_a_good_checksum() -> None:
+    """Another device's, another function's, another length's reply, whole on the line: never an answer."""
+    rng = random.Random(21)
+    taken = 0
+    for _ in range(REPLIES):
+        asked, pdu = rng.choice(GOOD[:3])
+        octets = mutated(bytes([DEVICE]) + pdu, rng)
+        frame = octets + crc16(octets).to_bytes(2, "little")
+        if _taken(rtu_reply, frame, asked):
+            taken += 1
+            assert _is_answer(octets, asked), frame.hex()
+    assert taken > 10  # the mutations reach the values
+
+
+def test_mutated_tcp_replies() -> None:
+    """No other transaction, device, function, length or echo is taken; values have no check of their own over TCP."""
+    rng = random.Random(22)
+    taken = 0
+    for _ in range(REPLIES):
+        asked, pdu = rng.choice(GOOD[:3])
+        octets = mutated(tcp(pdu), rng)
+        frame = _taken(tcp_reply, octets, asked, TRANSACTION)
+        if frame:
+            taken += 1
+            assert frame in octets
+            assert frame[:4] == tcp(pdu)[:4]
+            assert int.from_bytes(frame[4:6], "big") == len(frame) - 6
+            assert _is_answer(frame[6:], asked), octets.hex()
+    assert taken > 10
+
+
+def _is_answer(octets: bytes, asked: Asked) -> bool:
+    """From the device on: everything but values is as it must be; or it is an exception of this device and function."""
+    if octets[0] != DEVICE:
+        return False
+    if octets[1] == asked.function | 0x80:
+        return len(octets) == 3
+    if asked.count:
+        return octets[1:3] == bytes([asked.function, 2 * asked.count]) and len(octets) == 3 + 2 * asked.count
+    return octets[1:] == bytes([asked.function]) + asked.echo
+
+
+def _taken(check, octets: bytes, *more: object) -> bytes | None:  # type: ignore[no-untyped-def]
+    try:
+        return check(octets, *more)  # type: ignore[no-any-return]
+    except BadReply:
+        return None
+
+
+def test_the_driver_never_tells_a_value_of_a_damaged_reply() -> None:
+    """The whole driver against a server whose replies are damaged in the head, two in three."""
+    rng = random.Random(23)
+    good = bad = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal bad
+        with contextlib.closing(writer):
+            while len(head := await reader.read(7)) == 7:
+                request = head + await reader.readexactly(int.from_bytes(head[4:6], "big") - 1)
+                function, count = request[7], int.from_bytes(request[10:12], "big")
+                body = bytes([2 * count]) + b"\0\0\x03\xe8" * (count // 2) if function in (3, 4) else request[8:12]
+                reply = request[:4] + (len(body) + 2).to_bytes(2, "big") + request[6:8] + body
+                if rng.random() < 0.66:
+                    n = 9 if function in (3, 4) else len(reply)
+                    reply, bad = mutated(reply[:n], rng) + reply[n:], bad + 1
+                writer.write(reply)
+
+    async def scene() -> None:
+        nonlocal good
+        server = await asyncio.start_server(serve, "127.0.0.1")
+        port = server.sockets[0].getsockname()[1]
+        pdu = ModbusPdu(ModbusOptions(TcpAddress("127.0.0.1", port), example_map(), (1, 2), timeout_s=0.02))
+        for i in range(300):
+            try:
+                if i % 3:
+                    reading = await pdu.read()
+                    if reading.power_w[1] is not None:
+                        assert reading.power_w == {1: 100.0, 2: 100.0}
+                        good += 1
+                else:
+                    assert isinstance(pdu.link, TcpLink)
+                    await pdu.link.write(1, 16, 0x100, [5, 6])
+            except DeviceError:
+                continue
+        await pdu.close()
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(asyncio.wait_for(scene(), 60.0))
+    assert bad > 100
+    assert good > 20
+
+
+def test_a_write_whose_echo_names_another_register_is_an_error() -> None:
+    with pytest.raises(BadReply, match="the echo of another write: 01010030"):
+        WRITE.check(bytes.fromhex("1001010030"))
