@@ -1,9 +1,11 @@
 """48 limits to a pymodbus TCP server, written and read back: our driver against one raw pymodbus FC16 + FC03.
 
 `python bench/modbus.py --json`. The server is a process of its own. Both write the same 48 registers and compare what they read;
-rounds are interleaved, a round's figure is its median, the ratio (ours / raw) is the median of the rounds' ratios."""
+rounds are interleaved, a round's figure is its median, the ratio (ours / raw) is the median of the rounds' ratios. The garbage
+collector rests while they run, as in the daemon's loop."""
 
 import asyncio
+import gc
 import statistics
 import subprocess
 import sys
@@ -36,7 +38,7 @@ WRITES = 200  # in one round
 ROUNDS = 21
 ROUNDS_QUICK = 5
 
-SetAndRead = Callable[[int], Awaitable[None]]
+SetAndRead = Callable[[list[int], list[LimitWrite]], Awaitable[None]]
 
 
 async def serve() -> None:
@@ -55,8 +57,8 @@ def driver(port: int) -> tuple[ModbusPdu, SetAndRead]:
     )
     pdu = ModbusPdu(options)
 
-    async def set_and_read(first: int) -> None:
-        result = await pdu.apply([LimitWrite(i + 1, float(first + i)) for i in range(OUTLETS)])
+    async def set_and_read(values: list[int], writes: list[LimitWrite]) -> None:
+        result = await pdu.apply(writes)
         if not all(outcome.verified for outcome in result.outcomes) or result.round_trips != 2:
             raise SystemExit(f"not verified: {result}")
 
@@ -64,8 +66,7 @@ def driver(port: int) -> tuple[ModbusPdu, SetAndRead]:
 
 
 def raw(client: AsyncModbusTcpClient) -> SetAndRead:
-    async def set_and_read(first: int) -> None:
-        values = list(range(first, first + OUTLETS))
+    async def set_and_read(values: list[int], writes: list[LimitWrite]) -> None:
         await client.write_registers(FIRST, values)
         if (await client.read_holding_registers(FIRST, count=OUTLETS)).registers != values:
             raise SystemExit("raw: read back something else")
@@ -76,8 +77,10 @@ def raw(client: AsyncModbusTcpClient) -> SetAndRead:
 async def timed_us(set_and_read: SetAndRead, first: int) -> list[float]:
     times = []
     for i in range(WRITES):
+        values = list(range(first + i, first + i + OUTLETS))
+        writes = [LimitWrite(outlet, float(value)) for outlet, value in enumerate(values, 1)]
         start_ns = time.perf_counter_ns()
-        await set_and_read(first + i)
+        await set_and_read(values, writes)
         times.append((time.perf_counter_ns() - start_ns) / 1000.0)
     return times
 
@@ -90,9 +93,11 @@ async def compare(port: int, rounds: int) -> dict[str, list[list[float]]]:
     await client.connect()
     clients = {"ours": ours, "raw pymodbus": raw(client)}
     taken: dict[str, list[list[float]]] = {name: [] for name in clients}
+    gc.disable()
     for warm_up in (True, *([False] * rounds)):
         order = list(clients) if len(taken["ours"]) % 2 else list(reversed(clients))
         for name in order:
+            gc.collect()
             times = await timed_us(clients[name], 100 + len(taken["ours"]))
             if not warm_up:
                 taken[name].append(times)

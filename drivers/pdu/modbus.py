@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
+from itertools import repeat
 
 from rpi_daemon.clock import Clock, SystemClock
 from rpi_daemon.drivers.base import MayWrite, always
@@ -29,6 +29,7 @@ NOT_ALLOWED = "not written: the kill switch, the mode or the safe state does not
 VENDOR, PRODUCT, REVISION = 0, 1, 2  # objects of the basic device identification
 
 Registers = dict[tuple[int, int], int]  # (function, address) -> what stands there
+Row = tuple[int, tuple[int, ...]]  # address of the first holding register, and what they are to hold
 
 
 @dataclass(frozen=True)
@@ -78,17 +79,17 @@ class ModbusOptions:
         return f"{wire}, device {self.device_id}"
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class _Part:
     """What one outlet's write puts on the wire, and what became of it."""
 
     write: LimitWrite
-    words: dict[int, int] = field(default_factory=dict)  # holding registers of the set-point, by address
-    switches: dict[int, int] = field(default_factory=dict)  # registers with the enable bit, after the set-point
-    asked: tuple[int, ...] | None = None  # the set-point's registers; None for a restore
+    set_point: tuple[int, ...] = ()  # registers; empty: nothing is written
+    limit_w: float | None = None  # what the set-point says
+    row: Row = (0, ())  # what is written now: the set-point, then the switch
+    switch: Row | None = None  # the register with the enable bit, where it must change
     refused: str | None = None
-    sent: bool = False
-    t_sent_ns: int = 0
+    t_sent_ns: int = 0  # 0: it was not sent
 
 
 class ModbusPdu:
@@ -107,9 +108,19 @@ class ModbusPdu:
         else:
             pace = self.map.pace
             self.link = RtuLink.shared(options.address, options.timeout_s, pace.turnaround_s, self._clock)
+        limit = self.map.limit
+        self._outlets = frozenset(options.outlets)
+        self._places = {o: limit.span(o) for o in options.outlets} if limit is not None else {}
+        slack = 0.0 if limit is None else float(limit.quantum) / 1000.0  # what a float64 may lack
+        self._fixed_volts: float | None = None
+        if limit is not None and limit.voltage is None:
+            self._fixed_volts = 1.0 if limit.unit == "W" else options.nominal_v
+        self._lowest = 0.0 if limit is None else limit.minimum - slack
+        self._highest = 0.0 if limit is None else limit.maximum + slack
         self._absent: set[Span] = set()  # registers that this device does not have
         self._max_gap = self.map.pace.max_gap
         self._requests = 0
+        self._rows_sent: list[Span] = []  # of the batch under way
 
     async def open(self) -> None:
         """Connect; safe to call again after an error. What the device is may have changed: nothing is remembered."""
@@ -257,21 +268,19 @@ class ModbusPdu:
             enabled = None if register is None else limit.enable.stands(register[0])
         complete = len(raw) == sum(span.words for span in spans)
         return LimitState(
-            limit_w=None if value is None or volts is None else float(Fraction(str(value)) * volts),
+            limit_w=None if value is None or volts is None else value * volts,
             enabled=enabled,
             kind=limit.kind,
             raw=raw if complete else (),
-            step_w=None if volts is None else float(limit.quantum * volts),
+            step_w=None if volts is None else float(limit.quantum) * volts,
         )
 
-    def _volts(self, limit: Limit, outlet: int, found: Registers) -> Fraction | None:
+    def _volts(self, limit: Limit, outlet: int, found: Registers) -> float | None:
         """Watts of one unit of the limit: 1, or the volts that the device is set to; None where it does not say."""
-        if limit.unit == "W":
-            return Fraction(1)
         if limit.voltage is None:
-            return Fraction(str(self.options.nominal_v))
+            return self._fixed_volts
         volts = _value(limit.voltage, outlet, found)
-        return Fraction(str(volts)) if volts is not None and volts > 0.0 else None
+        return volts if volts is not None and volts > 0.0 else None
 
     # -- writing
 
@@ -284,6 +293,7 @@ class ModbusPdu:
         if len({write.outlet for write in writes}) != len(writes):
             raise ValueError("one batch names an outlet twice")
         before = self._requests
+        self._rows_sent.clear()
         async with self.link.turns.turn(urgent=True):
             found = await self._read(self._needed(writes), in_turn=True)
             parts = [self._part(write, found) for write in writes]
@@ -295,76 +305,78 @@ class ModbusPdu:
     def _needed(self, writes: Sequence[LimitWrite]) -> list[Span]:
         """What must be known freshly before a write: the voltage behind amperes, and bits beside ours."""
         limit = self.map.limit
-        outlets = [write.outlet for write in writes if write.outlet in self.options.outlets]
-        if limit is None:
+        placed = [p for p in (limit.voltage, limit.enable, limit.gate) if p is not None] if limit is not None else []
+        if not placed:
             return []
-        placed = [p for p in (limit.voltage, limit.enable, limit.gate) if p is not None]
+        outlets = [write.outlet for write in writes if write.outlet in self._outlets]
         return [p.span(outlet) for p in placed for outlet in outlets]
 
     def _part(self, write: LimitWrite, found: Registers) -> _Part:
+        """What puts the write on the wire, or why there is nothing to put."""
         part, limit = _Part(write), self.map.limit
-        if write.outlet not in self.options.outlets:
-            part.refused = f"outlet {write.outlet} is not one of this device's configured outlets"
-        elif limit is None:
+        place = self._places.get(write.outlet)
+        if limit is None:
             part.refused = f"register map {self.map.name!r} has no limit to write"
+        elif place is None:
+            part.refused = f"outlet {write.outlet} is not one of this device's configured outlets"
         elif write.restore is not None:
             self._restore(part, limit, write.restore)
         else:
-            self._fill(part, limit, found)
+            volts = self._fixed_volts or self._volts(limit, write.outlet, found)
+            if volts is None:
+                part.refused = "the device does not tell its output voltage, which turns the limit's watts into amperes"
+            elif not self._lowest <= write.limit_w / volts <= self._highest:
+                low_w, high_w = limit.minimum * volts, limit.maximum * volts
+                part.refused = f"{write.limit_w:g} W is outside what the device takes: {low_w:g}..{high_w:g} W"
+            else:
+                part.set_point, value = limit.settle(write.limit_w / volts)
+                part.row = (place.address, part.set_point)
+                part.limit_w = value * volts
+                if limit.enable is not None:
+                    self._enable(part, limit.enable, found)
         return part
+
+    def _enable(self, part: _Part, enable: Switch, found: Registers) -> None:
+        """The register with the enable bit, where it does not stand: an unchanged one is not written, its flash wears as well."""
+        address = enable.place(part.write.outlet)
+        register = found.get((3, address))
+        if register is None:
+            part.refused = "the device does not tell whether it obeys its set-point"
+            part.set_point = ()
+        elif not enable.stands(register):
+            part.switch = (address, (enable.switched(register),))
 
     def _restore(self, part: _Part, limit: Limit, found: LimitState) -> None:
         """Exactly what was found: the set-point, then the register with the enable bit."""
         if not found.raw:
             part.refused = "nothing to restore: the value found at first contact is not known"
             return
-        enable = limit.enable.span(part.write.outlet).address if limit.enable is not None else None
-        for address, _, word in found.raw:
+        words = []
+        for register, _, word in found.raw:
             if not isinstance(word, int) or not 0 <= word <= 0xFFFF:
-                raise ValueError(f"a found register must hold 0..65535, {address} has {word!r}")
-            register = int(address, 16)
-            (part.switches if register == enable else part.words)[register] = word
-
-    def _fill(self, part: _Part, limit: Limit, found: Registers) -> None:
-        """The registers of a new limit, or why there are none."""
-        outlet, limit_w = part.write.outlet, part.write.limit_w
-        volts = self._volts(limit, outlet, found)
-        if volts is None:
-            part.refused = "the device does not tell its output voltage, which turns the limit's watts into amperes"
-            return
-        value = Fraction(limit_w) / volts
-        low, high = (Fraction(str(bound)) for bound in (limit.minimum, limit.maximum))
-        slack = limit.quantum / 1000
-        if not low - slack <= value <= high + slack:
-            part.refused = (
-                f"{limit_w:g} W is outside what the device takes: {float(low * volts):g}..{float(high * volts):g} W"
-            )
-            return
-        part.asked = limit.to_registers(value)
-        start = limit.place(outlet)
-        part.words = {start + i: word for i, word in enumerate(part.asked)}
+                raise ValueError(f"a found register must hold 0..65535, {register} has {word!r}")
+            words.append(word)
+        place = limit.span(part.write.outlet)
+        part.set_point = tuple(words[: place.words])
+        part.row = (place.address, part.set_point)
         if limit.enable is not None:
-            span = limit.enable.span(outlet)
-            register = found.get((span.function, span.address))
-            if register is None:
-                part.refused = "the device does not tell whether it obeys its set-point"
-                part.words.clear()
-            elif not limit.enable.stands(register):  # an unchanged register is not written: its flash wears as well
-                part.switches = {span.address: limit.enable.switched(register)}
+            part.switch = (limit.enable.place(part.write.outlet), tuple(words[place.words :]))
 
     async def _send_all(self, parts: Sequence[_Part], found: Registers, may_write: MayWrite) -> bool:
         """Gate, set-points, enable bits, gate. Returns whether the device answered anything."""
         limit = self.map.limit
-        if limit is None or not any(part.words or part.switches for part in parts):
+        ready = [part for part in parts if part.set_point]
+        if limit is None or not ready:
             return True
-        ready = [part for part in parts if part.words or part.switches]
         opened: Registers = {}
         if limit.gate is not None:
             opened = await self._open_gates(limit, limit.gate, ready, found, may_write)
-        answered = await self._send(ready, limit, may_write, "words")
-        switched = [part for part in ready if part.switches and part.refused is None]
-        if switched:
-            answered = await self._send(switched, limit, may_write, "switches") or answered
+            ready = [part for part in ready if part.refused is None]
+        answered = await self._send(ready, limit, may_write)
+        switched = [part for part in ready if part.switch is not None and part.refused is None]
+        for part in switched:
+            part.row = part.switch or part.row
+        answered = await self._send(switched, limit, may_write) or answered
         for (_, address), before in opened.items():
             wrong = await self._send_switch(address, before, limit, ready, may_write)
             if wrong is not None:
@@ -385,10 +397,6 @@ class ModbusPdu:
                 part.refused = await self._send_switch(key[1], gate.switched(before), limit, [part], may_write)
                 if part.refused is None:
                     opened[key] = before
-        for part in parts:
-            if part.refused is not None:
-                part.words.clear()
-                part.switches.clear()
         return opened
 
     async def _send_switch(
@@ -403,89 +411,90 @@ class ModbusPdu:
             return str(error)
         return None
 
-    async def _send(self, parts: Sequence[_Part], limit: Limit, may_write: MayWrite, which: str) -> bool:
-        """Messages of neighbouring registers, in order. Returns whether the device answered any of them."""
-        waiting = [part for part in parts if getattr(part, which)]
+    async def _send(self, parts: Sequence[_Part], limit: Limit, may_write: MayWrite) -> bool:
+        """Messages of neighbouring rows, in order. Returns whether the device answered any of them."""
+        waiting = parts
         most = 1 if limit.write == 6 else MAX_WRITE
-        halves: list[int] = []  # sizes of blocks to try after a refusal
+        sizes: list[int] = []  # of the blocks to try next, after a refusal
         extra, answered = 0, False
         while waiting:
-            n = min(halves.pop(0), len(waiting)) if halves else len(waiting)
-            block = _neighbours(waiting[:n], which, most)
-            if n > len(block) and halves:
-                halves.insert(0, n - len(block))
-            allowed = [may_write(part.write) for part in block]
-            if not all(allowed):
-                _note([part for part, yes in zip(block, allowed, strict=True) if not yes], NOT_ALLOWED)
-                waiting = [part for part, yes in zip(block, allowed, strict=True) if yes] + waiting[len(block) :]
+            n = min(sizes.pop(0), len(waiting)) if sizes else len(waiting)
+            address, words, taken = _neighbours(waiting[:n], most)
+            block, rest = waiting[:taken], waiting[taken:]
+            if n > taken and sizes:
+                sizes.insert(0, n - taken)
+            forbidden = [part for part in block if not may_write(part.write)]
+            if forbidden:
+                _note(forbidden, NOT_ALLOWED)
+                waiting = [part for part in waiting if part not in forbidden]
                 continue
-            waiting = waiting[len(block) :]
-            words = {address: word for part in block for address, word in getattr(part, which).items()}
             now_ns = self._clock.mono_ns()
             for part in block:
-                part.t_sent_ns, part.sent = now_ns, True
+                part.t_sent_ns, part.refused = now_ns, None
             try:
-                await self._write(limit, min(words), [words[address] for address in sorted(words)])
+                await self._write(limit, address, words)
                 answered = True
-                _note(block, None)
             except ModbusRefused as refusal:
                 answered = True
                 _note(block, str(refusal))
                 if len(block) > 1 and extra + 2 <= MAX_EXTRA_WRITES:  # the code does not say which register it means
                     extra += 2
-                    waiting = [*block, *waiting]
-                    halves = [len(block) // 2, len(block) - len(block) // 2, *halves]
+                    rest = waiting
+                    sizes = [len(block) // 2, len(block) - len(block) // 2, *sizes]
             except DeviceError as error:
-                _note([*block, *waiting], str(error))
+                _note(waiting, str(error))
                 return answered
+            waiting = rest
         return answered
 
     async def _write(self, limit: Limit, address: int, words: Sequence[int]) -> None:
         self._requests += 1
+        self._rows_sent.append(Span(3, address, len(words)))
         await self.link.write(self.options.device_id, limit.write, address, words)
 
     async def _read_back(self, parts: Sequence[_Part], before: Registers, answered: bool) -> tuple[Registers, int]:
         """The whole limit of each outlet that was written, and when the answer came; the voltage is that of before."""
-        sent = [part for part in parts if part.sent]
+        sent = [part.write.outlet for part in parts if part.t_sent_ns]
+        spans = list(self._rows_sent)
         limit = self.map.limit
-        spans = [Span(3, address, 1) for part in sent for address in (*part.words, *part.switches)]
-        if limit is not None:
-            placed = [p for p in (limit, limit.enable) if p is not None]
-            spans += [p.span(part.write.outlet) for p in placed for part in sent]
+        if limit is not None and limit.enable is not None:
+            spans += [limit.enable.span(outlet) for outlet in sent]
         try:
             found = await self._read(spans, in_turn=True)
         except DeviceError as error:
             if not answered:
                 raise
-            _note(sent, f"written, but the read-back failed: {error}")
+            _note((part for part in parts if part.t_sent_ns), f"written, but the read-back failed: {error}")
             found = {}
-        written = {(3, address) for part in sent for address in (*part.words, *part.switches)}
-        kept = {key: word for key, word in before.items() if key not in written}
-        return {**kept, **found}, self._clock.mono_ns()
+        if limit is not None and limit.voltage is not None:
+            voltage = {limit.voltage.span(outlet) for outlet in sent}
+            found |= {(s.function, r): before[s.function, r] for s in voltage for r in range(s.address, s.end)}
+        return found, self._clock.mono_ns()
 
     def _outcome(self, part: _Part, found: Registers, t_verified_ns: int) -> WriteOutcome:
         verified, read_back_w, refused, limit = False, None, part.refused, self.map.limit
-        if part.sent and limit is not None:
-            state = self._limit_state(limit, part.write.outlet, found)
-            read_back_w = state.limit_w
-            words = _words(limit.span(part.write.outlet), found)
-            if part.asked is None:
-                asked = {**part.words, **part.switches}
-                verified = all(found.get((3, address)) == word for address, word in asked.items())
-            elif words is not None:
-                taken = limit.same(part.asked, words)
-                verified = taken and state.enabled is True
-                if taken and state.enabled is False and refused is None:
+        write, t_sent_ns, set_point = part.write, part.t_sent_ns, part.set_point
+        words = _words(self._places[write.outlet], found) if t_sent_ns else None
+        if words is not None and limit is not None:
+            if words == set_point and part.limit_w is not None:
+                verified, read_back_w = True, part.limit_w
+            else:
+                value, volts = limit.value(words), self._volts(limit, write.outlet, found)
+                read_back_w = None if value is None or volts is None else value * volts
+                verified = limit.same(set_point, words)
+            if verified and limit.enable is not None:
+                enabled, as_written = self._switched(limit.enable, part, found)
+                verified = enabled if write.restore is None else as_written
+                if not verified and refused is None:
                     refused = "the set-point was written, but the device is set not to obey it"
-        return WriteOutcome(
-            outlet=part.write.outlet,
-            asked_w=part.write.limit_w,
-            read_back_w=read_back_w,
-            verified=verified,
-            refused=refused,
-            t_sent_ns=part.t_sent_ns,
-            t_verified_ns=t_verified_ns if verified else None,
-        )
+        t_ns = t_verified_ns if verified else None
+        return WriteOutcome(write.outlet, write.limit_w, read_back_w, verified, refused, t_sent_ns, t_ns)
+
+    def _switched(self, enable: Switch, part: _Part, found: Registers) -> tuple[bool, bool]:
+        """Whether the device obeys its set-point, and whether the register with the enable bit is as we wrote it."""
+        register = found.get((3, enable.place(part.write.outlet)))
+        as_written = part.switch is None or register == part.switch[1][0]
+        return register is not None and enable.stands(register), as_written
 
     # -- the wire
 
@@ -494,16 +503,16 @@ class ModbusPdu:
 
         Unless the turn is ours already (`in_turn`), each request is a turn of its own: a command may come between.
         """
-        wanted = [span for span in dict.fromkeys(spans) if span not in self._absent]
+        wanted = [span for span in spans if span not in self._absent] if self._absent else list(spans)
         found: Registers = {}
         for block in blocks(wanted, self.map.pace.max_registers, self._max_gap):
-            inside = [s for s in wanted if s.function == block.function and block.address <= s.address < block.end]
             try:
                 found |= await self._read_block(block, in_turn)
             except ModbusRefused as refusal:
                 if refusal.code != ILLEGAL_ADDRESS:
                     raise
-                found |= await self._read_apart(inside, in_turn)
+                inside = {s for s in wanted if s.function == block.function and block.address <= s.address < block.end}
+                found |= await self._read_apart(sorted(inside), in_turn)
         return found
 
     async def _read_apart(self, spans: Sequence[Span], in_turn: bool) -> Registers:
@@ -530,7 +539,7 @@ class ModbusPdu:
                 else:
                     async with self.link.turns.turn(urgent=False):
                         words = await self.link.read(self.options.device_id, *block)
-                return {(block.function, block.address + i): word for i, word in enumerate(words)}
+                return dict(zip(zip(repeat(block.function), range(block.address, block.end)), words, strict=False))
             except ModbusRefused:
                 raise
             except DeviceError:
@@ -541,7 +550,11 @@ class ModbusPdu:
 
 def _words(span: Span, found: Registers) -> tuple[int, ...] | None:
     """The registers of a span; None if one of them is not known."""
-    words = tuple(found.get((span.function, register), -1) for register in range(span.address, span.end))
+    function, address, count = span
+    if count == 1:
+        word = found.get((function, address))
+        return None if word is None else (word,)
+    words = tuple(found.get((function, register), -1) for register in range(address, address + count))
     return None if -1 in words else words
 
 
@@ -555,22 +568,25 @@ def _why(number: Number, outlet: int, found: Registers) -> str | None:
     return None if words is None else number.why_missing(words)
 
 
-def _neighbours(parts: Sequence[_Part], which: str, most: int) -> list[_Part]:
-    """The first parts whose registers make one row without a gap, in either direction; a part is never torn."""
-    block: list[_Part] = []
-    taken: set[int] = set()
-    for part in parts:
-        addresses = set(getattr(part, which))
-        if block:
-            new = addresses - taken
-            row = sorted(taken | new)
-            if row[-1] - row[0] + 1 != len(row) or len(row) > most:
-                break
-        block.append(part)
-        taken |= addresses
-    return block
+def _neighbours(parts: Sequence[_Part], most: int) -> tuple[int, list[int], int]:
+    """The first parts whose rows make one without a gap, in either direction: address, contents, how many parts."""
+    first, words = parts[0].row
+    row = list(words)
+    end = first + len(row)
+    for taken, part in enumerate(parts[1:], 1):
+        at, words = part.row
+        n = len(words)
+        if at == end and end - first + n <= most:
+            row += words
+            end += n
+        elif at == first - n and end - first + n <= most:
+            row[:0] = words
+            first = at
+        elif not first <= at <= end - n:  # else the same register again: a shared switch
+            return first, row, taken
+    return first, row, len(parts)
 
 
-def _note(parts: Iterable[_Part], text: str | None) -> None:
+def _note(parts: Iterable[_Part], text: str) -> None:
     for part in parts:
         part.refused = text

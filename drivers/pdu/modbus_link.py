@@ -7,9 +7,11 @@ echo of a write, and takes replies to other functions or of other lengths.
 import asyncio
 import heapq
 import logging
+import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
@@ -53,7 +55,7 @@ class BadReply(Exception):
     """Octets that are no answer to what was asked; says what is wrong with them."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Asked:
     """One request, as far as its reply must repeat it."""
 
@@ -108,7 +110,7 @@ _CRC_OF = [_crc_of(octet) for octet in range(256)]
 
 
 def rtu_reply(received: bytes, asked: Asked) -> bytes | None:
-    """The whole frame once it is there and answers `asked`, None until then. Raises BadReply."""
+    """The reply from its function code on, once it is there whole and answers `asked`; None until then. Raises BadReply."""
     if not received:
         return None
     if received[0] != asked.device:
@@ -122,8 +124,9 @@ def rtu_reply(received: bytes, asked: Asked) -> bytes | None:
         raise BadReply(f"{len(received)} octets for a reply of {length}")
     if crc16(received[:-2]) != int.from_bytes(received[-2:], "little"):
         raise BadReply("a wrong checksum")
-    asked.check(received[1:-2])
-    return received
+    pdu = received[1:-2]
+    asked.check(pdu)
+    return pdu
 
 
 def tcp_reply(received: bytes, asked: Asked, transaction: int) -> bytes | None:
@@ -140,8 +143,9 @@ def tcp_reply(received: bytes, asked: Asked, transaction: int) -> bytes | None:
         if number == transaction:
             if frame[6] != asked.device:
                 raise BadReply(f"a reply of device {frame[6]}, asked was {asked.device}")
-            asked.check(frame[MBAP:])
-            return frame
+            pdu = frame[MBAP:]
+            asked.check(pdu)
+            return pdu
     return None
 
 
@@ -169,6 +173,41 @@ def _objects(pdu: bytes) -> dict[int, bytes]:
     if end != len(pdu):
         raise BadReply("octets behind a device identification")
     return found
+
+
+@dataclass
+class _Reply:
+    """A checked reply, with what pymodbus wants to see of one."""
+
+    pdu: bytes
+    dev_id: int
+    transaction_id: int = 0  # compared already
+    retries: int = 0
+
+
+@cache
+def _request_of(function: int) -> "type[ModbusPDU]":
+    """pymodbus' request of a function."""
+    from pymodbus.pdu import register_message
+
+    class WriteMany(register_message.WriteMultipleRegistersRequest):
+        def encode(self) -> bytes:  # theirs appends register by register
+            n = len(self.registers)
+            return struct.pack(f">HHB{n}H", self.address, n, 2 * n, *self.registers)
+
+    return {
+        READ_HOLDING: register_message.ReadHoldingRegistersRequest,
+        READ_INPUT: register_message.ReadInputRegistersRequest,
+        WRITE_ONE: register_message.WriteSingleRegisterRequest,
+        WRITE_MANY: WriteMany,
+    }[function]
+
+
+@cache
+def _pymodbus_error() -> type[Exception]:
+    from pymodbus.exceptions import ModbusException
+
+    return ModbusException
 
 
 class Turns:
@@ -229,12 +268,12 @@ class ModbusLink:
         self.turns = Turns()
         self._client: ModbusBaseClient | None = None
         self._asked: Asked | None = None
-        self._frame = b""
 
     async def open(self, user: object) -> None:
         """Connect for this user; again after an error."""
         async with self.turns.turn(urgent=False):
-            await self._connected()
+            if self._client is None or not self._client.connected:
+                await self._connect()
 
     async def close(self, user: object) -> None:
         """Let go of the connection as far as this user needs it; safe to call twice."""
@@ -242,49 +281,39 @@ class ModbusLink:
 
     async def read(self, device: int, function: int, address: int, count: int) -> tuple[int, ...]:
         """`count` registers, by function 3 (holding) or 4 (input)."""
-        from pymodbus.pdu.register_message import ReadHoldingRegistersRequest, ReadInputRegistersRequest
-
-        kind = ReadHoldingRegistersRequest if function == READ_HOLDING else ReadInputRegistersRequest
-        reply = await self._ask(kind(dev_id=device, address=address, count=count), Asked(device, function, count))
-        return tuple(reply.registers)
+        request = _request_of(function)(dev_id=device, address=address, count=count)
+        pdu = await self._ask(request, Asked(device, function, count))
+        return struct.unpack(f">{count}H", pdu[2:])
 
     async def write(self, device: int, function: int, address: int, values: Sequence[int]) -> None:
         """Holding registers, by function 6 (one) or 16."""
-        from pymodbus.pdu.register_message import WriteMultipleRegistersRequest, WriteSingleRegisterRequest
-
-        kind = WriteSingleRegisterRequest if function == WRITE_ONE else WriteMultipleRegistersRequest
+        request = _request_of(function)(dev_id=device, address=address, registers=values)
         second = values[0] if function == WRITE_ONE else len(values)
         echo = address.to_bytes(2, "big") + second.to_bytes(2, "big")
-        await self._ask(
-            kind(dev_id=device, address=address, registers=list(values)), Asked(device, function, echo=echo)
-        )
+        await self._ask(request, Asked(device, function, echo=echo))
 
     async def identification(self, device: int) -> dict[int, str]:
         """Basic device identification, function 43 / 14: 0 vendor, 1 product, 2 revision."""
         from pymodbus.pdu.mei_message import ReadDeviceInformationRequest
 
-        await self._ask(ReadDeviceInformationRequest(dev_id=device), Asked(device, IDENTIFY))
-        pdu = self._frame[1:-2] if isinstance(self, RtuLink) else self._frame[MBAP:]
+        pdu = await self._ask(ReadDeviceInformationRequest(dev_id=device), Asked(device, IDENTIFY))
         return {number: text.decode("utf-8", errors="replace").strip() for number, text in _objects(pdu).items()}
 
-    async def _ask(self, request: "ModbusPDU", asked: Asked) -> "ModbusPDU":
-        """One request to its reply. Our own turn must have come."""
-        from pymodbus.exceptions import ConnectionException, ModbusException
-
-        client = await self._connected()
+    async def _ask(self, request: "ModbusPDU", asked: Asked) -> bytes:
+        """One request to its reply, from the function code on. Our own turn must have come."""
+        client = self._client
+        if client is None or not client.connected:
+            client = await self._connect()
         await self._before(request)
         self._asked = asked
         self.counters.requests += 1
         try:
-            reply: ModbusPDU = await client.execute(False, request)
-        except ConnectionException:
-            await self._failed()
-            raise DeviceError(f"{self.where}: the connection is lost") from None
+            reply: _Reply = await client.execute(False, request)
         except BadReply as error:
             self.counters.damaged += 1
             await self._failed()
             raise DeviceError(f"{self.where}, device {asked.device}: damaged or foreign reply: {error}") from None
-        except (ModbusException, OSError):  # pymodbus' word for a time-out
+        except (_pymodbus_error(), OSError):  # a time-out, or the connection went
             self.counters.timeouts += 1
             await self._failed()
             raise DeviceError(f"{self.where}, device {asked.device} does not answer") from None
@@ -294,38 +323,37 @@ class ModbusLink:
         finally:
             self._asked = None
         self._good()
-        if reply.isError():
+        if reply.pdu[0] & ERROR_BIT:
             self.counters.refused += 1
-            raise ModbusRefused(f"{self.where}, device {asked.device}", reply.exception_code)
-        return reply
+            raise ModbusRefused(f"{self.where}, device {asked.device}", reply.pdu[1])
+        return reply.pdu
 
     def _trace(self, sending: bool, octets: bytes) -> bytes:
-        """pymodbus shows us what it sends, and all it has received for the request; what we give back it decodes."""
+        """pymodbus shows us what it sends, and all it has received since. The reply is taken here; to pymodbus none is left."""
         if sending:
             self._sent(octets)
             return octets
         self._heard()
-        if self._asked is None or self._client is None:
+        future = self._client.ctx.response_future if self._client is not None else None
+        if self._asked is None or future is None or future.done():
             return b""
         try:
-            frame = self._reply(octets, self._asked)
+            pdu = self._reply(octets, self._asked)
         except BadReply as error:
-            future = self._client.ctx.response_future
-            if not future.done():
-                future.set_exception(error)
-            return b""
-        self._frame = frame or b""
-        return self._frame
+            future.set_exception(error)
+        else:
+            if pdu is not None:
+                future.set_result(_Reply(pdu, self._asked.device))
+        return b""
 
-    async def _connected(self) -> "ModbusBaseClient":
-        """The connection, made anew if it is gone."""
-        if self._client is None or not self._client.connected:
+    async def _connect(self) -> "ModbusBaseClient":
+        """The connection, made anew."""
+        self.disconnect()
+        logging.getLogger("pymodbus.logging").setLevel(logging.CRITICAL)  # every error has a sentence of ours
+        self._client = self._make()
+        if not await self._client.connect():
             self.disconnect()
-            logging.getLogger("pymodbus.logging").setLevel(logging.CRITICAL)  # every error has a sentence of ours
-            self._client = self._make()
-            if not await self._client.connect():
-                self.disconnect()
-                raise DeviceError(self._unreachable())
+            raise DeviceError(self._unreachable())
         return self._client
 
     def disconnect(self) -> None:

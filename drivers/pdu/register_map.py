@@ -6,9 +6,10 @@ import struct
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -29,7 +30,7 @@ UNITS = {
     "energy": "Wh",
 }
 # Part of a step that a float64 may lack to the value that was meant.
-_FLOAT_SLACK = Fraction(1, 1000)
+_FLOAT_SLACK = 0.001
 
 Kind = Literal["u16", "i16", "u32", "i32", "u64", "i64", "f32", "f64"]
 
@@ -112,13 +113,27 @@ class Number(Placed):
     def words(self) -> int:
         return WORDS[self.type]
 
-    @property
+    @cached_property
     def factor(self) -> Fraction:
         """One raw count in the map's unit, exactly as written in decimal."""
         return Fraction(str(self.scale)) / (1 << self.precision)
 
+    @cached_property
+    def _line(self) -> tuple[int, int, int]:
+        """(a, b, c) of value = (a x raw + b) / c: whole numbers, so that a float64 is the nearest to what is meant."""
+        factor, shift = self.factor, Fraction(str(self.shift))
+        c = factor.denominator * shift.denominator
+        return int(factor * c), int(shift * c), c
+
+    @cached_property
+    def _plain(self) -> bool:
+        """One register as it is."""
+        return self.type == "u16" and self.byte_order == "big"
+
     def raw(self, registers: Sequence[int]) -> int | float:
         """The number on the wire."""
+        if self._plain:
+            return registers[0]
         return struct.unpack(">" + FORMATS[self.type], self._octets(registers))[0]  # type: ignore[no-any-return]
 
     def registers(self, raw: int | float) -> tuple[int, ...]:
@@ -137,16 +152,20 @@ class Number(Placed):
 
     def value(self, registers: Sequence[int]) -> float | None:
         """In the map's unit; None for a sentinel or what is no number."""
-        raw = self.raw(registers)
+        a, b, c = self._line
+        if self._plain and not self.missing:
+            return (a * registers[0] + b) / c
         if self.why_missing(registers) is not None:
             return None
-        return float(Fraction(raw) * self.factor + Fraction(str(self.shift)))
+        return (a * self.raw(registers) + b) / c
 
     def why_missing(self, registers: Sequence[int]) -> str | None:
         """What the sentinel says; None where there is a reading."""
         raw = self.raw(registers)
         if not math.isfinite(raw):
             return "not a number"
+        if not self.missing:
+            return None
         return next((sentinel.meaning for sentinel in self.missing if sentinel.holds(raw)), None)
 
 
@@ -255,23 +274,34 @@ class Limit(Number):
             raise ValueError(f"voltage.unit must be 'V', it is {self.voltage.unit!r}")
         for bound in (self.minimum, self.maximum):
             try:
-                self.to_registers(bound)
+                self.settle(bound)
             except ValueError as error:
                 raise ValueError(f"{bound:g} {self.unit} cannot be written: {error}") from error
         return self
 
-    @property
+    @cached_property
     def quantum(self) -> Fraction:
+        """The device's step in the limit's unit."""
         return self.factor if self.step is None else Fraction(str(self.step))
 
-    def to_registers(self, value: Fraction | float) -> tuple[int, ...]:
-        """The largest step that is not above `value`: a written limit never exceeds the asked one. Raises ValueError."""
-        shift = Fraction(str(self.shift))
-        offset = Fraction(value) - shift
-        lacking = abs(offset) / (1 << 23) if self.type == "f32" else Fraction(0)  # what a float32 may lack
-        steps = math.floor((offset + lacking) / self.quantum + _FLOAT_SLACK)
-        counts = steps * self.quantum / self.factor
-        return self.registers(float(counts) if self.type[0] == "f" else int(counts))
+    @cached_property
+    def _ladder(self) -> tuple[int, int, Any]:
+        """(n, d, c): steps are n / d of the unit and c counts each."""
+        counts = self.quantum / self.factor
+        whole = counts.denominator == 1
+        return self.quantum.numerator, self.quantum.denominator, int(counts) if whole else float(counts)
+
+    def settle(self, value: float) -> tuple[tuple[int, ...], float]:
+        """The largest step that is not above `value`, as registers and in the limit's unit: a written limit never exceeds the
+        asked one. Raises ValueError."""
+        offset = value - self.shift
+        if self.type == "f32":
+            offset += abs(offset) / (1 << 23)  # what a float32 may lack
+        n, d, counts = self._ladder
+        raw = math.floor(offset * d / n + _FLOAT_SLACK) * counts
+        a, b, c = self._line
+        registers = (raw,) if self._plain and 0 <= raw <= 0xFFFF else self.registers(raw)
+        return registers, (a * raw + b) / c
 
     def same(self, asked: Sequence[int], found: Sequence[int]) -> bool:
         """Whether both stand on the same step of the device."""
@@ -404,17 +434,16 @@ def blocks(spans: Iterable[Span], most: int = MAX_READ, max_gap: int = 0) -> lis
     """The fewest reads, in order of address, that cover all spans: at most `most` registers each, passing over at most
     `max_gap` registers that nobody asked for at a time. A span is never torn."""
     merged: list[Span] = []
+    function = first = end = -1
     for span in sorted(set(spans)):
-        last = merged[-1] if merged else None
-        if (
-            last is not None
-            and last.function == span.function
-            and span.address - last.end <= max_gap
-            and max(last.end, span.end) - last.address <= most
-        ):
-            merged[-1] = Span(last.function, last.address, max(last.end, span.end) - last.address)
-        else:
-            merged.append(span)
+        if span.function == function and span.address - end <= max_gap and max(end, span.end) - first <= most:
+            end = max(end, span.end)
+            continue
+        if function >= 0:
+            merged.append(Span(function, first, end - first))
+        function, first, end = span.function, span.address, span.end
+    if function >= 0:
+        merged.append(Span(function, first, end - first))
     return merged
 
 

@@ -67,13 +67,14 @@ def test_a_limit_is_rounded_down_by_less_than_a_step_and_stands_still(
     )
     assume(limit.minimum <= limit.maximum)
     asked = data.draw(st.floats(limit.minimum, limit.maximum))
-    registers = limit.to_registers(asked)
+    registers, told = limit.settle(asked)
     value = limit.value(registers)
     assert value is not None
+    assert told == pytest.approx(value, rel=1e-6)
     slack = float(limit.quantum) / 500 + abs(asked) * 1e-6  # a float64, or a float32 on the wire
     assert value <= asked + slack
     assert asked - value < float(limit.quantum) + slack
-    assert limit.same(registers, limit.to_registers(value))
+    assert limit.same(registers, limit.settle(value)[0])
 
 
 @given(st.binary(max_size=260))
@@ -106,7 +107,5 @@ def test_blocks_cover_every_span_within_their_bounds(
 def test_watts_to_amperes_and_back_never_exceed_what_was_asked(limit_w: float, volts: float) -> None:
     limit = Limit(address=0, type="u16", scale=0.1, kind=LimitKind.CURRENT_LIMIT, unit="A", maximum=6553.5)
     per_amp = Fraction(str(volts))
-    asked_a = Fraction(limit_w) / per_amp
-    value = limit.value(limit.to_registers(asked_a))
-    assert value is not None
+    _, value = limit.settle(limit_w / volts)
     assert float(Fraction(str(value)) * per_amp) <= limit_w + 0.1 * volts / 500
