@@ -14,6 +14,7 @@ BENCHES = (
     "forecast",
     "snmp",
     "silent",
+    "modbus",
     "jitter",
     "loop",
     "informs",
