@@ -243,7 +243,8 @@ class Capping:
     def _let_through_w(self) -> FloatArray:
         """As `may_draw_w`, of a server that keeps its cap."""
         stands_w = np.where(self._followed, self._cap_w, np.fmax(self._cap_w, self._old_w))
-        return np.fmax(np.where(np.isnan(stands_w), NO_CAP_W, stands_w), self._open_w)
+        through_w: FloatArray = np.fmax(np.where(np.isnan(stands_w), NO_CAP_W, stands_w), self._open_w)
+        return through_w
 
     def writes_used(self, now_ns: int) -> IntArray:
         """Caps written in the last 24 h, [m]."""

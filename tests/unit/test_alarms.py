@@ -61,6 +61,9 @@ def snapshot(power_w: Sequence[float], forecast: Forecast | None = None, **chang
         "in_force": make_limits(np.full(4, 700.0)),
         "desired": (),
         "foreign": (),
+        "foreign_caps": (),
+        "caps": None,
+        "cap_plan": None,
     }
     return Snapshot(**(fields | changes))
 
