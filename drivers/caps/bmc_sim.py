@@ -53,6 +53,7 @@ class BmcFaults:
     expire_after: int | None = None  # the session ends (401) after so many requests, each time
     cap_disabled: bool = False  # capping is switched off on the BMC: actionNotSupported
     ignores: bool = False  # says yes to a cap and keeps the old one
+    half_says: bool = False  # ... with 200, and a message at the property that it was not changed
     clamp_w: float | None = None  # caps below this become this, without a word
     drop: int = 0  # connections cut instead of an answer
     busy: int = 0  # 503 with Retry-After
@@ -198,7 +199,7 @@ class BmcShape:
     on_exceed: str = "LogEventOnly"
     capped_chassis: tuple[str, ...] = ("1U",)  # each has the cap; the first holds the system
     other_chassis: tuple[str, ...] = ("Riser",)  # without a cap
-    power_controls: int = 1  # members of PowerControl; the last has the cap
+    power_controls: int = 1  # members of PowerControl; the middle one has the cap
     etag_of_readings: bool = False  # the tag changes with every reading
     vendor: str = "Contoso"
     model: str = "3500RX"
@@ -423,6 +424,12 @@ class BmcSimulator:
             self._later(faults.task_s)
             where = f"{ROOT}/TaskService/TaskMonitors/{name}"
             return 202, self._task(name), {"Location": where}
+        if faults.half_says:
+            return (
+                200,
+                {**document, "PowerLimitWatts@Message.ExtendedInfo": [_message("PropertyNotUpdated", "Not now")]},
+                {},
+            )
         change()
         if self.shape.dialect == OPENBMC:
             return 204, None, {}
@@ -455,12 +462,14 @@ class BmcSimulator:
                         400, "PropertyValueNotInList", f"The value {value!r} for the property {name} is not allowed"
                     )
             return wanted
-        members = body.get("PowerControl")
-        if not isinstance(members, list) or len(members) != self.shape.power_controls or any(members[:-1]):
+        members, middle = body.get("PowerControl"), self.shape.power_controls // 2
+        if not isinstance(members, list) or len(members) != self.shape.power_controls:
             raise _Refused(400, "PropertyUnknown", "The property PowerControl is not in the list of valid properties")
-        limit = members[-1].get("PowerLimit", {}) if isinstance(members[-1], dict) else {}
-        if set(limit) != {"LimitInWatts"}:
-            raise _Refused(400, "PropertyNotWritable", f"The property {', '.join(limit)} is a read only property")
+        limit = members[middle].get("PowerLimit") if isinstance(members[middle], dict) else None
+        if any(member != {} for i, member in enumerate(members) if i != middle):
+            raise _Refused(400, "PropertyNotWritable", "The member of PowerControl is read only")
+        if not isinstance(limit, dict) or set(limit) != {"LimitInWatts"}:
+            raise _Refused(400, "PropertyNotWritable", "Of PowerLimit, LimitInWatts alone is writable")
         if self.faults.cap_disabled or (self.shape.dialect == OPENBMC and not self.held.enabled):
             raise _Refused(400, "ActionNotSupported", "The action PowerCap is not supported by the resource")
         wanted.set_point = self._watts("LimitInWatts", limit["LimitInWatts"])
@@ -636,7 +645,7 @@ class BmcSimulator:
             for i in range(self.shape.power_controls)
         ]
         cap_w = self.held.cap_w
-        members[-1]["PowerLimit"] = {
+        members[len(members) // 2]["PowerLimit"] = {
             "LimitInWatts": _whole(cap_w) if self.shape.dialect == OPENBMC else cap_w,
             "LimitException": self.shape.on_exceed,
             "CorrectionInMs": 1000,
@@ -700,18 +709,21 @@ def _collection(path: str, kind: str, names: list[str]) -> dict[str, Any]:
     return _resource(path, kind, Members=members) | {"Members@odata.count": len(members)}
 
 
-def _error(refused: _Refused) -> dict[str, Any]:
-    message = {
+def _message(key: str, words: str) -> dict[str, str]:
+    return {
         "@odata.type": "#Message.v1_1_2.Message",
-        "MessageId": f"Base.1.18.{refused.key}",
-        "Message": refused.words,
+        "MessageId": f"Base.1.18.{key}",
+        "Message": words,
         "MessageSeverity": "Critical",
     }
+
+
+def _error(refused: _Refused) -> dict[str, Any]:
     return {
         "error": {
             "code": "Base.1.18.GeneralError",
             "message": "A general error has occurred. See ExtendedInfo for more information.",
-            "@Message.ExtendedInfo": [message],
+            "@Message.ExtendedInfo": [_message(refused.key, refused.words)],
         }
     }
 

@@ -18,6 +18,7 @@ MAX_TEXT = 200
 
 # Message registries (DSP2053 Base and License, vendors' own) in the operator's words, by the last part of MessageId.
 _WORDS = {
+    "PasswordChangeRequired": "the BMC wants the password changed first",
     "ActionNotSupported": "power capping is disabled on the BMC; enable it there first",
     "PropertyNotWritable": "the cap is read-only here",
     "PropertyUnknown": "the BMC does not know this property",
@@ -108,7 +109,8 @@ class CapPlace:
     mechanism: str
     path: str
     chassis: str
-    member: int = 0  # power_control: index in PowerControl
+    member: int = 0  # power_control: index in PowerControl ...
+    members: int = 1  # ... and how many it has
     power_path: str | None = None  # where its power is read, when not in the same document
 
     @property
@@ -238,10 +240,12 @@ def set_cap_body(place: CapPlace, state: CapState, cap_w: int | None) -> dict[st
 
 
 def body_of(place: CapPlace, properties: Mapping[str, object]) -> dict[str, Any]:
-    """A PATCH of the cap's properties. Members of an array before ours are left alone: an empty object each (DSP0266)."""
+    """A PATCH of the cap's properties. The other members of an array are left alone by an empty object each (DSP0266)."""
     if place.mechanism == ENVIRONMENT_METRICS:
         return {"PowerLimitWatts": dict(properties)}
-    return {"PowerControl": [*({} for _ in range(place.member)), {"PowerLimit": dict(properties)}]}
+    members: list[dict[str, Any]] = [{} for _ in range(place.members)]
+    members[place.member] = {"PowerLimit": dict(properties)}
+    return {"PowerControl": members}
 
 
 def complaint(document: Document) -> str | None:

@@ -48,6 +48,7 @@ class RedfishOptions:
 class _Seen:
     """The document with the cap, as it was read at one time."""
 
+    place: CapPlace
     answer: Answer
     state: CapState
     t_mono_ns: int
@@ -139,7 +140,8 @@ class RedfishCap:
         for mechanism, answer in answers.items():
             writable = "PATCH" in answer.headers.get("Allow", "PATCH")
             for member in caps_in(answer.document, mechanism):
-                place = CapPlace(mechanism, paths[mechanism], chassis_path, member)
+                count = len(answer.document["PowerControl"]) if mechanism == POWER_CONTROL else 1
+                place = CapPlace(mechanism, paths[mechanism], chassis_path, member, count)
                 if mechanism == ENVIRONMENT_METRICS and not _reads_power(answer.document):
                     place = replace(place, power_path=paths.get(POWER_CONTROL))
                 places.append((place, writable))
@@ -149,8 +151,7 @@ class RedfishCap:
 
     async def read(self) -> CapReading:
         seen = await self._look()
-        place = self._place
-        assert place is not None
+        place = seen.place
         answer = seen.answer if place.power_path is None else await self._session.get(place.power_path)
         return CapReading(
             t_mono_ns=seen.t_mono_ns,
@@ -161,14 +162,13 @@ class RedfishCap:
         )
 
     async def _look(self) -> _Seen:
-        if self._place is None:
-            self._place = await self._find()
-        answer = await self._session.get(self._place.path)
-        state = cap_state(answer.document, self._place)
+        place = self._place = self._place or await self._find()
+        answer = await self._session.get(place.path)
+        state = cap_state(answer.document, place)
         if state is None:
-            place, self._place = self._place, None
+            self._place = None
             raise DeviceError(f"{self.options.endpoint.label}: the cap at {place.uri} is gone")
-        return _Seen(answer, state, self._clock.mono_ns())
+        return _Seen(place, answer, state, self._clock.mono_ns())
 
     # -- writing
 
@@ -183,12 +183,14 @@ class RedfishCap:
         def is_done(state: CapState) -> bool:
             return state.active is False if asked_w is None else bool(state.active) and state.cap_w == asked_w
 
-        assert self._place is not None
-        body = set_cap_body(self._place, seen.state, asked_w)
+        body = set_cap_body(seen.place, seen.state, asked_w)
         return await self._change(seen, body, is_done, cap_w, may_write)
 
     async def restore(self, found: CapReading, may_write: MayWrite = lambda: True) -> CapOutcome:
-        """Put a found cap back exactly as it was read: the mode and the set point, also of a cap that was off."""
+        """Put a found cap back exactly as it was read: the mode and the set point, also of a cap that was off.
+
+        Where the server refuses its own old set point, a cap that was off is off again and `refused` says why.
+        """
         seen = await self._look()
         wanted = dict(found.raw)
         if "ControlMode" in wanted:  # a mode says that the cap is off; null is then no set point to write
@@ -200,11 +202,21 @@ class RedfishCap:
                 f" {', '.join(now)}; it is another server or firmware"
             )
 
-        def is_done(state: CapState) -> bool:
-            return wanted.items() <= dict(state.raw).items()
+        outcome = await self._put_back(seen, wanted, found.cap_w, may_write)
+        if outcome.refused is not None and wanted.get("ControlMode") == "Disabled" and len(wanted) > 1:
+            # A set point that the server itself would not take, such as 0, may stand beside a mode that is off.
+            mode = {"ControlMode": "Disabled"}
+            off = await self._put_back(await self._look(), mode, found.cap_w, may_write)
+            return replace(off, refused=outcome.refused)
+        return outcome
 
-        assert self._place is not None
-        return await self._change(seen, body_of(self._place, wanted), is_done, found.cap_w, may_write)
+    async def _put_back(
+        self, seen: _Seen, properties: Mapping[str, object], cap_w: float | None, may_write: MayWrite
+    ) -> CapOutcome:
+        def is_done(state: CapState) -> bool:
+            return properties.items() <= dict(state.raw).items()
+
+        return await self._change(seen, body_of(seen.place, properties), is_done, cap_w, may_write)
 
     async def _change(
         self,
@@ -220,7 +232,7 @@ class RedfishCap:
             return CapOutcome(asked_w, seen.state.cap_w, True, None, t_sent_ns, seen.t_mono_ns)
         deadline_ns = t_sent_ns + round(self.options.settle_s * 1e9)
         try:
-            answer = await self._patch(seen.answer, body, may_write)
+            answer = await self._patch(seen, body, may_write)
         except WriteForbidden:
             return CapOutcome(asked_w, seen.state.cap_w, False, "writing is not allowed now", t_sent_ns, None)
         if answer.status == 202:
@@ -235,14 +247,13 @@ class RedfishCap:
             return CapOutcome(asked_w, last.state.cap_w, True, None, t_sent_ns, last.t_mono_ns)
         return CapOutcome(asked_w, last.state.cap_w, False, said, t_sent_ns, None)
 
-    async def _patch(self, known: Answer, body: Mapping[str, object], may_write: MayWrite) -> Answer:
+    async def _patch(self, seen: _Seen, body: Mapping[str, object], may_write: MayWrite) -> Answer:
         """PATCH on the version that was read; raises WriteForbidden.
 
         Services whose tag covers live readings refuse even a fresh one: then the last try takes any version.
         """
-        assert self._place is not None
-        path, patch = self._place.path, self._session.patch
-        answer = await patch(path, body, known.etag, may_write)
+        path, patch = seen.place.path, self._session.patch
+        answer = await patch(path, body, seen.answer.etag, may_write)
         if answer.status in (412, 428):
             answer = await patch(path, body, (await self._look()).answer.etag, may_write)
         if answer.status in (412, 428):

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from rpi_daemon.drivers.caps.documents import BadDocument, complaint, is_path, link, obj, parse, text
 from rpi_daemon.errors import AuthError, DeviceError
@@ -18,7 +18,6 @@ ROOT = "/redfish/v1/"
 SESSIONS = "/redfish/v1/SessionService/Sessions"
 MAX_ANSWER_BYTES = 1 << 20
 MAX_REDIRECTS = 3
-LOGIN_TIMEOUT_S = 10.0  # BMCs hash passwords slowly, and a login that is given up leaves a session behind
 
 MayWrite = Callable[[], bool]
 
@@ -34,7 +33,8 @@ class RedfishEndpoint:
     tls_ca_file: str | None = None  # PEM; None: the system's authorities
     tls_fingerprint: str | None = None  # SHA-256 of the certificate, hex, with or without colons
     allow_insecure: bool = False  # any certificate will do
-    timeout_s: float = 2.0  # for one answer
+    timeout_s: float = 2.0  # for one answer ...
+    login_timeout_s: float = 10.0  # ... but BMCs hash passwords slowly, and a login given up leaves a session behind
 
     def __repr__(self) -> str:
         return f"RedfishEndpoint({self.label})"
@@ -66,7 +66,7 @@ class Answer:
     @property
     def location(self) -> str | None:
         """The path of what was made; a host named with it is not followed."""
-        path = urlsplit(self.headers.get("Location", "")).path
+        path = _split(self.headers.get("Location", "")).path
         return path if is_path(path) else None
 
     @property
@@ -148,7 +148,9 @@ class RedfishSession:
         endpoint, old = self.endpoint, self._session_path
         self._token = self._session_path = None
         body = {"UserName": endpoint.user, "Password": endpoint.password}
-        answer = await self._send("POST", self._sessions_path, body, timeout_s=max(LOGIN_TIMEOUT_S, endpoint.timeout_s))
+        answer = await self._send(
+            "POST", self._sessions_path, body, timeout_s=max(endpoint.login_timeout_s, endpoint.timeout_s)
+        )
         if answer.status in (400, 401, 403):
             raise AuthError(f"{endpoint.label} refuses user {endpoint.user!r} or the password: {told(answer)}")
         token = answer.headers.get("X-Auth-Token")
@@ -162,7 +164,7 @@ class RedfishSession:
 
     async def _log_out(self, path: str | None) -> None:
         if path is not None and self._token is not None:
-            await self._send("DELETE", path, timeout_s=max(LOGIN_TIMEOUT_S, self.endpoint.timeout_s))
+            await self._send("DELETE", path, timeout_s=max(self.endpoint.login_timeout_s, self.endpoint.timeout_s))
 
     async def get_any(self, path: str) -> Answer:
         """The answer to a GET, whatever its status but 401: an ended session is made anew, once."""
@@ -206,7 +208,7 @@ class RedfishSession:
     def _same_host(self, path: str, answer: Answer) -> str:
         """Where a redirect leads, if it stays on the BMC: the token is for nobody else."""
         location = answer.headers.get("Location", "")
-        parts = urlsplit(location)
+        parts = _split(location)
         stays = not parts.netloc or f"{parts.scheme}://{parts.netloc}" == self.endpoint.base
         if not stays or answer.location is None:
             raise DeviceError(f"{self.endpoint.label}: {path} redirects to {text(location)!r}; not followed")
@@ -254,6 +256,14 @@ class RedfishSession:
             raise DeviceError(f"{endpoint.label}: the answer to {method} {path} is {error}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise DeviceError(f"{endpoint.label}: {text(str(error)) or type(error).__name__}") from error
+
+
+def _split(address: str) -> SplitResult:
+    """The parts of an address; none of what is no address."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def _tls_error(endpoint: RedfishEndpoint, error: Exception) -> DeviceError:

@@ -1,11 +1,14 @@
 """What every cap driver must do, over real loopback TLS: Redfish on the simulated BMC, both mechanisms, both dialects."""
 
 import asyncio
+import contextlib
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from rpi_daemon.drivers.caps.bmc_sim import (
     BmcFaults,
     BmcShape,
     BmcSimulator,
+    _server_context,
     make_certificate,
 )
 from rpi_daemon.drivers.caps.documents import ENVIRONMENT_METRICS, POWER_CONTROL
@@ -159,6 +163,24 @@ def test_a_cap_that_was_off_without_set_point_comes_back_off() -> None:
     run(scene)
 
 
+def test_a_set_point_that_the_server_itself_refuses_does_not_keep_the_cap_on() -> None:
+    async def scene() -> None:
+        async with on_wire(SHAPES["dmtf-new"]) as b:
+            b.simulator.held.set_point = 150.0  # off, and below the lowest, as some firmware ships it
+            found = await b.cap.read()
+            assert (await b.cap.apply(400.0)).verified
+            outcome = await b.cap.restore(found)
+            assert (outcome.verified, outcome.read_back_w) == (True, None)
+            assert outcome.refused is not None
+            assert "PropertyValueOutOfRange: The value 150" in outcome.refused
+            assert b.simulator.held.cap_w is None
+            assert (await b.cap.apply(400.0)).verified
+            forbidden = await b.cap.restore(found, lambda: False)
+            assert (forbidden.verified, b.simulator.held.cap_w) == (False, 400.0)
+
+    run(scene)
+
+
 def test_what_was_found_on_another_mechanism_is_not_put_back() -> None:
     async def scene() -> None:
         async with on_wire(SHAPES["dmtf-old"]) as b:
@@ -253,6 +275,36 @@ def test_a_task_that_never_ends_is_given_up() -> None:
             outcome = await b.cap.apply(300.0)
             assert (outcome.verified, outcome.read_back_w) == (False, None)
             assert b.clock.mono_ns() / 1e9 == pytest.approx(5.0, abs=0.6)
+
+    run(scene)
+
+
+def test_a_property_that_was_not_changed_is_told_in_its_words() -> None:
+    async def scene() -> None:
+        async with on_wire(SHAPES["dmtf-new"], settle_s=1.0) as b:
+            b.fault(half_says=True)
+            outcome = await b.cap.apply(300.0)
+            assert (outcome.verified, outcome.refused) == (
+                False,
+                "the BMC did not change it (PropertyNotUpdated: Not now)",
+            )
+
+    run(scene)
+
+
+def test_a_change_given_up_half_way_leaves_a_driver_that_works() -> None:
+    async def scene() -> None:
+        async with on_wire() as b:
+            assert (await b.cap.apply(500.0)).verified
+            b.fault(delay_s=0.3)
+            changing = asyncio.create_task(b.cap.apply(300.0))
+            await asyncio.sleep(0.1)
+            changing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await changing
+            b.fault()
+            assert (await b.cap.apply(250.0)).verified
+            assert len(b.simulator.sessions) == 1
 
     run(scene)
 
@@ -646,8 +698,6 @@ def test_what_is_no_redfish_service_gets_no_password() -> None:
             await writer.drain()
             writer.close()
 
-        from rpi_daemon.drivers.caps.bmc_sim import _server_context
-
         server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=_server_context(CERTIFICATE))
         port = server.sockets[0].getsockname()[1]
         endpoint = RedfishEndpoint("127.0.0.1", port, "root", "calvin", tls_fingerprint=CERTIFICATE.fingerprint)
@@ -659,6 +709,72 @@ def test_what_is_no_redfish_service_gets_no_password() -> None:
         await server.wait_closed()
 
     run(scene)
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+
+    async def scene() -> None:
+        cap = RedfishCap(RedfishOptions(RedfishEndpoint("127.0.0.1")))
+        with pytest.raises(DeviceError, match=r"server caps need aiohttp: install rpi-daemon\[redfish\]"):
+            await cap.open()
+        await cap.close()
+        with pytest.raises(DeviceError, match=r"install rpi-daemon\[redfish\]"):
+            await BmcSimulator(certificate=CERTIFICATE).start()
+
+    run(scene)
+
+
+BODY = b'{"RedfishVersion": "1.20.0", "Chassis": {"@odata.id": "/redfish/v1/x"}, "Members": [{"@odata.id": "/redfish/v1/x"}]}'
+ANSWER = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\nLocation: https://[::1]/redfish/v1/x\r\n"
+    b'X-Auth-Token: abc\r\nETag: "1"\r\nSet-Cookie: a=b\r\nRetry-After: 1\r\n\r\n%s' % (len(BODY), BODY)
+)
+
+
+def test_no_damaged_answer_is_more_than_a_device_error() -> None:
+    """Bytes overwritten, cut off and inserted in an answer, over real TLS."""
+    random = Random(7)
+
+    def damaged() -> bytes:
+        answer = bytearray(ANSWER)
+        for _ in range(random.randrange(1, 6)):
+            place = random.randrange(len(answer))
+            cut = random.choice((0, 1, 1, 9))
+            answer[place : place + cut] = random.choice((b"", b"\xff", b"\r\n", b":", b"[", random.randbytes(3)))
+        return bytes(answer)
+
+    async def scene() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                while await reader.readuntil(b"\r\n\r\n"):
+                    writer.write(damaged())
+                    await writer.drain()
+                    if random.random() < 0.5:
+                        break
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=_server_context(CERTIFICATE))
+        port = server.sockets[0].getsockname()[1]
+        endpoint = RedfishEndpoint(
+            "127.0.0.1", port, tls_fingerprint=CERTIFICATE.fingerprint, timeout_s=0.05, login_timeout_s=0.05
+        )
+        outcomes = Counter[str]()
+        for _ in range(150):
+            cap = RedfishCap(RedfishOptions(endpoint))
+            try:
+                await cap.open()
+                await cap.identify()
+            except DeviceError as error:
+                outcomes[str(error).partition(": ")[2][:9]] += 1
+            finally:
+                await cap.close()
+        assert outcomes.total() == 150
+        assert len(outcomes) > 3
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(asyncio.wait_for(scene(), 60.0))
 
 
 def test_nobody_there_and_a_port_in_use() -> None:
