@@ -194,7 +194,6 @@ class Restriction(_Table):
     always_allow: int
     on_near_overload: int
     on_overload: int
-    missing: tuple[int, ...] = Field(default=(), strict=False)
 
     def word(self, code: int | None) -> str | None:
         words = ("always_allow", "on_near_overload", "on_overload")

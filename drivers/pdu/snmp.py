@@ -267,7 +267,8 @@ class SnmpPdu:
         digits = [t.digits_oid for t in thresholds if t.digits_oid is not None]
         outlets = self.options.outlets
         oids = [self._oid(template, outlet) for template in [*templates, *digits] for outlet in outlets]
-        oids += [oid for outlet in outlets for oid in self._limit_oids(outlet, facts[outlet])]
+        own = {o: [c.oid for c in (facts[o].threshold, facts[o].lower) if c is not None] for o in outlets}
+        oids += [self._oid(template, outlet) for outlet in outlets for template in own[outlet]]
         answers = await self._get(list(dict.fromkeys(oids)))
         details = {}
         for outlet in outlets:
@@ -280,14 +281,16 @@ class SnmpPdu:
         return details
 
     def _own_threshold(self, outlet: int, facts: _Facts, answers: Answers) -> dict[str, float]:
-        """The limit in the device's own unit."""
+        """The limit, and what must stay below it, in the device's own unit."""
         limit = self.profile.limit
-        if limit is None or facts.threshold is None:
+        step = None if limit is None else _step(limit, partial(self._oid, outlet=outlet), facts.digits)
+        if limit is None or step is None:
             return {}
-        oid = partial(self._oid, outlet=outlet)
-        count = limit.counted(_integer(answers.get(oid(facts.threshold.oid))))
-        step = _step(limit, oid, facts.digits)
-        return {} if count is None or step is None else {limit.name: from_wire(count, step)}
+        below = f"upper_warning_{limit.unit.lower()}"
+        columns = {limit.name: facts.threshold, below: facts.lower}
+        asked = {name: column.oid for name, column in columns.items() if column is not None}
+        counts = {n: limit.counted(_integer(answers.get(self._oid(oid, outlet)))) for n, oid in asked.items()}
+        return {name: from_wire(count, step) for name, count in counts.items() if count is not None}
 
     def _quantities(self, slow: bool) -> tuple[str, ...]:
         extra = [q for q in SLOW_QUANTITIES if slow and q not in self.options.quantities]
@@ -301,15 +304,11 @@ class SnmpPdu:
         for quantity in self._quantities(slow):
             column = getattr(meter, quantity, None)
             if quantity == "power":
-                sources = {outlet: getattr(meter, facts[outlet].power_from, None) for outlet in outlets}
-            else:
-                sources = dict.fromkeys(outlets, column)
-            oids += [self._oid(source.oid, outlet) for outlet, source in sources.items() if source is not None]
-            oids += [
-                self._oid(source.valid.oid, outlet)
-                for outlet, source in sources.items()
-                if isinstance(source, Measured) and source.valid is not None
-            ]
+                column = getattr(meter, _power_source(facts))
+            if column is not None:
+                oids += [self._oid(column.oid, outlet) for outlet in outlets]
+            if isinstance(column, Measured) and column.valid is not None:
+                oids += [self._oid(column.valid.oid, outlet) for outlet in outlets]
         oids += [oid for outlet in outlets for oid in self._limit_oids(outlet, facts[outlet])]
         if slow:
             oids += [self._oid(template, row=place) for rows, place in device.rows for template in _row_oids(rows)]
@@ -347,15 +346,16 @@ class SnmpPdu:
         meter = self.profile.metering
         if "power" not in self.options.quantities:
             return {}, frozenset()
-        power: dict[int, float | None] = {}
-        for outlet in self.options.outlets:
-            source = facts[outlet].power_from
-            column: Measured | None = getattr(meter, source)
-            value = None if column is None else self._of_outlet(column, outlet, device, facts[outlet], answers)
-            if value is not None and source == "current":
-                value = None if self.options.nominal_v is None else value * self.options.nominal_v
-            power[outlet] = value
-        return power, frozenset(outlet for outlet in power if facts[outlet].power_from != "power")
+        source = _power_source(facts)
+        column: Measured | None = getattr(meter, source)
+        if column is None:
+            return dict.fromkeys(self.options.outlets), frozenset()
+        power = {o: self._of_outlet(column, o, device, facts[o], answers) for o in self.options.outlets}
+        if source == "current":
+            nominal_v = self.options.nominal_v
+            power = {o: None if a is None or nominal_v is None else a * nominal_v for o, a in power.items()}
+        apparent = () if source == "power" else (outlet for outlet, value in power.items() if value is not None)
+        return power, frozenset(apparent)
 
     def _of_outlet(
         self, column: Measured, outlet: int, device: _Device, facts: _Facts, answers: Answers
@@ -507,8 +507,6 @@ class SnmpPdu:
         lower = None if limit is None or limit.lower is None else present(limit.lower.columns)
         lower_count = None if lower is None else _integer(answers.get(self._oid(lower.oid, outlet)))
         power_from = "power" if metered(meter.power) else "apparent" if metered(meter.apparent) else "current"
-        if meter.current is None and power_from == "current":
-            power_from = "power"
         complete = len(digits) == len(self._digits_oids(outlet)) and (limit is None or threshold is not None)
         complete = complete and (meter.power is None or power_from == "power")
         return _Facts(digits, threshold, lower, lower_count, power_from, complete)
@@ -763,6 +761,12 @@ class SnmpPdu:
     def _oid(self, template: str, outlet: int = 0, row: str = "") -> str:
         places = {} if self._device is None else self._device.places
         return oid_of(template, unit=self._unit, outlet=places.get(outlet, outlet), row=row)
+
+
+def _power_source(facts: Mapping[int, _Facts]) -> str:
+    """The quantity that stands for power on this device: what no outlet has is taken from the next best one."""
+    found = {known.power_from for known in facts.values()}
+    return next((source for source in ("power", "apparent") if source in found), "current")
 
 
 def _is_metered(device: _Device, outlet: int) -> bool:

@@ -82,7 +82,7 @@ def test_a_profile_of_ones_own_is_loaded_by_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("octets = 1", "octets = 1\nbits = 8", r"own\.toml:62: limit\.enable\.bits: Extra inputs are not permitted, got 8"),
+        ("octets = 1", "octets = 1\nbits = 8", r"own\.toml:88: limit\.enable\.bits: Extra inputs are not permitted, got 8"),
         ('kind = "alarm"', 'kind = "breaker"', r"limit\.kind: .*'alarm'.*'trip_off'.*, got 'breaker'"),
         ("bit = 3", "bit = 9", r"limit\.enable: .*bit 9 is outside 1 octet\(s\): allowed 0\.\.7"),
         ('type = "gauge32"\nunit = "W"', 'type = "float"\nunit = "W"', r"metering\.power\.type: .*'gauge32'.*'float'"),
