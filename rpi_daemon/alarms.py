@@ -86,6 +86,7 @@ CAUSES_TOLD_OTHERWISE = frozenset({"overload", "over_derating", "all_pdus_unreac
 class Facts:
     """What the service knows beyond a snapshot."""
 
+    mode: Mode = Mode.ADVISORY  # as operators set it; the kill switch does not change it
     killed: bool = False
     model: str | None = None  # the one that forecasts: name and hash
     model_refused: str | None = None  # the reason
@@ -170,7 +171,7 @@ class AlarmTable:
         return tuple(KINDS[s.kind].severity for s in self.standing.values())
 
 
-def changes(before: "Snapshot | None", snapshot: "Snapshot") -> Iterator[Notice]:
+def changes(before: "Snapshot | None", snapshot: "Snapshot", mode_before: Mode, mode: Mode) -> Iterator[Notice]:
     """Events between two ticks: state, mode, limits changed by somebody else."""
     utc_ns, state = snapshot.t_utc_ns, snapshot.safe.state
     if before is not None and before.safe.state is not state:
@@ -178,8 +179,8 @@ def changes(before: "Snapshot | None", snapshot: "Snapshot") -> Iterator[Notice]
         why = f" ({', '.join(brief(snapshot.safe.causes))})" if snapshot.safe.causes else ""
         text = f"state {state.name}, was {before.safe.state.name}{why}"
         yield Notice("state_change", "event", severity, "", "", text, utc_ns)
-    if before is not None and before.mode is not snapshot.mode:
-        text = f"mode {snapshot.mode.value}, was {before.mode.value}"
+    if mode is not mode_before:
+        text = f"mode {mode.value}, was {mode_before.value}"
         yield Notice("mode_change", "event", Severity.INFO, "", "", text, utc_ns)
     for outlet in snapshot.foreign:
         text = f"somebody else changed the limit of {outlet}"
@@ -200,7 +201,8 @@ def conditions(rack: RackModel, snapshot: "Snapshot", facts: Facts, standing: It
     stands = frozenset(standing)
     yield from _overloads(rack, snapshot)
     yield from _predicted(rack, snapshot, stands)
-    yield from _escapes(rack, snapshot, stands)
+    if facts.mode is Mode.CLOSED_LOOP:
+        yield from _escapes(rack, snapshot, stands)
     yield from _shortfalls(rack, snapshot)
     yield from _uncontrolled(rack, snapshot)
     yield from _causes(snapshot.safe.causes, facts)
@@ -250,7 +252,8 @@ def predict_overloads(
     `guard.loadings`. Constraints in `lower` are measured against `PREDICTED_OVER` of their rating: the level at which a
     prediction that stands ends.
     """
-    rise_w = forecast.running_max_w[:, :, REQUEST_QUANTILE] - readings.power_w[:, None]
+    highest_w = forecast.running_max_w[:, :, REQUEST_QUANTILE]
+    rise_w = np.where(np.isfinite(highest_w), highest_w - readings.power_w[:, None], 0.0)
     power_factor = np.where(np.isfinite(readings.power_factor), readings.power_factor, ASSUMED_POWER_FACTOR)
     power_factor = np.clip(power_factor, LOWEST_POWER_FACTOR, 1.0)[:, None]
     known_v = np.isfinite(readings.voltage_v) & (readings.voltage_v > 0.0)
@@ -295,9 +298,7 @@ def _predicted(rack: RackModel, snapshot: "Snapshot", stands: frozenset[str]) ->
 
 
 def _escapes(rack: RackModel, snapshot: "Snapshot", stands: frozenset[str]) -> Iterator[Condition]:
-    """Outlets above the limit that we wrote; in advisory mode, or on outlets that did not opt in, it is not ours."""
-    if snapshot.mode is not Mode.CLOSED_LOOP:
-        return
+    """Outlets above the limit that we wrote; on outlets that did not opt in it is not ours."""
     in_force, power_w = snapshot.in_force, snapshot.readings.power_w
     watched = rack.opted_in & (in_force.verified_ns > 0) & ~in_force.uncontrolled
     for i in np.flatnonzero(watched & (power_w > in_force.limit_w * ESCAPED_OVER)):
@@ -309,12 +310,12 @@ def _escapes(rack: RackModel, snapshot: "Snapshot", stands: frozenset[str]) -> I
 
 
 def _shortfalls(rack: RackModel, snapshot: "Snapshot") -> Iterator[Condition]:
-    shortfall_w = snapshot.allocation.shortfall_w
-    for i in np.flatnonzero(shortfall_w > SHORTFALL_W):
+    """Where a constraint binds; a request above the load's own rating or demand is no matter of the budget."""
+    shortfall_w, rule = snapshot.allocation.shortfall_w, snapshot.allocation.rule
+    bound = np.isin(rule, snapshot.allocation.envelope.rows)
+    for i in np.flatnonzero(bound & (shortfall_w > SHORTFALL_W)):
         name, request_w = rack.outlet_ids[i], float(snapshot.request.request_w[i])
-        text = (
-            f"{name} may need {request_w:.4g} W, {shortfall_w[i]:.4g} W more than {snapshot.allocation.rule[i]} allows"
-        )
+        text = f"{name} may need {request_w:.4g} W, {shortfall_w[i]:.4g} W more than {rule[i]} allows"
         yield Condition(
             f"budget_shortfall:{name}", "budget_shortfall", name, text, float(shortfall_w[i]), request_w, "W"
         )

@@ -507,6 +507,7 @@ class Service:
         """What alarms need beyond the snapshot."""
         model = self.pipeline.forecaster.model
         return Facts(
+            mode=self.mode,
             killed=self.killed(),
             model=None if model is None else f"{model.name} {model.sha256[:12]}",
             model_refused=self.model_refused,

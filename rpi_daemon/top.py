@@ -12,6 +12,9 @@ from rich.text import Text
 SPARKS = "▁▂▃▄▅▆▇█"
 HISTORY = 24  # sparkline points
 STATE_STYLE = {"NORMAL": "bold green", "HOLD": "bold yellow", "STATIC_SAFE": "bold red", "DEVICE_DEFAULT": "bold red"}
+ALARM_STYLE = {"critical": "bold red", "warning": "yellow", "info": "dim"}
+ALARM_STYLES = tuple(ALARM_STYLE)  # the gravest first
+ALARMS = 5  # shown
 
 Status = Mapping[str, Any]
 
@@ -46,7 +49,7 @@ class View:
         parts: list[RenderableType] = [self._head(status), table, self._bars(status)]
         if status["caps"]:
             parts.append(self._caps(status))
-        return Group(*parts, self._foot(status))
+        return Group(*parts, *_told(status), self._foot(status))
 
     def _row(self, outlet: Mapping[str, Any]) -> list[RenderableType]:
         power = outlet["power_w"]
@@ -108,6 +111,20 @@ class View:
 def _kinds(outlet: Mapping[str, Any]) -> str:
     capped_w = outlet["server_cap_w"]
     return str(outlet["limit_kind"]) if capped_w is None else f"{outlet['limit_kind']} + server_cap {capped_w:.0f} W"
+
+
+def _told(status: Status) -> list[Text]:
+    """The alarms that stand, the gravest first, and receivers that need a look."""
+    ranked = sorted(status["alarms"], key=lambda alarm: ALARM_STYLES.index(alarm["severity"]))
+    lines = [Text(f"{a['severity']}: {a['text']}", style=ALARM_STYLE[a["severity"]]) for a in ranked[:ALARMS]]
+    if len(ranked) > ALARMS:
+        lines.append(Text(f"and {len(ranked) - ALARMS} more alarms, see `rpi-daemon status --json`", style="dim"))
+    for sink in status["trap_sinks"]:
+        if sink["reachable"] is False:
+            lines.append(Text(f"traps to {sink['id']}: {sink['queued']} wait: {sink['error']}", style="yellow"))
+        if sink["insecure"]:
+            lines.append(Text(f"traps to {sink['id']} go in plain text (version 2c)", style="yellow"))
+    return lines
 
 
 def _over(ratings: Sequence[Mapping[str, Any]]) -> str:

@@ -224,6 +224,7 @@ class Traps:
         self._queue: TrapQueue | None = None
         self._running: list[asyncio.Task[None]] = []
         self._before: Snapshot | None = None
+        self._mode = Mode(config.daemon.mode)
         self._model: str | None = None  # the last that forecast
         self._heartbeat_ns = clock.mono_ns()
 
@@ -251,9 +252,8 @@ class Traps:
         if not deliver:
             return
         self._running = [asyncio.create_task(task.run(), name=f"traps {task.sink.id}") for task in self.tasks]
-        mode = Mode(self._config.daemon.mode)
         started = Notice("started", "event", Severity.INFO, "", "", "started", self._clock.utc_ns())
-        self._tell([self._with_standing(started, mode, SafeState.STATIC_SAFE)])
+        self._tell([self._with_standing(started, None)])
 
     def _task(self, sink: TrapSink, identity: EngineIdentity, queue: TrapQueue) -> SinkTask:
         sender = TrapSender(sink_options(self._config, sink), identity)
@@ -264,12 +264,11 @@ class Traps:
         """One tick: what has begun, ended or changed since the last goes into the queues."""
         now_ns, utc_ns = snapshot.t_mono_ns, snapshot.t_utc_ns
         before, self._before = self._before, snapshot
+        mode_before, self._mode = self._mode, facts.mode
         changed = False
         notices = [
-            self._with_standing(notice, snapshot.mode, snapshot.safe.state)
-            if notice.kind in ("state_change", "mode_change")
-            else notice
-            for notice in changes(before, snapshot)
+            notice if notice.kind == "foreign_change" else self._with_standing(notice, snapshot)
+            for notice in changes(before, snapshot, mode_before, facts.mode)
         ]
         found = self.table.step(now_ns, utc_ns, conditions(rack, snapshot, facts, self.table.standing))
         for notice in found:
@@ -286,12 +285,13 @@ class Traps:
         if every_s > 0.0 and now_ns - self._heartbeat_ns >= every_s * NS_PER_S:
             self._heartbeat_ns = now_ns
             beat = Notice("heartbeat", "event", Severity.INFO, "", "", "running", utc_ns)
-            notices.append(self._with_standing(beat, snapshot.mode, snapshot.safe.state))
+            notices.append(self._with_standing(beat, snapshot))
         if notices or changed:
             self._tell(notices, changed=changed or bool(found))
 
-    def _with_standing(self, notice: Notice, mode: Mode, state: SafeState) -> Notice:
-        return replace(notice, mode=mode, safe_state=state, standing=self.table.severities())
+    def _with_standing(self, notice: Notice, snapshot: Snapshot | None) -> Notice:
+        state = SafeState.STATIC_SAFE if snapshot is None else snapshot.safe.state
+        return replace(notice, mode=self._mode, safe_state=state, standing=self.table.severities())
 
     def _tell(self, notices: Sequence[Notice], *, changed: bool = False) -> None:
         """Into the queue of each receiver that wants to hear of it; the alarms that stand are saved with them."""
@@ -327,7 +327,7 @@ class Traps:
             return
         if self._before is not None:
             stopped = Notice("stopped", "event", Severity.WARNING, "", "", "stopped", self._clock.utc_ns())
-            self._tell([self._with_standing(stopped, self._before.mode, self._before.safe.state)])
+            self._tell([self._with_standing(stopped, self._before)])
         if self._running:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.gather(*(task.drained() for task in self.tasks)), FAREWELL_S)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rpi_daemon.drivers.traps.engine import EngineIdentity
 from rpi_daemon.drivers.traps.mib import Value
-from rpi_daemon.errors import ConfigError, DeviceError
+from rpi_daemon.errors import AuthError, ConfigError, DeviceError
 
 SYS_UP_TIME = "1.3.6.1.2.1.1.3.0"
 SNMP_TRAP_OID = "1.3.6.1.6.3.1.1.4.1.0"
@@ -96,18 +96,39 @@ class TrapSender:
 
         if self._address is None:
             await self.connect()
-        future: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[tuple[Any, int]] = asyncio.get_running_loop().create_future()
         try:
             self._originator.send_pdu(self._engine, NAME, None, b"", self._pdu(oid, varbinds), _answered, future)
             if self._options.inform:
                 # pysnmp measures its time-out on the wall clock, which may be set; ours is the last word
-                refused = await asyncio.wait_for(future, self._options.timeout_s + GRACE_S)
-                if refused is not None:
-                    raise DeviceError(f"{self._options.host}: {refused}")
+                self._check(*await asyncio.wait_for(future, self._options.timeout_s + GRACE_S))
         except TimeoutError:
-            raise DeviceError(f"{self._options.host}: no acknowledgement in {self._options.timeout_s:g} s") from None
+            raise DeviceError(self._silent()) from None
         except (PySnmpError, ProtocolError, StatusInformation, OSError) as error:
             raise DeviceError(f"{self._options.host}: {error}") from None
+
+    def _check(self, failed: Any, status: int) -> None:
+        """pysnmp's word on an inform, in ours: raises DeviceError, AuthError for what the receiver does not take."""
+        from pysnmp.proto import errind
+
+        host, options = self._options.host, self._options
+        if failed == errind.requestTimedOut:
+            raise DeviceError(self._silent())
+        if failed == errind.unknownUserName:
+            raise AuthError(f"{host}: the receiver knows no user {options.user!r}")
+        if failed == errind.wrongDigest:
+            raise AuthError(
+                f"{host}: the receiver has another auth_key for {options.user!r}, or other than {options.auth}"
+            )
+        if failed or status:
+            raise DeviceError(f"{host}: {failed or f'refused with error status {status}'}")
+
+    def _silent(self) -> str:
+        secret = "priv_key" if self._options.version == "3" else "community"
+        return (
+            f"{self._options.host}: no acknowledgement in {self._options.timeout_s:g} s; it is down or does not listen on"
+            f" port {self._options.port}, or has another {secret}"
+        )
 
     async def _resolve(self) -> tuple[int, tuple[Any, ...]]:
         loop = asyncio.get_running_loop()
@@ -223,9 +244,7 @@ def _engine(engine_id: Any, boots: int, started_ns: int) -> Any:
     return engine
 
 
-def _answered(engine: Any, handle: Any, failed: Any, pdu: Any, future: "asyncio.Future[str | None]") -> None:
-    """pysnmp's word on an inform: a failure, or the Response."""
-    if future.done():
-        return
-    status = 0 if pdu is None else int(pdu.getComponentByPosition(1))
-    future.set_result(str(failed) if failed else f"refused it with error status {status}" if status else None)
+def _answered(engine: Any, handle: Any, failed: Any, pdu: Any, future: "asyncio.Future[tuple[Any, int]]") -> None:
+    """pysnmp's word on an inform: what failed, or None and the error status of the Response."""
+    if not future.done():
+        future.set_result((failed, 0 if pdu is None else int(pdu.getComponentByPosition(1))))

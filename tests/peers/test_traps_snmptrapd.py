@@ -20,7 +20,7 @@ from rpi_daemon.config.schema import TrapSink
 from rpi_daemon.drivers.traps.engine import EngineIdentity, next_boot
 from rpi_daemon.drivers.traps.mib import mib_path, mib_text, notification_oid, varbinds
 from rpi_daemon.drivers.traps.sender import SinkOptions, TrapSender
-from rpi_daemon.errors import DeviceError
+from rpi_daemon.errors import AuthError, DeviceError
 from rpi_daemon.records import Notice, Severity
 from rpi_daemon.trap_queue import TrapQueue
 from rpi_daemon.trap_task import Pace, SinkTask
@@ -128,18 +128,27 @@ def test_v3_traps_are_taken_from_a_later_start_and_not_from_an_earlier_one(recei
 
 
 @pytest.mark.parametrize(
-    "changes", [{"auth_key": "not the key"}, {"priv_key": "not the key"}, {"user": "nobody"}, {"auth": "SHA-512"}],
-    ids=["auth key", "priv key", "user", "auth"],
-)  # fmt: skip
-def test_wrong_credentials_are_an_error_and_never_plain_text(receiver: Any, changes: dict[str, Any]) -> None:
-    with pytest.raises(DeviceError, match=r"127\.0\.0\.1: "):
+    ("changes", "kind", "words"),
+    [
+        ({"auth_key": "not the key"}, AuthError, "another auth_key for 'rpi', or other than SHA-256"),
+        ({"auth": "SHA-512"}, AuthError, "another auth_key for 'rpi', or other than SHA-512"),
+        ({"user": "nobody"}, AuthError, "knows no user 'nobody'"),
+        ({"priv_key": "not the key"}, DeviceError, "no acknowledgement in 1 s; .* or has another priv_key"),
+        ({"version": "2c", "community": "no"}, DeviceError, "no acknowledgement in 1 s; .* or has another community"),
+    ],
+    ids=["auth key", "auth", "user", "priv key", "community"],
+)
+def test_wrong_credentials_are_named_and_nothing_goes_in_plain_text(
+    receiver: Any, changes: dict[str, Any], kind: type[DeviceError], words: str
+) -> None:
+    with pytest.raises(kind, match=rf"127\.0\.0\.1: .*{words}"):
         send(options(receiver, **changes), 7, overload())
     assert receiver.notifications() == []
 
 
 def test_a_receiver_that_is_not_there_or_has_no_name(receiver: Any) -> None:
     receiver.stop()
-    with pytest.raises(DeviceError, match=r"no acknowledgement|No SNMP response"):
+    with pytest.raises(DeviceError, match=r"no acknowledgement in 1 s; it is down or does not listen on port \d+"):
         send(options(receiver), 7, overload())
     with pytest.raises(DeviceError, match=r"nowhere\.invalid"):
         send(options(receiver, host="nowhere.invalid"), 7, overload())
@@ -229,6 +238,9 @@ def test_the_daemon_tells_of_its_life(receiver: Any, tmp_path: Path) -> None:
             daemon.ask("kill", reason="test")
             daemon.until(lambda s: any(a["id"] == "kill_switch" for a in s["alarms"]), "the alarm")
             assert cli(config, "resume").returncode == 0
+            for n in range(1, 7):  # announced work: the forecast passes 25 A before anything is drawn
+                daemon.ask("hint", load=f"a-{n}", delta_w=680.0, in_s=4.0, for_s=1.0)
+            daemon.until(lambda s: any(a["id"] == "overload_predicted:breaker-a" for a in s["alarms"]), "the alarm")
             rack.ask(pdu="pdu-a", faults={"drop": -1})
             daemon.until(lambda s: any(a["id"] == "pdu_unreachable:pdu-a" for a in s["alarms"]), "the alarm")
             rack.ask(pdu="pdu-a", faults={})
@@ -240,7 +252,15 @@ def test_the_daemon_tells_of_its_life(receiver: Any, tmp_path: Path) -> None:
     told = [(item["trap"], item["rpidAlarmId"]) for item in found]
     assert told[:2] == [("rpidTest", ""), ("rpidStarted", "")]
     assert told[-1] == ("rpidStopped", "")
-    for alarm, kind in (("kill_switch", "rpidKillSwitch"), ("pdu_unreachable:pdu-a", "rpidPduUnreachable")):
+    (predicted,) = [item for item in found if item["trap"] == "rpidOverloadPredicted"]
+    assert predicted["rpidSecondsToOverload"] in [f"{n} seconds" for n in range(1, 6)]
+    assert (predicted["rpidUnit"], predicted["rpidThreshold"], predicted["rpidSubject"]) == ("A", "25.000", "breaker-a")
+    assert float(predicted["rpidValue"]) > 25.0
+    for alarm, kind in (
+        ("kill_switch", "rpidKillSwitch"),
+        ("overload_predicted:breaker-a", "rpidOverloadPredicted"),
+        ("pdu_unreachable:pdu-a", "rpidPduUnreachable"),
+    ):
         assert [trap for trap, name in told if name == alarm] == [kind, f"{kind}Cleared"]
     assert ("rpidHeartbeat", "") in told
     assert ("rpidStateChange", "") in told

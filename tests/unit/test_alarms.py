@@ -68,7 +68,10 @@ def snapshot(power_w: Sequence[float], forecast: Forecast | None = None, **chang
     return Snapshot(**(fields | changes))
 
 
-def found(shot: Snapshot, facts: Facts = Facts(), standing: Sequence[str] = ()) -> dict[str, Condition]:  # noqa: B008
+CLOSED = Facts(mode=Mode.CLOSED_LOOP)
+
+
+def found(shot: Snapshot, facts: Facts = CLOSED, standing: Sequence[str] = ()) -> dict[str, Condition]:
     return {c.alarm: c for c in conditions(RACK, shot, facts, standing)}
 
 
@@ -124,15 +127,32 @@ def test_an_outlet_without_a_reading_is_left_out() -> None:
     assert predict_overloads(RACK, make_readings(0, power_w), make_forecast(0, np.full(4, 700.0))) == ()
 
 
+def test_an_outlet_without_a_forecast_counts_with_what_it_draws() -> None:
+    power_w = np.array([500.0, 400.0, 0.0, 0.0])
+    highest_w = np.array([np.nan, 510.0, 0.0, 0.0])
+    (prediction,) = predict_overloads(RACK, make_readings(0, power_w), make_forecast(0, highest_w))
+    assert prediction.draw == 1010.0
+
+
 def test_an_escape_is_of_a_limit_that_we_wrote() -> None:
     in_force = make_limits(np.array([300.0, np.nan, 300.0, 300.0]), uncontrolled=[False, False, False, True])
     shot = snapshot([310.0, 310.0, 290.0, 310.0], in_force=in_force)
     escaped = {name for name in found(shot) if name.startswith("limit_escaped")}
     assert escaped == {"limit_escaped:pdu-0/1"}
-    assert not {name for name in found(replace(shot, mode=Mode.ADVISORY)) if name.startswith("limit_escaped")}
+    assert not {name for name in found(shot, Facts(mode=Mode.ADVISORY)) if name.startswith("limit_escaped")}
     near = snapshot([299.0, 0.0, 0.0, 0.0], in_force=in_force)
     assert "limit_escaped:pdu-0/1" not in found(near)
     assert "limit_escaped:pdu-0/1" in found(near, standing=["limit_escaped:pdu-0/1"])
+
+
+def test_a_shortfall_is_of_the_budget_and_not_of_the_load() -> None:
+    assert found(snapshot([0.0, 0.0, 900.0, 0.0]), Facts()) == {}  # its rating is 800 W
+    alarms = found(snapshot([500.0, 400.0, 0.0, 0.0]))
+    assert {"budget_shortfall:pdu-0/1", "budget_shortfall:pdu-0/2"} <= set(alarms)
+    short = alarms["budget_shortfall:pdu-0/1"]
+    assert short.threshold == 500.0
+    assert short.value == pytest.approx(500.0 - 800.0 * 5.0 / 9.0)
+    assert short.text == "pdu-0/1 may need 500 W, 55.56 W more than breaker-1 (W) allows"
 
 
 def test_a_fault_of_a_whole_board_is_one_alarm() -> None:
@@ -166,14 +186,15 @@ def test_every_cause_of_the_ladder_is_told() -> None:
 def test_changes_are_events() -> None:
     before = snapshot([0.0] * 4)
     safe = SafeStatus(SafeState.HOLD, ("tick_overrun",), (), 0)
-    after = replace(before, mode=Mode.ADVISORY, safe=safe, foreign=("pdu-0/1",))
-    events = list(changes(before, after))
+    after = replace(before, safe=safe, foreign=("pdu-0/1",))
+    events = list(changes(before, after, Mode.CLOSED_LOOP, Mode.ADVISORY))
     assert [(e.kind, e.severity, e.subject) for e in events] == [
         ("state_change", Severity.WARNING, ""), ("mode_change", Severity.INFO, ""),
         ("foreign_change", Severity.WARNING, "pdu-0/1"),
     ]  # fmt: skip
     assert events[0].text == "state HOLD, was NORMAL (tick_overrun)"
-    assert list(changes(None, before)) == []
+    assert events[1].text == "mode advisory, was closed_loop"
+    assert list(changes(None, before, Mode.ADVISORY, Mode.ADVISORY)) == []
 
 
 ids = st.sampled_from(

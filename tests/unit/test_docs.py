@@ -14,6 +14,7 @@ import pytest
 
 from rpi_daemon import errors
 from rpi_daemon._fastpath.core import Ring, Sampler
+from rpi_daemon.alarms import KINDS
 from rpi_daemon.cli import main
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.drivers.pdu.profile import load_profile
@@ -143,6 +144,20 @@ def test_every_status_key_told_is_there() -> None:
     assert len(told) > 30
     for word in told:
         assert f'"{word}"' in sources or word in counters or word in ("tick_ms", "write_ms", "limit"), word
+
+
+def test_the_table_of_alarms_is_that_of_the_code() -> None:
+    told: dict[str, tuple[str, float, float]] = {}
+    for names, severity, begins, ends, _ in rows((ROOT / "docs/traps.md").read_text(encoding="utf-8"), "alarm"):
+        kinds = re.findall(r"`(\w+)`", names)
+        for i, kind in enumerate(kinds):
+            severity_of, begin, end = (cell.split(", ")[i if ", " in cell else 0] for cell in (severity, begins, ends))
+            told[kind] = severity_of, seconds(begin), seconds(end)
+    assert told == {kind: (k.severity.name.lower(), k.raise_s, k.clear_s) for kind, k in KINDS.items()}
+
+
+def seconds(cell: str) -> float:
+    return 0.0 if cell == "at once" else float(cell.removesuffix(" s"))
 
 
 def operating() -> str:

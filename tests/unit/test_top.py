@@ -35,7 +35,7 @@ def _status(**changes: Any) -> dict[str, Any]:
     return {
         "rack": "lab", "state": "HOLD", "mode": "closed_loop", "uptime_s": 12.3, "why": ["sensor_stale: pdu-a/2"],
         "kill_switch": False, "outlets": [outlet, dark], "constraints": [constraint], "summary": summary, "caps": [],
-        **changes,
+        "alarms": [], "trap_sinks": [], **changes,
     }  # fmt: skip
 
 
@@ -63,6 +63,21 @@ def test_the_kill_switch_is_not_to_be_overlooked() -> None:
     assert "KILL SWITCH" in _shown(_status(kill_switch=True))
     assert "KILL SWITCH" in plain_line(_status(kill_switch=True))
     assert "KILL SWITCH" not in _shown(_status())
+
+
+def test_the_gravest_alarms_stand_first_and_a_silent_receiver_is_shown() -> None:
+    alarms = [
+        {"severity": level, "text": f"{level} {n}"} for level in ("info", "warning", "critical") for n in range(3)
+    ]
+    sink = {"id": "facility", "reachable": False, "queued": 12, "error": "no acknowledgement in 2 s", "insecure": True}
+    text = _shown(_status(alarms=alarms, trap_sinks=[sink, {**sink, "id": "b", "reachable": None, "insecure": False}]))
+    assert [line for line in text.splitlines() if line.startswith(("critical", "warning", "info"))] == [
+        *(f"critical: critical {n}" for n in range(3)), "warning: warning 0", "warning: warning 1",
+    ]  # fmt: skip
+    assert "and 4 more alarms" in text
+    assert "traps to facility: 12 wait: no acknowledgement in 2 s" in text
+    assert "traps to facility go in plain text" in text
+    assert "traps to b" not in text
 
 
 def test_a_plain_line_is_one_line_with_the_sums() -> None:
