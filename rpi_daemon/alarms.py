@@ -172,7 +172,7 @@ class AlarmTable:
 
 
 def changes(before: "Snapshot | None", snapshot: "Snapshot", mode_before: Mode, mode: Mode) -> Iterator[Notice]:
-    """Events between two ticks: state, mode, limits changed by somebody else."""
+    """Events between two ticks: state, mode, limits and caps changed by somebody else."""
     utc_ns, state = snapshot.t_utc_ns, snapshot.safe.state
     if before is not None and before.safe.state is not state:
         severity = Severity.WARNING if state > before.safe.state else Severity.INFO
@@ -182,9 +182,10 @@ def changes(before: "Snapshot | None", snapshot: "Snapshot", mode_before: Mode, 
     if mode is not mode_before:
         text = f"mode {mode.value}, was {mode_before.value}"
         yield Notice("mode_change", "event", Severity.INFO, "", "", text, utc_ns)
-    for outlet in snapshot.foreign:
-        text = f"somebody else changed the limit of {outlet}"
-        yield Notice("foreign_change", "event", Severity.WARNING, "", outlet, text, utc_ns)
+    for words, names in (("limit", snapshot.foreign), ("power cap", snapshot.foreign_caps)):
+        for name in names:
+            text = f"somebody else changed the {words} of {name}"
+            yield Notice("foreign_change", "event", Severity.WARNING, "", name, text, utc_ns)
 
 
 def standing_to_json(standing: Mapping[str, Standing]) -> dict[str, Any]:

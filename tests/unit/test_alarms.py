@@ -186,11 +186,11 @@ def test_every_cause_of_the_ladder_is_told() -> None:
 def test_changes_are_events() -> None:
     before = snapshot([0.0] * 4)
     safe = SafeStatus(SafeState.HOLD, ("tick_overrun",), (), 0)
-    after = replace(before, safe=safe, foreign=("pdu-0/1",))
+    after = replace(before, safe=safe, foreign=("pdu-0/1",), foreign_caps=("server-1",))
     events = list(changes(before, after, Mode.CLOSED_LOOP, Mode.ADVISORY))
     assert [(e.kind, e.severity, e.subject) for e in events] == [
         ("state_change", Severity.WARNING, ""), ("mode_change", Severity.INFO, ""),
-        ("foreign_change", Severity.WARNING, "pdu-0/1"),
+        ("foreign_change", Severity.WARNING, "pdu-0/1"), ("foreign_change", Severity.WARNING, "server-1"),
     ]  # fmt: skip
     assert events[0].text == "state HOLD, was NORMAL (tick_overrun)"
     assert events[1].text == "mode advisory, was closed_loop"
