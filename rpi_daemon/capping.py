@@ -254,7 +254,8 @@ class Capping:
 
     def of_outlets(self, per_cap: FloatArray) -> FloatArray:
         """A value per cap as one per outlet of its load, [n]; NaN without a cap."""
-        return np.where(self._of_outlet >= 0, per_cap[self._of_outlet], np.nan)
+        found: FloatArray = np.append(per_cap, np.nan)[self._of_outlet]  # without a cap the place is -1: the last
+        return found
 
     def outlet_bound_w(self, in_force: LimitsInForce) -> FloatArray | None:
         """Below this an outlet's limit may not go, [n]: what the cap still lets through, infinite until a wanted cap holds.

@@ -1,4 +1,4 @@
-"""The simulated rack that a configuration describes: boards on ptys, PDUs on UDP ports, BMCs, loads, announcements of work."""
+"""The simulated rack that a configuration describes: boards on ptys, PDUs on their ports, BMCs, loads, announcements of work."""
 
 import asyncio
 import contextlib
@@ -10,15 +10,17 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rpi_daemon.config.load import read_config
 from rpi_daemon.config.schema import Board, Cap, Config, Pdu
-from rpi_daemon.devices import SNMP_PORT, snmp_profile
+from rpi_daemon.devices import MODBUS_PORT, SNMP_PORT, register_map, snmp_profile
 from rpi_daemon.drivers.caps import bmc_sim
 from rpi_daemon.drivers.caps.bmc_sim import BmcShape, BmcSimulator, Certificate, kept_certificate
 from rpi_daemon.drivers.pdu.sim import PduSimulator, SimUser, command
@@ -28,6 +30,9 @@ from rpi_daemon.drivers.sensors.plant import Plant, PlantOptions, Workload, outl
 from rpi_daemon.drivers.sensors.traces import read_traces
 from rpi_daemon.errors import RpiError
 from rpi_daemon.sensing import wiring
+
+if TYPE_CHECKING:
+    from rpi_daemon.drivers.pdu.modbus_sim import ModbusSimulator, SimulatedDevice
 
 PLAN_AHEAD_S = 10.0  # a scheduler says this long before what it will start
 PLAN_PERIOD_S = 0.5
@@ -105,7 +110,8 @@ class SimulatedRack:
         self.unboarded = self._unboarded(servers, seed)
         self._loads: list[SimBoard | UnboardedLoads] = [*self.boards, *self.unboarded]
         self._place = {outlet: (item.plant, k) for item in self._loads for k, outlet in enumerate(item.outlets)}
-        self.pdus = {pdu.id: self._pdu(pdu) for pdu in config.pdu}
+        self.pdus = {pdu.id: self._pdu(pdu) for pdu in config.pdu if pdu.driver == "snmp"}
+        self.modbus, self._wires = self._modbus([pdu for pdu in config.pdu if pdu.driver != "snmp"])
         self.bmcs = {cap.load: self._bmc(cap, servers) for cap in config.cap}
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
@@ -138,17 +144,48 @@ class SimulatedRack:
         throttles = [plant.throttles[k] for i, (plant, k) in self._place.items() if self._rows[i].load == load]
         return any(throttle is not None and throttle.throttled for throttle in throttles)
 
-    def _pdu(self, pdu: Pdu) -> PduSimulator:
+    def _outlets_on(self, pdu: Pdu) -> dict[int, int]:
+        """Number on a PDU or meter -> the rack's outlet that it feeds or measures."""
         numbers = {row.number: i for i, row in enumerate(self._rows) if row.pdu == pdu.id}
         metered = (row.meter.partition("/") for row in self._rows)
-        numbers |= {int(number): i for i, (name, _, number) in enumerate(metered) if name == pdu.id}
+        return numbers | {int(number): i for i, (name, _, number) in enumerate(metered) if name == pdu.id}
 
-        def power_w(number: int) -> float:
-            if number not in numbers or numbers[number] not in self._place:
-                return 0.0
-            self._follow()
-            plant, k = self._place[numbers[number]]
-            return float(plant.true_power_w[k])
+    def _modbus(self, pdus: Sequence[Pdu]) -> "tuple[dict[str, SimulatedDevice], list[ModbusSimulator]]":
+        """Modbus devices by PDU, and their wires: what shares an address or a serial port shares one."""
+        if not pdus:
+            return {}, []
+        from rpi_daemon.drivers.pdu.modbus_sim import ModbusRtuSimulator, ModbusTcpSimulator, SimulatedDevice
+
+        devices = {}
+        shared: dict[tuple[str, int], list[SimulatedDevice]] = {}
+        for pdu in pdus:
+            numbers = self._outlets_on(pdu)
+            devices[pdu.id] = SimulatedDevice(
+                register_map(self._config, pdu),
+                device_id=pdu.device_id,
+                outlets=max(numbers, default=1),
+                power_w=partial(self._drawn_w, numbers),
+                volts=self._config.rack.nominal_v,
+            )
+            rtu = pdu.driver == "modbus_rtu"
+            wire = (pdu.serial_port or "", 0) if rtu else (pdu.host or "", pdu.port or MODBUS_PORT)
+            shared.setdefault(wire, []).append(devices[pdu.id])
+        wires: list[ModbusSimulator] = [
+            ModbusTcpSimulator(on_it, host, port) if port else ModbusRtuSimulator(on_it, self._config.path(host))
+            for (host, port), on_it in shared.items()
+        ]
+        return devices, wires
+
+    def _drawn_w(self, numbers: Mapping[int, int], number: int) -> float:
+        """What is drawn now at a number of a PDU or meter."""
+        if number not in numbers or numbers[number] not in self._place:
+            return 0.0
+        self._follow()
+        plant, k = self._place[numbers[number]]
+        return float(plant.true_power_w[k])
+
+    def _pdu(self, pdu: Pdu) -> PduSimulator:
+        numbers = self._outlets_on(pdu)
 
         def current_a(number: int) -> float:
             if number not in numbers or numbers[number] not in self._place:
@@ -170,7 +207,7 @@ class SimulatedRack:
         return PduSimulator(
             snmp_profile(self._config, pdu),
             max(numbers, default=1),
-            power_w=power_w,
+            power_w=partial(self._drawn_w, numbers),
             current_a=current_a,
             voltage_v=self._config.rack.nominal_v,
             community=self._config.secret(pdu, "community") if pdu.version == "2c" else None,
@@ -204,8 +241,8 @@ class SimulatedRack:
             certificate=bmc_certificate(self._config, cap),
         )
 
-    def _agents(self) -> list[PduSimulator | BmcSimulator]:
-        return [*self.pdus.values(), *self.bmcs.values()]
+    def _agents(self) -> "list[PduSimulator | BmcSimulator | ModbusSimulator]":
+        return [*self.pdus.values(), *self._wires, *self.bmcs.values()]
 
     async def start(self) -> None:
         """PDUs and BMCs answer and boards send; the port of each board is a link to its pty.
@@ -275,6 +312,7 @@ async def _serve(rack: SimulatedRack) -> int:
             "ready": True,
             "boards": [b.port.host_path for b in rack.boards],
             "pdus": {p: s.port for p, s in rack.pdus.items()},
+            "modbus": {p: d.device_id for p, d in rack.modbus.items()},
             "bmcs": {load: {"port": b.port, "tls_fingerprint": b.fingerprint} for load, b in rack.bmcs.items()},
         }
     )
@@ -327,23 +365,28 @@ def _answer(rack: SimulatedRack, request: object) -> dict[str, object]:
     if request.get("pdu") in rack.pdus:
         simulator = rack.pdus[request.pop("pdu")]
         return command(simulator, None, json.dumps(request))
+    if request.get("pdu") in rack.modbus:
+        from rpi_daemon.drivers.pdu import modbus_sim
+
+        return modbus_sim.command(rack.modbus[request.pop("pdu")], request)
     if request.get("bmc") in rack.bmcs:
         return bmc_sim.command(rack.bmcs[request.pop("bmc")], request)
     return {
         "error": 'use {"state": true}, {"board": ID, "fault": NAME}, {"pdu": ID, "faults": {...}} or'
-        f' {{"bmc": LOAD, "faults": {{...}}}}; boards: {", ".join(boards)}; PDUs: {", ".join(rack.pdus)};'
+        f' {{"bmc": LOAD, "faults": {{...}}}}; boards: {", ".join(boards)}; PDUs: {", ".join((*rack.pdus, *rack.modbus))};'
         f" BMCs: {', '.join(rack.bmcs) or 'none'}"
     }
 
 
 def _state(rack: SimulatedRack) -> dict[str, object]:
+    pdus: dict[str, PduSimulator | SimulatedDevice] = {**rack.pdus, **rack.modbus}
     return {
         "draw_w": rack.draw_w(),
         "limits_w": {
             pdu: {number: simulator.limit_w(number) for number in range(1, simulator.n_outlets + 1)}
-            for pdu, simulator in rack.pdus.items()
+            for pdu, simulator in pdus.items()
         },
-        "pdus": {pdu: dict(simulator.counters) for pdu, simulator in rack.pdus.items()},
+        "pdus": {pdu: dict(simulator.counters) for pdu, simulator in pdus.items()},
         "boards": {board.board.id: asdict(board.device.counters) for board in rack.boards},
         "caps_w": {load: simulator.held.cap_w for load, simulator in rack.bmcs.items()},
         "throttled": {load: rack.is_throttled(load) for load in rack.bmcs},

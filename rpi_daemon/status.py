@@ -207,13 +207,13 @@ def _pdu(service: "Service", pdu: str, now_ns: int) -> dict[str, Any]:
     options = next(item for item in service.config.pdu if item.id == pdu)
     return {
         "id": pdu,
-        "host": options.host,
+        "host": options.host or options.serial_port,
         "profile": options.profile,
         "vendor": identity.vendor,
         "model": identity.model,
         "firmware": identity.firmware,
         "proven": identity.proven,
-        "insecure": options.version == "2c",
+        "insecure": options.version == "2c" if options.driver == "snmp" else options.driver == "modbus_tcp",
         "reachable": task.reachable,
         "last_answer_s": (now_ns - task.last_ok_ns) / NS_PER_S,
         "polls": task.polls,

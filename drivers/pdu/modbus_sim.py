@@ -347,6 +347,9 @@ class ModbusRtuSimulator:
         await self.stop()
 
 
+ModbusSimulator = ModbusTcpSimulator | ModbusRtuSimulator
+
+
 def _pass_on(source: int, sink: int) -> None:
     with contextlib.suppress(BlockingIOError):
         os.write(sink, os.read(source, 4096))

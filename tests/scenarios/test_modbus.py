@@ -1,0 +1,142 @@
+"""A DC rack on Modbus: a power shelf's constant-current set-point is the limit, a meter on a serial bus the only sensor."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from scenario_rack import Daemon, RackProcess, cli, free_udp_ports, limit_of, outlet_of, running
+
+CONFIG = """\
+[rack]
+id = "dc"
+supply = "dc"
+nominal_v = 54.0
+
+[daemon]
+mode = "closed_loop"
+state_dir = "state"
+runtime_dir = "run"
+log_format = "json"
+
+[guard]
+recover_s = 1.0
+
+[corrector]
+hold_s = 1.0
+worst_half_life_s = 2.0
+fall_per_s = 1.0
+
+[actuator]
+lower_hold_s = 0.5
+
+[[pdu]]
+id = "shelf"
+driver = "modbus_tcp"
+profile = "meanwell_cmu2c"
+host = "127.0.0.1"
+port = {port}
+allow_insecure = true
+accept_unproven = true
+poll_s = 0.5
+writes_per_day = 20000
+
+[[pdu]]
+id = "meter"
+driver = "modbus_rtu"
+profile = "orv3_psu"
+serial_port = "bus.tty"
+baud = 115200
+device_id = 192
+poll_s = 0.5
+
+[[pdu]]
+id = "spare"
+driver = "modbus_rtu"
+profile = "orv3_psu"
+serial_port = "bus.tty"
+baud = 115200
+device_id = 193
+poll_s = 0.5
+
+[[outlet]]
+pdu = "shelf"
+numbers = "1"
+meter = "meter/1"
+load = "rack"
+phases = ["DC"]
+rating_w = 700.0
+static_safe_w = 550.0
+closed_loop = true
+
+[[outlet]]
+pdu = "spare"
+numbers = "1"
+load = "other"
+phases = ["DC"]
+rating_w = 700.0
+static_safe_w = 550.0
+
+[[constraint]]
+id = "bus"
+kind = "rack"
+rating_w = 2000.0
+outlets = ["shelf/*", "spare/*"]
+"""
+FULL_SCALE_W = 6553.5 * 54.0  # as the simulated shelf comes from the factory
+DRAW_W = 300.0
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("modbus") / "rack.toml"
+    path.write_text(CONFIG.format(port=free_udp_ports(1)[0]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def rack(config: Path) -> Iterator[RackProcess]:
+    trace = config.parent / "trace.csv"
+    trace.write_text("t_s,power_w\n" + "\n".join(f"{t / 10:.1f},{DRAW_W}" for t in range(600)) + "\n")
+    with running(lambda: RackProcess(config, "--trace", str(trace))) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def daemon(config: Path, rack: RackProcess) -> Iterator[Daemon]:
+    with running(lambda: Daemon(config)) as process:
+        process.normal()
+        yield process
+
+
+def test_the_configuration_is_good(config: Path) -> None:
+    done = cli(config, "check-config")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_shelf_is_limited_above_what_the_meter_reads(rack: RackProcess, daemon: Daemon) -> None:
+    status = daemon.until(lambda s: 600.0 < (limit_of(s, "shelf/1") or 0.0) <= 700.0, "STATIC_SAFE, then more", 30.0)
+    assert outlet_of(status, "shelf/1")["power_w"] == pytest.approx(DRAW_W, abs=10.0)
+    assert outlet_of(status, "shelf/1")["quality"] == ["slow_meter"]
+    assert limit_of(status, "shelf/1") == pytest.approx(129 * 5.4)  # 700 W / 54 V, down to 0.1 A
+    assert rack.state()["limits_w"]["shelf"]["1"] == pytest.approx(129 * 5.4)
+    assert status["summary"]["writes_verified"] == status["summary"]["writes"] >= 1
+
+
+def test_found_limits_are_on_disk_and_are_put_back(config: Path, rack: RackProcess, daemon: Daemon) -> None:
+    found = json.loads((config.parent / "state" / "found-limits.json").read_text())
+    assert found["pdus"]["shelf"]["1"]["raw"] == [["0x0011", 16, 0xFFFF]]
+    assert found["pdus"]["meter"] == {}
+    restored = cli(config, "limit", "restore", "--reason", "test")
+    assert restored.returncode == 0, restored.stderr
+    assert rack.state()["limits_w"]["shelf"]["1"] == pytest.approx(FULL_SCALE_W)
+
+
+def test_a_silent_meter_is_named_and_the_other_on_its_bus_goes_on(rack: RackProcess, daemon: Daemon) -> None:
+    rack.ask(pdu="meter", faults={"drop": -1})
+    status = daemon.until(lambda s: "pdu_unreachable:meter" in s["causes"], "the silence")
+    assert "pdu_unreachable:spare" not in status["causes"]
+    assert outlet_of(status, "spare/1")["power_w"] == pytest.approx(DRAW_W, abs=10.0)
+    rack.ask(pdu="meter", faults={})
+    daemon.normal()
+    assert daemon.stop() == 0
