@@ -40,7 +40,7 @@ class CapDriver(Protocol):
     """One server's own power cap. Says what the wire said, or raises DeviceError / AuthError; never invents a number."""
 
     async def open(self) -> None:
-        """Connect and log in."""
+        """Connect and log in; on an open driver, after trouble: connect again, without a second log-in where it can."""
 
     async def identify(self) -> CapIdentity:
         """Ask which kind of cap the server has, and between which bounds; raises DeviceError if it has none."""

@@ -433,7 +433,7 @@ class CapOutcome:
     read_back_w: float | None
     verified: bool
     refused: str | None  # the server's word, when it gave one
-    t_sent_ns: int
+    t_sent_ns: int  # 0: nothing was sent, it stood so already or was not allowed
     t_verified_ns: int | None
 
 

@@ -29,6 +29,7 @@ from rpi_daemon.records import CapIdentity, CapOutcome, CapReading
 
 MAX_CHASSIS = 32
 POLL_S, POLL_MOST_S = 0.05, 0.5  # between two looks at a change under way; each wait is half as long again
+NOT_SENT = 0  # in place of the time of a write that did not go out
 STANDS_S = 1.0  # a value that is neither the old one nor the asked one is the server's last word after this
 REFUSALS = (400, 403, 404, 405, 409, 415, 422, 501)  # the server's no; other errors are faults
 
@@ -65,10 +66,13 @@ class RedfishCap:
         self._place: CapPlace | None = None
 
     async def open(self) -> None:
+        """Connect and log in. On an open driver: see that the BMC is there again, and keep the session if it does."""
+        was_open = self._session.is_open
         try:
             await self._session.open()
         except BaseException:
-            await self._session.close()
+            if not was_open:
+                await self._session.close()
             raise
 
     async def close(self) -> None:
@@ -109,10 +113,12 @@ class RedfishCap:
             chassis = (await self._session.get(path)).document
             holds_system = bool(links(obj(chassis, "Links").get("ComputerSystems")))
             for place, writable in await self._places(path, chassis):
-                if not writable:
-                    read_only.append(place.uri)
-                elif resource is None or resource in (place.chassis, place.path, place.uri):
+                if resource is not None and resource not in (place.chassis, place.path, place.uri):
+                    continue
+                if writable:
                     found.append((place, holds_system))
+                else:
+                    read_only.append(place.uri)
         if len(found) > 1 and any(holds for _, holds in found):
             found = [(place, holds) for place, holds in found if holds]
         places = _preferred([place for place, _ in found], resource)
@@ -178,7 +184,7 @@ class RedfishCap:
         asked_w = None if cap_w is None else _whole(cap_w)
         forbidden = _out_of_bounds(seen.state, asked_w)
         if forbidden is not None:
-            return CapOutcome(cap_w, seen.state.cap_w, False, forbidden, seen.t_mono_ns, None)
+            return CapOutcome(cap_w, seen.state.cap_w, False, forbidden, NOT_SENT, None)
 
         def is_done(state: CapState) -> bool:
             return state.active is False if asked_w is None else bool(state.active) and state.cap_w == asked_w
@@ -227,25 +233,36 @@ class RedfishCap:
         may_write: MayWrite,
     ) -> CapOutcome:
         """Write unless it stands so already, then look until it does, or stands otherwise, or time is up."""
-        t_sent_ns = self._clock.mono_ns()
+        sent_ns = NOT_SENT
+
+        def may_send() -> bool:
+            nonlocal sent_ns
+            allowed = may_write()
+            if allowed and sent_ns == NOT_SENT:
+                sent_ns = self._clock.mono_ns()
+            return allowed
+
+        def outcome(state: CapState, refused: str | None, t_verified_ns: int | None = None) -> CapOutcome:
+            return CapOutcome(asked_w, state.cap_w, t_verified_ns is not None, refused, sent_ns, t_verified_ns)
+
         if is_done(seen.state):
-            return CapOutcome(asked_w, seen.state.cap_w, True, None, t_sent_ns, seen.t_mono_ns)
-        deadline_ns = t_sent_ns + round(self.options.settle_s * 1e9)
+            return outcome(seen.state, None, seen.t_mono_ns)
+        deadline_ns = self._clock.mono_ns() + round(self.options.settle_s * 1e9)
         try:
-            answer = await self._patch(seen, body, may_write)
+            answer = await self._patch(seen, body, may_send)
         except WriteForbidden:
-            return CapOutcome(asked_w, seen.state.cap_w, False, "writing is not allowed now", t_sent_ns, None)
+            return outcome(seen.state, "writing is not allowed now")
         if answer.status == 202:
             answer = await self._task(answer, deadline_ns)
         said = complaint(answer.document)
         if answer.status in REFUSALS:
-            return CapOutcome(asked_w, seen.state.cap_w, False, said or f"HTTP {answer.status}", t_sent_ns, None)
+            return outcome(seen.state, said or f"HTTP {answer.status}")
         if answer.status not in (200, 201, 202, 204):
             raise DeviceError(f"{self.options.endpoint.label}: setting the cap answers {told(answer)}")
         last = await self._settled(seen.state, is_done, deadline_ns)
         if is_done(last.state):
-            return CapOutcome(asked_w, last.state.cap_w, True, None, t_sent_ns, last.t_mono_ns)
-        return CapOutcome(asked_w, last.state.cap_w, False, said, t_sent_ns, None)
+            return outcome(last.state, None, last.t_mono_ns)
+        return outcome(last.state, said)
 
     async def _patch(self, seen: _Seen, body: Mapping[str, object], may_write: MayWrite) -> Answer:
         """PATCH on the version that was read; raises WriteForbidden.

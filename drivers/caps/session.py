@@ -94,23 +94,33 @@ class RedfishSession:
         self._session_path: str | None = None
         self._login: asyncio.Task[None] | None = None
 
+    @property
+    def is_open(self) -> bool:
+        return self._http is not None
+
     async def open(self) -> None:
-        """Verify the certificate, see that this is a Redfish service, log in."""
+        """Verify the certificate, see that this is a Redfish service, log in unless there is a session from before."""
+        if self._http is None:
+            self._http = self._client()
+        root = await self._send("GET", ROOT)
+        if root.status != 200 or not isinstance(root.document.get("RedfishVersion"), str):
+            raise DeviceError(f"{self.endpoint.label} is not a Redfish service: {ROOT} answers {told(root)}")
+        self._sessions_path = link(obj(root.document, "Links", "Sessions")) or SESSIONS
+        if self._token is None:
+            await self._log_in()
+
+    def _client(self) -> "aiohttp.ClientSession":
+        """Raises DeviceError."""
         try:
             import aiohttp
         except ImportError as error:
             raise DeviceError("server caps need aiohttp: install rpi-daemon[redfish]") from error
-        self._http = aiohttp.ClientSession(
+        return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=1, ssl=self._verification(aiohttp)),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,  # a small answer must not become a large one
             headers={"Accept": "application/json", "Accept-Encoding": "identity", "OData-Version": "4.0"},
         )
-        root = await self._send("GET", ROOT)
-        if root.status != 200 or not isinstance(root.document.get("RedfishVersion"), str):
-            raise DeviceError(f"{self.endpoint.label} is not a Redfish service: {ROOT} answers {told(root)}")
-        self._sessions_path = link(obj(root.document, "Links", "Sessions")) or SESSIONS
-        await self._log_in()
 
     def _verification(self, aiohttp: Any) -> Any:
         """How a certificate is told to be the BMC's own. Raises DeviceError."""

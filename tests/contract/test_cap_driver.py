@@ -31,6 +31,7 @@ from rpi_daemon.errors import AuthError, ConfigError, DeviceError
 from rpi_daemon.records import CapReading
 
 CERTIFICATE = make_certificate("127.0.0.1")
+START_NS = 10**9
 EM, PC = (ENVIRONMENT_METRICS,), (POWER_CONTROL,)
 SHAPES = {
     "dmtf-new": BmcShape(mechanisms=EM),
@@ -52,13 +53,17 @@ class Bench:
         self.clock = clock
         self.kept: list[float | None] = []  # what the server was told to keep
 
+    @property
+    def passed_s(self) -> float:
+        return (self.clock.mono_ns() - START_NS) / 1e9
+
     def fault(self, **faults: Any) -> None:
         self.simulator.faults = BmcFaults(**faults)
 
 
 @asynccontextmanager
 async def on_wire(shape: BmcShape | None = None, *, opened: bool = True, **options: Any) -> AsyncIterator[Bench]:
-    clock = ManualClock()
+    clock = ManualClock(START_NS)
 
     async def sleep(seconds: float) -> None:
         clock.advance(seconds)
@@ -124,7 +129,8 @@ def test_a_cap_is_set_rounded_down_read_back_and_taken_off(shape: BmcShape) -> N
             reading = await b.cap.read()
             assert (reading.cap_w, reading.active) == (300.0, True)
             changes = b.simulator.counters["changes"]
-            assert (await b.cap.apply(300.0)).verified
+            again = await b.cap.apply(300.0)
+            assert (again.verified, again.t_sent_ns) == (True, 0)
             assert b.simulator.counters["changes"] == changes  # it stood so already
             off = await b.cap.apply(None)
             assert (off.read_back_w, off.verified) == (None, True)
@@ -202,6 +208,7 @@ def test_outside_the_servers_bounds_nothing_is_sent(asked_w: float, word: str) -
             assert (await b.cap.apply(500.0)).verified
             outcome = await b.cap.apply(asked_w)
             assert (outcome.verified, outcome.read_back_w, outcome.t_verified_ns) == (False, 500.0, None)
+            assert outcome.t_sent_ns == 0
             assert outcome.refused is not None
             assert word in outcome.refused
             assert b.simulator.counters["PATCH"] == 1
@@ -239,7 +246,7 @@ def test_one_that_says_yes_and_does_nothing_is_not_verified(shape: BmcShape) -> 
             b.fault(ignores=True)
             outcome = await b.cap.apply(300.0)
             assert (outcome.verified, outcome.read_back_w, outcome.t_verified_ns) == (False, None, None)
-            assert b.clock.mono_ns() / 1e9 == pytest.approx(6.0, abs=0.6)
+            assert b.passed_s == pytest.approx(6.0, abs=0.6)
 
     run(scene)
 
@@ -250,7 +257,7 @@ def test_a_clamped_cap_is_told_as_what_it_is_and_soon() -> None:
             b.fault(clamp_w=350.0)
             outcome = await b.cap.apply(300.0)
             assert (outcome.asked_w, outcome.read_back_w, outcome.verified) == (300.0, 350.0, False)
-            assert b.clock.mono_ns() / 1e9 < 2.0
+            assert b.passed_s < 2.0
 
     run(scene)
 
@@ -274,7 +281,7 @@ def test_a_task_that_never_ends_is_given_up() -> None:
             b.fault(task_s=1000.0)
             outcome = await b.cap.apply(300.0)
             assert (outcome.verified, outcome.read_back_w) == (False, None)
-            assert b.clock.mono_ns() / 1e9 == pytest.approx(5.0, abs=0.6)
+            assert b.passed_s == pytest.approx(5.0, abs=0.6)
 
     run(scene)
 
@@ -370,6 +377,7 @@ def test_the_kill_switch_is_asked_before_each_write() -> None:
         async with on_wire() as b:
             outcome = await b.cap.apply(300.0, lambda: False)
             assert (outcome.refused, outcome.verified) == ("writing is not allowed now", False)
+            assert outcome.t_sent_ns == 0
             assert b.simulator.counters["PATCH"] == 0
             b.fault(wrong_etag=1)
             allowed = iter([True, False])
@@ -466,6 +474,10 @@ def test_no_cap_and_a_read_only_cap_are_named() -> None:
             b.fault(read_only=True)
             with pytest.raises(DeviceError, match="read-only here: /redfish/v1/Chassis/1U/Power#/PowerControl/0"):
                 await b.cap.identify()
+        async with on_wire(BmcShape(mechanisms=PC), resource="/redfish/v1/Chassis/2U") as b:
+            b.fault(read_only=True)
+            with pytest.raises(DeviceError, match="no cap at /redfish/v1/Chassis/2U: no chassis has"):
+                await b.cap.identify()
 
     run(scene)
 
@@ -552,6 +564,29 @@ def test_no_session_is_left_behind() -> None:
                 await b.cap.open()
                 await b.cap.read()
                 await b.cap.close()
+            assert b.simulator.sessions == {}
+
+    run(scene)
+
+
+def test_a_driver_that_is_opened_again_keeps_its_session() -> None:
+    async def scene() -> None:
+        async with on_wire() as b:
+            for _ in range(3 * MAX_SESSIONS):
+                b.fault(drop=2)
+                with pytest.raises(DeviceError):
+                    await b.cap.read()
+                b.fault(drop=2)
+                with pytest.raises(DeviceError):
+                    await b.cap.open()
+                await b.cap.open()
+                await b.cap.identify()
+            assert (b.simulator.counters["logins"], len(b.simulator.sessions)) == (1, 1)
+            b.simulator.reboot()
+            await b.cap.open()
+            await b.cap.identify()
+            assert (b.simulator.counters["logins"], len(b.simulator.sessions)) == (2, 1)
+            await b.cap.close()
             assert b.simulator.sessions == {}
 
     run(scene)
