@@ -297,7 +297,7 @@ class LimitState:
 class RowReading:
     """What a PDU says of one inlet, phase, bank or breaker. None is "not known", never zero."""
 
-    kind: str  # pdu, inlet, cord, line, phase, bank, branch, breaker
+    kind: str  # pdu, inlet, cord, line, phase, bank, branch, breaker, outlet
     power_w: float | None = None
     current_a: float | None = None
     voltage_v: float | None = None
@@ -308,6 +308,7 @@ class RowReading:
     state: str | None = None  # the device's own verdict: normal, high_warning, tripped, ...
     restriction: str | None = None  # when it refuses to switch further outlets on
     thresholds: Mapping[str, float] = field(default_factory=dict)  # by level and unit: "upper_critical_a"
+    frequency_hz: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

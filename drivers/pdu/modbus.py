@@ -21,9 +21,9 @@ from rpi_daemon.drivers.pdu.register_map import (
     blocks,
 )
 from rpi_daemon.errors import ConfigError, DeviceError
-from rpi_daemon.records import ApplyResult, LimitState, LimitWrite, PduIdentity, PduReading, WriteOutcome
+from rpi_daemon.records import ApplyResult, LimitState, LimitWrite, PduIdentity, PduReading, RowReading, WriteOutcome
 
-ILLEGAL_ADDRESS = 2
+ILLEGAL_FUNCTION, ILLEGAL_ADDRESS = 1, 2
 MAX_EXTRA_WRITES = 12  # per `apply`, after the device refused a block
 NOT_ALLOWED = "not written: the kill switch, the mode or the safe state does not allow it any more"
 VENDOR, PRODUCT, REVISION = 0, 1, 2  # objects of the basic device identification
@@ -89,6 +89,7 @@ class _Part:
     row: Row = (0, ())  # what is written now: the set-point, then the switch
     switch: Row | None = None  # the register with the enable bit, where it must change
     refused: str | None = None
+    denied: bool = False
     t_sent_ns: int = 0  # 0: it was not sent
 
 
@@ -206,7 +207,8 @@ class ModbusPdu:
     async def read(self) -> PduReading:
         """Metering, state and limits of every configured outlet."""
         t_mono_ns = self._clock.mono_ns()
-        found = await self._read([*self._metered(), *self._limit_spans(self.options.outlets)])
+        alarms = [alarm.span(outlet) for alarm in self.map.alarm for outlet in self.options.outlets]
+        found = await self._read([*self._metered(), *alarms, *self._limit_spans(self.options.outlets)])
         measured = {name: self._column(name, found) for name in UNITS}
         limits = {}
         if self.map.limit is not None:
@@ -220,7 +222,33 @@ class ModbusPdu:
             limits=limits,
             energy_wh=measured["energy"],
             voltage_v=measured["voltage"],
+            rows=self._rows(measured, found),
         )
+
+    def _rows(self, measured: Mapping[str, Mapping[int, float | None]], found: Registers) -> dict[str, RowReading]:
+        """The device's own view of each number, with its alarms."""
+        if self.map.row is None:
+            return {}
+        return {
+            f"{self.map.row} {o}": RowReading(
+                self.map.row,
+                power_w=measured["power"].get(o),
+                current_a=measured["current"].get(o),
+                voltage_v=measured["voltage"].get(o),
+                apparent_va=measured["apparent"].get(o),
+                energy_wh=measured["energy"].get(o),
+                power_factor=_size(measured["power_factor"].get(o)),
+                frequency_hz=measured["frequency"].get(o),
+                state=self._state(o, found),
+            )
+            for o in self.options.outlets
+        }
+
+    def _state(self, outlet: int, found: Registers) -> str | None:
+        """The alarms that stand, or "normal"; None where the device tells none."""
+        known = [(alarm, words) for alarm in self.map.alarm if (words := _words(alarm.span(outlet), found)) is not None]
+        raised = [name for alarm, words in known for name in alarm.raised(words)]
+        return (", ".join(raised) or "normal") if known else None
 
     def _metered(self) -> list[Span]:
         columns: list[Number] = [column for _, column in self.map.metering.columns()]
@@ -437,6 +465,8 @@ class ModbusPdu:
             except ModbusRefused as refusal:
                 answered = True
                 _note(block, str(refusal))
+                for part in block:
+                    part.denied = refusal.code == ILLEGAL_FUNCTION
                 if len(block) > 1 and extra + 2 <= MAX_EXTRA_WRITES:  # the code does not say which register it means
                     extra += 2
                     rest = waiting
@@ -488,7 +518,8 @@ class ModbusPdu:
                 if not verified and refused is None:
                     refused = "the set-point was written, but the device is set not to obey it"
         t_ns = t_verified_ns if verified else None
-        return WriteOutcome(write.outlet, write.limit_w, read_back_w, verified, refused, t_sent_ns, t_ns)
+        denied = part.denied and not verified
+        return WriteOutcome(write.outlet, write.limit_w, read_back_w, verified, refused, t_sent_ns, t_ns, denied)
 
     def _switched(self, enable: Switch, part: _Part, found: Registers) -> tuple[bool, bool]:
         """Whether the device obeys its set-point, and whether the register with the enable bit is as we wrote it."""
@@ -561,6 +592,10 @@ def _words(span: Span, found: Registers) -> tuple[int, ...] | None:
 def _value(number: Number, outlet: int, found: Registers) -> float | None:
     words = _words(number.span(outlet), found)
     return None if words is None else number.value(words)
+
+
+def _size(value: float | None) -> float | None:
+    return None if value is None else abs(value)
 
 
 def _why(number: Number, outlet: int, found: Registers) -> str | None:

@@ -379,6 +379,7 @@ class RegisterMap(_Table):
     proven: Literal["hardware", "recording", "none"]
     outlets: int = Field(ge=1, le=1024)  # at most; of a meter: channels or phases
     device_ids: tuple[int, int] | None = Field(default=None, strict=False)  # first and last that the family takes
+    row: Literal["pdu", "inlet", "cord", "line", "phase", "bank", "branch", "breaker", "outlet"] | None = None
     identity: Identity = Identity()
     metering: Metering
     alarm: tuple[Alarms, ...] = Field(default=(), strict=False)
@@ -389,6 +390,9 @@ class RegisterMap(_Table):
     def _fits(self) -> Self:
         if not any(True for _ in self.metering.columns()):
             raise ValueError("metering is empty: name at least one quantity")
+        told_in_rows = [n for n in ("apparent", "power_factor", "frequency") if getattr(self.metering, n) is not None]
+        if self.row is None and (self.alarm or told_in_rows):
+            raise ValueError(f"row is needed: it says what a number of the device is, for {told_in_rows or 'alarm'}")
         for name, placed in self._per_outlet():
             if placed.addresses is not None and len(placed.addresses) != self.outlets:
                 raise ValueError(f"{name}.addresses has {len(placed.addresses)} entries for {self.outlets} outlets")

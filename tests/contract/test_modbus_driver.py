@@ -353,6 +353,37 @@ def test_another_family_is_named() -> None:
     run(scene)
 
 
+@wires
+def test_rows_tell_alarms_and_what_no_outlet_has(wire: str) -> None:
+    async def scene() -> None:
+        map_ = load_map("orv3_psu")
+        async with on_wire(map_, wire, volts=50.0) as b:
+            row = (await b.pdu.read()).rows["pdu 1"]
+            assert (row.kind, row.state, row.power_w, row.voltage_v) == ("pdu", "normal", 10.0, 50.0)
+            b.device.registers[3, 0x3C] = 1 << 11
+            b.device.registers[3, 0x3E] = 1 << 2 | 1 << 15  # bit 15 has no name
+            assert (await b.pdu.read()).rows["pdu 1"].state == "fan alarm, output overcurrent"
+        async with on_wire(load_map("eastron_sdm630"), wire) as b:
+            b.device.power_factor = -0.8
+            row = (await b.pdu.read()).rows["phase 2"]
+            assert row.power_factor == pytest.approx(0.8)
+            assert row.frequency_hz == pytest.approx(50.0)
+            assert row.apparent_va == pytest.approx(-25.0)
+            assert row.state is None
+
+    run(scene)
+
+
+def test_a_device_that_knows_no_write_is_told_apart() -> None:
+    async def scene() -> None:
+        async with on_wire(example_map(), "tcp", outlets=(1, 2)) as b:
+            b.fault(exception_on_write=1)
+            outcomes = (await b.write((1, 90.0), (2, 90.0))).outcomes
+            assert all(o.denied and "does not know this function" in (o.refused or "") for o in outcomes)
+
+    run(scene)
+
+
 def test_sentinels_are_no_reading_and_tell_why() -> None:
     async def scene() -> None:
         map_ = load_map("abb_cms700")

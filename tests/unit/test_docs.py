@@ -18,6 +18,7 @@ from rpi_daemon.alarms import KINDS
 from rpi_daemon.cli import main
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.drivers.pdu.profile import load_profile
+from rpi_daemon.drivers.pdu.register_map import load_map, map_names
 from rpi_daemon.guard import CAUSES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +103,16 @@ def test_devices_are_the_shipped_profiles_with_their_limit_kind() -> None:
         profile = load_profile(name)
         assert cells[4] == ("none" if profile.limit is None else f"`{profile.limit.kind.value}`")
         assert cells[5].startswith({"none": "nothing", "recording": "recording", "hardware": ""}[profile.proven])
+
+
+def test_modbus_devices_are_the_shipped_register_maps_with_their_limit_kind() -> None:
+    modbus = (ROOT / "docs/modbus.md").read_text(encoding="utf-8")
+    for text in (README, modbus):
+        listed = {cells[0].strip("`"): cells for cells in rows(text, "register map")}
+        assert set(listed) == set(map_names())
+        for name, cells in listed.items():
+            limit = load_map(name).limit
+            assert cells[4] == ("none" if limit is None else f"`{limit.kind.value}`")
 
 
 def test_the_readmes_configuration_is_good(tmp_path: Path) -> None:
