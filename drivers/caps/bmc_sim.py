@@ -630,8 +630,7 @@ class BmcSimulator:
             f"Chassis/{name}/EnvironmentMetrics", "EnvironmentMetrics.v1_4_0.EnvironmentMetrics", PowerLimitWatts=limit
         )
         if shape.dialect == DMTF or POWER_CONTROL not in shape.mechanisms:
-            source = f"{ROOT}/Chassis/{name}/Sensors/TotalPower"
-            metrics["PowerWatts"] = {"DataSourceUri": source, "Reading": self._reading()}
+            metrics["PowerWatts"] = {"Reading": self._reading()}
         return metrics
 
     def _power(self, name: str) -> dict[str, Any]:
