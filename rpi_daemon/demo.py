@@ -266,15 +266,21 @@ def _last_words(log: Path) -> str:
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` neighbouring free ports."""
+    """The first of `count` neighbouring ports that are free for UDP and TCP."""
     while True:
         with contextlib.ExitStack() as probes:
-            probe = probes.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            probe.bind(("127.0.0.1", 0))
-            first = int(probe.getsockname()[1])
+
+            def bound(port: int) -> int:
+                for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                    probe = probes.enter_context(socket.socket(socket.AF_INET, kind))
+                    probe.bind(("127.0.0.1", port))
+                    port = int(probe.getsockname()[1])
+                return port
+
             try:
+                first = bound(0)
                 for port in range(first + 1, first + count):
-                    probes.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)).bind(("127.0.0.1", port))
+                    bound(port)
             except (OSError, OverflowError):
                 continue  # taken, or beyond the last port
             return first

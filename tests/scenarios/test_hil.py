@@ -54,6 +54,16 @@ def test_trap_bench(tmp_path: Path) -> None:
     assert (seen["lost"], seen["out of order"], seen["dropped"]) == (0, 0, 0)
 
 
+def test_loop_bench(tmp_path: Path) -> None:
+    seen = hil("loop_hil", tmp_path)
+    assert seen["rises"] >= 2
+    assert seen["servers capped, times"] >= 2
+    assert seen["caps that were never verified"] == 0
+    assert seen["decision to verified cap, worst"] <= 1.0
+    assert seen["decision to draw within the ceiling, worst"] <= 5.0
+    assert seen["decision to cap taken off, median"] > 5.0
+
+
 def test_an_old_result_stands_beside_the_new_one(tmp_path: Path) -> None:
     hil("pdu_hil", tmp_path)
     old = next(tmp_path.glob("pdu_hil-*.json"))
