@@ -1,4 +1,4 @@
-/* The sampling thread: one board's frames (streamed) or a feed ring on the host clock (paced) -> its ring of scans.
+/* The sampling thread: one board's frames or IIO records (streamed) or a feed ring on the host clock (paced) -> its ring of scans.
  *
  * Contract: one owner thread calls start, attach and stop; anybody may read the counters. The thread never takes a lock
  * that is held longer than a copy of one description, and never allocates. Descriptors belong to the caller, who closes
@@ -25,6 +25,7 @@
 
 #include "board_clock.h"
 #include "frames.h"
+#include "scans.h"
 #include "spsc.h"
 
 #define RPI_READ_BYTES 65536u
@@ -61,6 +62,7 @@ typedef struct {
     int board_id, event_fd, priority, lock_memory, paced;
     uint32_t notify_every;
     int64_t period_ns; /* nominal time between scans */
+    rpi_scan_layout layout; /* streamed: of the records; frames where its bytes are 0 */
     /* between the owner and the thread */
     pthread_t thread;
     int control_fd; /* eventfd: something below has changed */
@@ -84,6 +86,9 @@ typedef struct {
     rpi_decoder decoder;
     rpi_timeline timeline;
     rpi_board_clock clock;
+    rpi_scan_pieces pieces;
+    rpi_stamp_line line;
+    size_t behind; /* records of this read behind the one at hand */
     int32_t counts[RPI_FRAME_MAX_CHANNELS];
     _Alignas(8) uint8_t bytes[RPI_READ_BYTES]; /* what was read, or one scan of the feed */
 } rpi_sampler;
@@ -203,11 +208,10 @@ static inline void rpi_sampler_describe(rpi_sampler *s, const rpi_frame *frame) 
     pthread_mutex_unlock(&s->description_lock);
 }
 
-/* One scan's counts, with its in-band codes counted. */
-static inline uint32_t rpi_sampler_unpack(rpi_sampler *s, const rpi_frame *frame, uint32_t scan) {
+/* Flags of the scan in `counts`, with its in-band codes counted. */
+static inline uint32_t rpi_sampler_codes(rpi_sampler *s) {
     uint64_t saturated = 0, faults = 0;
-    if (!rpi_frame_scan(frame, scan, s->counts)) return 0;
-    for (uint32_t channel = 0; channel < frame->n_channels; channel++) {
+    for (uint32_t channel = 0; channel < s->ring.n_channels; channel++) {
         int32_t count = s->counts[channel];
         saturated += count == RPI_COUNT_HIGH || count == RPI_COUNT_LOW;
         faults += count == RPI_COUNT_FAULT;
@@ -222,7 +226,7 @@ static inline void rpi_sampler_scans(rpi_sampler *s, const rpi_frame *frame, uin
     double ns_per_scan = s->clocked ? (double)s->period_ns * (1 + s->clock.slope * 1e-9) : (double)s->period_ns;
     double ticks_per_scan = s->clocked ? (double)s->period_ns / s->clock.ns_per_tick : 0; /* 0: not known in the first frame */
     for (uint32_t k = 0; k < frame->n_scans; k++) {
-        uint32_t flags = rpi_sampler_unpack(s, frame, k) | s->begins;
+        uint32_t flags = (rpi_frame_scan(frame, k, s->counts) ? rpi_sampler_codes(s) : 0) | s->begins;
         int64_t t_ns = newest_ns - (int64_t)((frame->n_scans - 1 - k) * ns_per_scan);
         if (t_ns <= s->last_ns) t_ns = s->last_ns + 1; /* a corrected line must not turn time back */
         s->last_ns = t_ns;
@@ -262,7 +266,58 @@ static inline void rpi_sampler_frame(void *context, const rpi_frame *frame) {
     rpi_sampler_notify(s, index + s->base + frame->n_scans);
 }
 
+/* Host time of the record at hand, which the line through the timestamps has placed. */
+static inline int64_t rpi_sampler_record_ns(rpi_sampler *s) {
+    int64_t t_ns = s->clocked ? rpi_board_clock_predict(&s->clock, (uint64_t)s->line.stamp_ns)
+                              : s->arrival_ns - (int64_t)s->behind * s->period_ns;
+    if (t_ns > s->arrival_ns) t_ns = s->arrival_ns; /* no sample is taken after it came */
+    if (t_ns <= s->last_ns) t_ns = s->last_ns + 1;
+    return s->last_ns = t_ns;
+}
+
+static inline void rpi_sampler_record(void *context, const uint8_t *record) {
+    rpi_sampler *s = (rpi_sampler *)context;
+    uint64_t index, lost;
+    s->behind--;
+    int kind = s->layout.stamp_offset < 0 ? rpi_stamp_without(&s->line, &index, &lost)
+                                          : rpi_stamp_extend(&s->line, rpi_scan_stamp(&s->layout, record), &index, &lost);
+    if (kind == RPI_REPEAT) {
+        rpi_sampler_count(s, RPI_REPEATED, 1);
+        return;
+    }
+    if (kind == RPI_REBOOT) {
+        rpi_sampler_count(s, RPI_REBOOTS, 1);
+        s->clocked = 0;
+        s->begins = RPI_SCAN_FIRST;
+    }
+    if (!s->placed) rpi_sampler_place(s, index);
+    rpi_scan_counts(&s->layout, record, s->counts); /* channels that no element has stay 0 */
+    uint32_t flags = rpi_sampler_codes(s) | s->begins;
+    rpi_ring_push(&s->ring, index + s->base, rpi_sampler_record_ns(s), (uint64_t)s->line.stamp_ns, 0, flags, s->counts);
+    s->begins = 0;
+    rpi_sampler_count(s, RPI_LOST, lost);
+    rpi_sampler_count(s, RPI_RECEIVED, 1);
+}
+
+/* All records of a read came together, so only the newest tells something of the path's delay. */
+static inline void rpi_sampler_feed_records(rpi_sampler *s, const uint8_t *bytes, size_t n) {
+    const uint64_t before = rpi_sampler_get(s, RPI_RECEIVED);
+    s->behind = (s->pieces.held + n) / s->layout.bytes;
+    rpi_scan_feed(&s->pieces, s->layout.bytes, bytes, n, rpi_sampler_record, s);
+    const uint64_t scans = rpi_sampler_get(s, RPI_RECEIVED) - before, newest = (uint64_t)s->line.stamp_ns;
+    if (!scans) return;
+    if (!s->clocked) rpi_board_clock_start(&s->clock, newest, s->arrival_ns, 1.0);
+    s->clocked = 1;
+    rpi_board_clock_add(&s->clock, newest, s->arrival_ns);
+    rpi_sampler_lateness(s, s->arrival_ns - rpi_board_clock_predict(&s->clock, newest), scans);
+    rpi_sampler_notify(s, rpi_ring_head(&s->ring));
+}
+
 static inline void rpi_sampler_feed(rpi_sampler *s, const uint8_t *bytes, size_t n) {
+    if (s->layout.bytes) {
+        rpi_sampler_feed_records(s, bytes, n);
+        return;
+    }
     rpi_decoder_feed(&s->decoder, bytes, n, rpi_sampler_frame, s);
     rpi_sampler_set(s, RPI_CORRUPT, s->decoder.crc_errors + s->decoder.format_errors);
     rpi_sampler_set(s, RPI_RESYNC_BYTES, s->decoder.resync_bytes);
@@ -271,8 +326,14 @@ static inline void rpi_sampler_feed(rpi_sampler *s, const uint8_t *bytes, size_t
 static inline void rpi_sampler_disconnect(rpi_sampler *s) {
     const uint8_t delimiter = 0;
     s->fd = -1;
-    rpi_sampler_feed(s, &delimiter, 1); /* the frame that was cut must not be glued to what comes after the re-plug */
-    s->decoder.synced = 0; /* which may begin within a frame, and that is no damage */
+    if (s->layout.bytes) { /* what was cut must not be glued to what comes after the re-plug */
+        rpi_sampler_count(s, RPI_RESYNC_BYTES, s->pieces.held);
+        s->pieces.held = 0;
+    } else {
+        rpi_sampler_feed(s, &delimiter, 1);
+        s->decoder.synced = 0; /* it may begin within a frame, and that is no damage */
+    }
+    s->line.reopened = 1;
     rpi_sampler_count(s, RPI_DISCONNECTS, 1);
     atomic_store_explicit(&s->connected, 0, memory_order_release); /* the descriptor is not touched any more */
     rpi_sampler_wake(s, 1);
@@ -409,6 +470,7 @@ static inline int rpi_sampler_start(rpi_sampler *s, int fd, uint64_t first) {
     s->begins = RPI_SCAN_FIRST;
     rpi_decoder_init(&s->decoder);
     rpi_timeline_init(&s->timeline);
+    rpi_stamp_begin(&s->line, (double)s->period_ns);
     s->control_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (s->control_fd < 0) return errno;
     sem_init(&s->done, 0, 0);

@@ -41,6 +41,7 @@ cdef extern from "sampler.h" nogil:
         int paced
         uint32_t notify_every
         int64_t period_ns
+        rpi_scan_layout layout
         int fifo_errno
         int lock_errno
         int lock_future
@@ -130,10 +131,15 @@ cdef class Sampler:
             raise OSError(error, f"the sampling thread did not start: {strerror(error).decode()}")
         self.state = "running"
 
-    def start_streamed(self, int fd):
-        """Decode the frames that `fd` delivers. The caller owns fd, and closes it only once `connected()` is false."""
+    def start_streamed(self, int fd, ScanLayout records=None):
+        """Decode the frames that `fd` delivers, or its IIO records. The caller owns fd, and closes it only once `connected()` is false."""
         if fd < 0:
             raise ValueError(f"fd = {fd}: not a descriptor")
+        if records is not None:
+            if records.n_channels != self.ring.ring.n_channels:
+                raise ValueError(f"the records have {records.n_channels} channels, the ring {self.ring.ring.n_channels}")
+            if self.state == "new":
+                self.sampler.layout = records.layout
         self._start(fd, 0)
 
     def start_paced(self, Ring feed not None, int64_t period_ns):

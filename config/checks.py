@@ -282,6 +282,11 @@ def _boards(config: Config, base_dir: Path) -> Iterator[Found]:
             yield ("board", i, "port"), "is needed for driver 'serial'"
         if board.driver == "iio" and board.iio_device is None:
             yield ("board", i, "iio_device"), "is needed for driver 'iio'"
+        if board.iio_gains is not None and len(board.iio_gains) != len(board.channels):
+            yield (
+                ("board", i, "iio_gains"),
+                f"{len(board.iio_gains)} gains for {len(board.channels)} channels; give one for each",
+            )
         if board.calibration is not None and not (base_dir / board.calibration).is_file():
             yield ("board", i, "calibration"), f"{base_dir / board.calibration}: no such file"
         if board.driver == "replay" and board.trace is None:

@@ -108,6 +108,11 @@ class Board(Section):
     iio_device: str | None = Field(
         None, description="iio: name or folder of the device", examples=["/sys/bus/iio/devices/iio:device0"]
     )
+    iio_gains: list[Annotated[float, Field(gt=0, le=1e6)]] | None = Field(
+        None,
+        description="iio: A or V on the line per V or A at each input, in the order of channels; 1 if not given",
+        examples=[[20.0, 20.0, 100.0]],
+    )
     trace: str | None = Field(None, description="replay: recorded trace (CSV or NPZ)", examples=["trace.csv"])
     calibration: str | None = Field(
         None,

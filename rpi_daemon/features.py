@@ -205,7 +205,8 @@ class _Meters:
             power_w, current_a = reading.power_w.get(number), reading.current_a.get(number)
             if power_w is None and current_a is None:
                 continue
-            voltage_v = reading.voltage_v.get(number)
+            # volts come with some polls only
+            voltage_v = reading.voltage_v.get(number) if reading.voltage_v else self._read[2, k]
             self._read[:, k] = [np.nan if value is None else value for value in (power_w, current_a, voltage_v)]
             self._apparent[k] = power_w is None or number in reading.apparent
             self._t_ns[k] = reading.t_mono_ns

@@ -1,6 +1,5 @@
-"""A sensor board from its configuration to its windows: ring memory, sampler, port, re-plug, window kernel."""
+"""A sensor board from its configuration to its windows: ring memory, sampler, source, window kernel."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,24 +7,21 @@ from pathlib import Path
 import numpy as np
 import structlog
 
-from rpi_daemon._fastpath.core import BoardDescription, Ring, Sampler, WindowKernel, parse_description
-from rpi_daemon._fastpath.memory import anonymous, shared_file
+from rpi_daemon._fastpath.core import BoardDescription, Ring, Sampler, WindowKernel
+from rpi_daemon._fastpath.memory import shared_file
+from rpi_daemon.board_source import RATE_HZ, BoardSource, IioBoard, PacedBoard, SerialBoard
 from rpi_daemon.calibration import Correction, correction, load_calibration, own_word
 from rpi_daemon.calibration_fit import Sensor
 from rpi_daemon.clock import NS_PER_S, Clock
-from rpi_daemon.config.schema import Board, Config, OutletRow, Rack, Sampling
-from rpi_daemon.drivers.sensors.paced import PlantSource
+from rpi_daemon.config.schema import Board, Config, OutletRow, Sampling
+from rpi_daemon.drivers.sensors.iio import IioOptions
 from rpi_daemon.drivers.sensors.replay import ReplaySource
-from rpi_daemon.drivers.sensors.serial import SerialOptions, SerialSource
+from rpi_daemon.drivers.sensors.serial import SerialOptions
 from rpi_daemon.drivers.sensors.simulated import SimulatedSource
-from rpi_daemon.errors import DeviceError, RpiError
+from rpi_daemon.errors import DeviceError
 from rpi_daemon.features import BoardSetup
 
-RATE_HZ = 1000
 NOTIFY_EVERY = 100  # scans a window hop
-DESCRIPTION_S = 3.0  # a board describes itself once a second
-REOPEN_S = 0.3
-FEED_S = 4  # capacity of a paced board's feed
 
 log = structlog.get_logger(__name__)
 
@@ -106,29 +102,28 @@ def board_setup(
 
 
 class BoardLink:
-    """One board over a serial port. `open`, then `describe`, then `maintain` once a tick, then `close`."""
+    """One board of any kind. `open`, then `describe`, then `maintain` once a tick, then `close`."""
 
     def __init__(
         self,
         board: Board,
+        source: BoardSource,
         sampling: Sampling,
         rows: Sequence[OutletRow],
         runtime_dir: Path,
         base_dir: Path,
-        clock: Clock,
         event_fd: int,
         dc: bool,
     ) -> None:
         self.board = board
+        self.source = source
         self.wiring = wiring(board, rows)
         self.description: BoardDescription | None = None
         self.calibration_path = base_dir / board.calibration if board.calibration is not None else None
         self.calibration = load_calibration(self.calibration_path) if self.calibration_path is not None else None
         self._expires_ns = round(self.calibration.expires.timestamp() * NS_PER_S) if self.calibration is not None else 0
         self.correction: Correction | None = None  # from `describe` on
-        self._clock = clock
         self._dc = dc
-        self._source = SerialSource(SerialOptions(port=str(base_dir / (board.port or "")), baud=board.baud))
         n_channels = len(board.channels)
         capacity = round(sampling.raw_ring_s * RATE_HZ)
         self.ring_bytes = Ring.bytes_needed(n_channels, capacity)
@@ -155,31 +150,14 @@ class BoardLink:
             fifo_priority=sampling.fifo_priority,
             lock_memory=sampling.lock_memory,
         )
-        self._payload: bytes | None = None
-        self._reopening: asyncio.Task[None] | None = None
-        self._retry_ns = 0
 
     def open(self) -> None:
-        """Open the port and start sampling; raises DeviceError or LockedError."""
-        self._source.open()
-        self.sampler.start_streamed(self._source.fileno())
+        """Open the device and start sampling; raises DeviceError or LockedError."""
+        self.source.start(self.sampler)
 
     async def describe(self) -> BoardSetup:
-        """Wait for the board's description and build its window kernel; raises DeviceError if none comes or it differs."""
-        deadline_ns = self._clock.mono_ns() + round(DESCRIPTION_S * NS_PER_S)
-        while (payload := self.sampler.description()) is None:
-            if self._clock.mono_ns() > deadline_ns:
-                raise DeviceError(
-                    f"board {self.board.id!r} on {self.board.port}: no description frame in {DESCRIPTION_S:g} s"
-                    f" ({self.sampler.counters()['bytes_in']} bytes came in); is it a sensor board with"
-                    f" board_id = {self.board.board_id}, and is baud = {self.board.baud} its line rate?"
-                )
-            await asyncio.sleep(0.02)
-        self._payload = payload
-        return self._described(parse_description(payload))
-
-    def _described(self, description: BoardDescription) -> BoardSetup:
-        self._check(description)
+        """Learn what the board is and build its window kernel; raises DeviceError if it does not say, or differs."""
+        self._check(description := await self.source.describe(self.sampler))
         self.description = description
         self.correction = own_word(description)
         if self.calibration is not None:
@@ -208,19 +186,12 @@ class BoardLink:
         return self.calibration is not None and utc_ns > self._expires_ns
 
     def maintain(self) -> None:
-        """Open the port again after it was unplugged; never blocks the caller.
+        """Keep the board going, and open it again after it was unplugged; never blocks the caller.
 
         Raises DeviceError when the board now is another one than was described at start: its scale is not ours any more.
         """
-        if (payload := self.sampler.description()) not in (None, self._payload):
-            assert payload is not None
-            self._same_board(parse_description(payload))
-            self._payload = payload
-        now_ns = self._clock.mono_ns()
-        if self.sampler.connected() or now_ns < self._retry_ns or (self._reopening and not self._reopening.done()):
-            return
-        self._retry_ns = now_ns + round(REOPEN_S * NS_PER_S)
-        self._reopening = asyncio.create_task(self._reopen())
+        if (now := self.source.maintain(self.sampler)) is not None:
+            self._same_board(now)
 
     def _same_board(self, now: BoardDescription) -> None:
         before = self.description
@@ -239,70 +210,29 @@ class BoardLink:
             )
         self.description = now
 
-    async def _reopen(self) -> None:
-        self._source.close()
-        try:
-            await asyncio.to_thread(self._source.open)
-        except RpiError as error:
-            log.debug("board.absent", board=self.board.id, error=str(error))
-            return
-        self.sampler.attach(self._source.fileno())
-        log.info("board.back", board=self.board.id)
-
     def close(self) -> None:
         """Stop without losing a received sample; the ring stays in runtime_dir for others to read."""
-        if self._reopening is not None:
-            self._reopening.cancel()
         self.sampler.stop()
-        self._source.close()
-
-
-class PacedBoardLink(BoardLink):
-    """A board inside the daemon: simulated, or a recording; its scans go out at the host's clock."""
-
-    def __init__(
-        self,
-        board: Board,
-        sampling: Sampling,
-        rows: Sequence[OutletRow],
-        runtime_dir: Path,
-        base_dir: Path,
-        clock: Clock,
-        event_fd: int,
-        rack: Rack,
-    ) -> None:
-        super().__init__(board, sampling, rows, runtime_dir, base_dir, clock, event_fd, dc=rack.supply == "dc")
-        self._paced: PlantSource = (
-            ReplaySource(board, rows, rack, base_dir / (board.trace or ""))
-            if board.driver == "replay"
-            else SimulatedSource(board, rows, rack)
-        )
-        n_channels, capacity = len(board.channels), FEED_S * RATE_HZ
-        self._feed = Ring(
-            anonymous(Ring.bytes_needed(n_channels, capacity)),
-            n_channels=n_channels,
-            capacity=capacity,
-            rate_hz=RATE_HZ,
-        )
-
-    def open(self) -> None:
-        self._paced.fill(self._feed, 0)
-        self.sampler.start_paced(self._feed, NS_PER_S // RATE_HZ)
-
-    async def describe(self) -> BoardSetup:
-        return self._described(self._paced.description)
-
-    def maintain(self) -> None:
-        self._paced.fill(self._feed, self.sampler.forwarded())
-
-    def close(self) -> None:
-        self.sampler.stop()
+        self.source.close()
 
 
 def board_link(config: Config, board: Board, runtime_dir: Path, clock: Clock, event_fd: int) -> BoardLink:
     """The link for one configured board, not open yet; its ring is made in `runtime_dir`. Raises RpiError."""
-    base_dir = Path(config.base_dir)
-    common = (board, config.sampling, config.outlets(), runtime_dir, base_dir, clock, event_fd)
+    source, base_dir = board_source(config, board, clock), Path(config.base_dir)
+    return BoardLink(
+        board, source, config.sampling, config.outlets(), runtime_dir, base_dir, event_fd, dc=config.rack.supply == "dc"
+    )
+
+
+def board_source(config: Config, board: Board, clock: Clock) -> BoardSource:
+    """Where the scans of a configured board come from."""
     if board.driver == "serial":
-        return BoardLink(*common, dc=config.rack.supply == "dc")
-    return PacedBoardLink(*common, rack=config.rack)
+        return SerialBoard(
+            board.id, SerialOptions(str(config.path(board.port or "")), board.baud), board.board_id, clock
+        )
+    if board.driver == "iio":
+        gains = tuple(board.iio_gains) if board.iio_gains is not None else None
+        return IioBoard(board.id, IioOptions(board.iio_device or "", tuple(board.channels), gains), clock)
+    if board.driver == "replay":
+        return PacedBoard(ReplaySource(board, config.outlets(), config.rack, config.path(board.trace or "")))
+    return PacedBoard(SimulatedSource(board, config.outlets(), config.rack))

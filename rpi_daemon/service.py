@@ -359,8 +359,8 @@ class Service:
         """Open every port, then wait for the boards' descriptions."""
         for board in self.config.board:
             link = board_link(self.config, board, self.runtime_dir, self.clock, self._event_fd)
-            link.open()
             self._stack.callback(link.close)
+            link.open()
             self.boards.append(link)
             log.info("board.sampling", board=board.id, scheduling=link.sampler.scheduling())
         return [await link.describe() for link in self.boards]

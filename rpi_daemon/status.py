@@ -165,8 +165,9 @@ def _board(link: Any) -> dict[str, Any]:
     described = link.description
     return {
         "id": link.board.id,
-        "port": link.board.port,
+        "port": link.board.iio_device if link.board.driver == "iio" else link.board.port,
         "connected": link.sampler.connected(),
+        "sees_losses": link.source.sees_losses,
         "serial_number": described.serial_number if described else None,
         "firmware": described.firmware if described else None,
         "scheduling": link.sampler.scheduling(),

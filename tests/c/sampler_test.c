@@ -1,4 +1,5 @@
-/* The sampling thread as plain C: frames with known damage through a pipe, a hang-up, a re-plug, a paced run. The owner
+/* The sampling thread as plain C: frames with known damage and IIO records with known gaps through a pipe, a hang-up, a
+ * re-plug, a paced run. The owner
  * reads all that it may read while the thread works. For sanitizers and for other machines (./run.sh).
  */
 #define _GNU_SOURCE
@@ -143,6 +144,69 @@ static void run_streamed(void *memory, uint32_t n_frames) {
     free(s);
 }
 
+/* Big-endian s32 counts, then the stamp: 24 bytes with the padding. */
+static void encode_record(uint8_t *record, uint64_t index) {
+    const uint64_t stamp = 1000000000 + index * 1000000 + index * 7919 % 100000; /* up to 0.1 ms of jitter */
+    memset(record, 0, 24);
+    for (uint32_t channel = 0; channel < CHANNELS; channel++)
+        for (uint32_t byte = 0; byte < 4; byte++)
+            record[4 * channel + byte] = (uint8_t)((uint32_t)expected_count(index, channel) >> (24 - 8 * byte));
+    memcpy(record + 16, &stamp, 8);
+}
+
+static void run_records(void *memory, uint64_t n_scans) {
+    uint8_t records[240];
+    int event_fd = eventfd(0, EFD_NONBLOCK), first[2], second[2];
+    uint64_t sent = 0, lost = 0;
+    rpi_sampler *s = new_sampler(memory, event_fd);
+    s->layout.bytes = 24;
+    s->layout.n_elements = CHANNELS;
+    s->layout.stamp_offset = 16;
+    for (uint16_t channel = 0; channel < CHANNELS; channel++)
+        s->layout.elements[channel] = (rpi_scan_element){channel, (uint16_t)(4 * channel), 4, 32, 0, 1, 1, 0, INT32_MIN, INT32_MAX};
+    CHECK(!pipe(first) && !pipe(second));
+    CHECK(!rpi_sampler_start(s, first[0], 0));
+    for (uint64_t index = 0; index < n_scans; index += 10) {
+        int fd = index < n_scans / 2 ? first[1] : second[1];
+        if (index == n_scans / 20 * 10) { /* pull the plug, and put it back */
+            struct pollfd event = {.fd = event_fd, .events = POLLIN};
+            uint64_t woken;
+            send_all(first[1], records, 5); /* a record that is cut */
+            close(first[1]);
+            while (rpi_sampler_connected(s)) {
+                CHECK(poll(&event, 1, 5000) == 1);
+                CHECK(read(event_fd, &woken, sizeof woken) == sizeof woken || errno == EAGAIN);
+            }
+            close(first[0]);
+            rpi_sampler_attach(s, second[0]);
+            fd = second[1];
+        }
+        if (index / 10 % 50 == 30 && index + 10 < n_scans) {
+            lost += 10;
+            continue;
+        }
+        for (uint32_t k = 0; k < 10; k++) encode_record(records + 24 * k, index + k);
+        size_t cut = index / 10 % 240;
+        send_all(fd, records, cut);
+        send_all(fd, records + cut, sizeof records - cut);
+        sent += 10;
+        if (index / 10 % 16 == 0) look(s);
+    }
+    rpi_sampler_stop(s);
+    look(s);
+    CHECK(rpi_sampler_get(s, RPI_RECEIVED) == sent);
+    CHECK(rpi_sampler_get(s, RPI_LOST) == lost);
+    CHECK(rpi_sampler_get(s, RPI_RESYNC_BYTES) == 5);
+    CHECK(rpi_sampler_get(s, RPI_DISCONNECTS) == 1);
+    CHECK(rpi_sampler_get(s, RPI_REBOOTS) == 0 && rpi_sampler_get(s, RPI_REPEATED) == 0);
+    check_ring(&s->ring, sent);
+    printf("records: %llu scans, %llu lost as injected\n", (unsigned long long)sent, (unsigned long long)lost);
+    close(second[0]);
+    close(second[1]);
+    close(event_fd);
+    free(s);
+}
+
 static void run_paced(void *memory, void *feed_memory) {
     int32_t counts[CHANNELS];
     int event_fd = eventfd(0, EFD_NONBLOCK);
@@ -177,6 +241,7 @@ int main(int argc, char **argv) {
     void *memory = malloc(rpi_ring_bytes(CHANNELS, CAPACITY)), *feed_memory = malloc(rpi_ring_bytes(CHANNELS, 1000));
     CHECK(memory && feed_memory);
     run_streamed(memory, n_frames);
+    run_records(memory, n_frames / 10 * 100);
     run_paced(memory, feed_memory);
     free(memory);
     free(feed_memory);

@@ -29,7 +29,7 @@ from rpi_daemon.errors import ConfigError, DeviceError
 from rpi_daemon.features import Features
 from rpi_daemon.guard import HealthFlags, at_start, ladder
 from rpi_daemon.records import Quality, SafeState
-from rpi_daemon.sensing import BoardLink, board_setup, sensors, wiring
+from rpi_daemon.sensing import BoardLink, board_link, board_setup, sensors, wiring
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 METER = Instrument(name="WT310", serial_number="C2QG1", uncertainty_percent=0.1)
@@ -186,8 +186,7 @@ def written(folder: Path, file: Calibration) -> Config:
 
 def link_for(folder: Path, file: Calibration) -> BoardLink:
     config = written(folder, file)
-    rows = config.outlets()
-    return BoardLink(config.board[0], config.sampling, rows, folder, folder, ManualClock(), -1, dc=False)
+    return board_link(config, config.board[0], folder, ManualClock(), -1)
 
 
 def test_expiry_is_a_cause_that_is_shown_and_holds_nothing(tmp_path: Path) -> None:

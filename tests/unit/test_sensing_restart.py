@@ -20,8 +20,10 @@ from rpi_daemon._fastpath.core import (
     encode_data_frame,
     encode_description,
 )
+from rpi_daemon.board_source import SerialBoard
 from rpi_daemon.clock import SystemClock
 from rpi_daemon.config.schema import Board, OutletRow, Sampling
+from rpi_daemon.drivers.sensors.serial import SerialOptions
 from rpi_daemon.features import Features
 from rpi_daemon.records import Quality, RackModel
 from rpi_daemon.sensing import BoardLink
@@ -72,7 +74,8 @@ class Run:
         self.wire = wire
         board = Board(id="b", port=wire.port, channels=["current:pdu/1", "voltage:L1"])
         sampling = Sampling(fifo_priority=0, lock_memory=False, raw_ring_s=ring_s)
-        self.link = BoardLink(board, sampling, [ROW], folder, Path("/"), SystemClock(), -1, dc=False)
+        source = SerialBoard("b", SerialOptions(wire.port), 0, SystemClock())
+        self.link = BoardLink(board, source, sampling, [ROW], folder, Path("/"), -1, dc=False)
         self.found = self.link.ring.head  # what a former run left
         self.link.open()
         wire.describe()
