@@ -1,10 +1,14 @@
 """Racks, readings, forecasts and limits for the tests of the stages."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
+from rpi_daemon.allocator import AllocatorConfig, allocate
+from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.pipeline import Snapshot
 from rpi_daemon.records import (
     Constraint,
     FloatArray,
@@ -12,9 +16,12 @@ from rpi_daemon.records import (
     LimitKind,
     LimitsInForce,
     Load,
+    Mode,
     RackModel,
     Readings,
     Request,
+    SafeState,
+    SafeStatus,
 )
 
 VOLTAGE_V = 230.0
@@ -154,3 +161,32 @@ def racks(draw: st.DrawFn, *, dual: bool = True, most: int = 8) -> RackModel:
         constraints.append(constraint(f"c{k}", members, n, w=w, va=va, a=None if a is None else a / VOLTAGE_V))
     opted_in = draw(st.lists(st.booleans(), min_size=n, max_size=n))
     return make_rack(n, constraints, loads=loads, opted_in=opted_in, static_safe_w=float(draw(st.integers(20, 600))))
+
+
+def make_snapshot(
+    rack: RackModel, power_w: Sequence[float], forecast: Forecast | None = None, **changes: Any
+) -> Snapshot:
+    """A tick in which each outlet draws, requests and is forecast to draw this; limits of 700 W."""
+    power, n = np.array(power_w, dtype=np.float64), rack.n
+    readings = make_readings(NS_PER_S, power)
+    request = make_request(NS_PER_S, np.nan_to_num(power))
+    allocation = allocate(NS_PER_S, request.request_w, rack, (), np.ones(n), np.full(n, VOLTAGE_V), AllocatorConfig())
+    fields: dict[str, Any] = {
+        "t_mono_ns": NS_PER_S,
+        "t_utc_ns": NS_PER_S,
+        "mode": Mode.CLOSED_LOOP,
+        "readings": readings,
+        "residual": None,
+        "forecast": forecast or make_forecast(NS_PER_S, power),
+        "request": request,
+        "allocation": allocation,
+        "safe": SafeStatus(SafeState.NORMAL, (), (), 0),
+        "permitted": None,
+        "in_force": make_limits(np.full(n, 700.0)),
+        "desired": (),
+        "foreign": (),
+        "foreign_caps": (),
+        "caps": None,
+        "cap_plan": None,
+    }
+    return Snapshot(**(fields | changes))

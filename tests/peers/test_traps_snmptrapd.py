@@ -252,9 +252,11 @@ def test_the_daemon_tells_of_its_life(receiver: Any, tmp_path: Path) -> None:
     told = [(item["trap"], item["rpidAlarmId"]) for item in found]
     assert told[:2] == [("rpidTest", ""), ("rpidStarted", "")]
     assert told[-1] == ("rpidStopped", "")
-    (predicted,) = [item for item in found if item["trap"] == "rpidOverloadPredicted"]
+    (predicted,) = [
+        item for item in found if (item["trap"], item["rpidSubject"]) == ("rpidOverloadPredicted", "breaker-a")
+    ]
     assert predicted["rpidSecondsToOverload"] in [f"{n} seconds" for n in range(1, 6)]
-    assert (predicted["rpidUnit"], predicted["rpidThreshold"], predicted["rpidSubject"]) == ("A", "25.000", "breaker-a")
+    assert (predicted["rpidUnit"], predicted["rpidThreshold"]) == ("A", "25.000")
     assert float(predicted["rpidValue"]) > 25.0
     for alarm, kind in (
         ("kill_switch", "rpidKillSwitch"),

@@ -1,6 +1,7 @@
 """9: every command that prints a result ends in one JSON object with --json, and can be read without."""
 
 import json
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,16 @@ def daemon(place: Place, rack: RackProcess) -> Iterator[Daemon]:
         process.normal()
         yield process
 
+
+SINK = """
+[[trap_sink]]
+id = "facility"
+host = "127.0.0.1"
+port = {port}
+version = "2c"
+community_file = "community"
+allow_insecure = true
+"""
 
 COMMANDS = {
     "check-config": ([], "good. Rack scenario: 12 outlets (11 opted in to closed loop)"),
@@ -65,7 +76,14 @@ def test_model_show_and_dry_run(place: Place, daemon: Daemon) -> None:
 def test_dry_run_on_live_sensors_writes_nothing(place: Place, rack: RackProcess, daemon: Daemon) -> None:
     assert daemon.stop() == 0
     before = rack.sets()
-    live = cli(daemon.config, "dry-run", "--seconds", "3", "--json", timeout_s=60.0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as facility:
+        facility.bind(("127.0.0.1", 0))
+        config = place.folder / "told.toml"
+        config.write_text(f"{daemon.config.read_text()}{SINK.format(port=facility.getsockname()[1])}")
+        live = cli(config, "dry-run", "--seconds", "3", "--json", timeout_s=60.0)
+        facility.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            facility.recv(2048)  # nobody is told of a trial
     assert live.returncode == 0, live.stderr
     document = json.loads(live.stdout.splitlines()[-1])
     assert (document["mode"], document["writes"], document["outlets"]) == ("advisory", 0, 12)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rack_examples import constraint, make_forecast, make_limits, make_rack, make_readings, make_request
+from rack_examples import constraint, make_forecast, make_limits, make_rack, make_readings, make_snapshot
 
 from rpi_daemon import guard
 from rpi_daemon.alarms import (
@@ -26,7 +26,6 @@ from rpi_daemon.alarms import (
     standing_from_json,
     standing_to_json,
 )
-from rpi_daemon.allocator import AllocatorConfig, allocate
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.drivers.traps.mib import ALARMS
 from rpi_daemon.pipeline import Snapshot
@@ -43,29 +42,7 @@ BOARDS = {"pdu-0/1": "board-a", "pdu-0/2": "board-a", "pdu-1/1": "board-b", "pdu
 
 
 def snapshot(power_w: Sequence[float], forecast: Forecast | None = None, **changes: Any) -> Snapshot:
-    power = np.array(power_w, dtype=np.float64)
-    readings = make_readings(NS_PER_S, power)
-    request = make_request(NS_PER_S, np.nan_to_num(power))
-    allocation = allocate(NS_PER_S, request.request_w, RACK, (), np.ones(4), np.full(4, 230.0), AllocatorConfig())
-    fields: dict[str, Any] = {
-        "t_mono_ns": NS_PER_S,
-        "t_utc_ns": UTC_NS,
-        "mode": Mode.CLOSED_LOOP,
-        "readings": readings,
-        "residual": None,
-        "forecast": forecast or make_forecast(NS_PER_S, power),
-        "request": request,
-        "allocation": allocation,
-        "safe": SafeStatus(SafeState.NORMAL, (), (), 0),
-        "permitted": None,
-        "in_force": make_limits(np.full(4, 700.0)),
-        "desired": (),
-        "foreign": (),
-        "foreign_caps": (),
-        "caps": None,
-        "cap_plan": None,
-    }
-    return Snapshot(**(fields | changes))
+    return make_snapshot(RACK, power_w, forecast, t_utc_ns=UTC_NS, **changes)
 
 
 CLOSED = Facts(mode=Mode.CLOSED_LOOP)
