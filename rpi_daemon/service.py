@@ -42,6 +42,7 @@ from rpi_daemon.recording import Recorder
 from rpi_daemon.records import (
     TICK_NS,
     TICK_S,
+    ApplyResult,
     CapReport,
     LimitWrite,
     Mode,
@@ -257,7 +258,10 @@ class Service:
                     "profile is not proven on this device; meters only (bench/hil/pdu_hil.py proves it; accept_unproven = true writes)",
                 )
             met = met or options.id not in self.found.pdus
-            self.found = self.found.with_pdu(options.id, await driver.read())
+            reading = await driver.read()
+            if why_not := _no_limits(reading):
+                self._opt_out(options.id, why_not)
+            self.found = self.found.with_pdu(options.id, reading)
             self.tasks[options.id] = PduTask(
                 options.id,
                 driver,
@@ -332,6 +336,8 @@ class Service:
             result = await task.write_now(writes)
             if result is not None:
                 self._count(PduReport(pdu, result=result))
+                if when == "start" and (refusal := _write_denied(result)):
+                    self._opt_out(pdu, f"the device lets us write nothing ({refusal}); meters only")
             reading = await driver.read()
             writes = static_safe_writes(self.rack, pdu, reading, self._guard)
         task.take_reports()
@@ -678,6 +684,21 @@ async def _end(tasks: "Sequence[asyncio.Task[Any]]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _no_limits(reading: PduReading) -> str | None:
+    """Why no limit can be written on a PDU, from its first reading; None where there is one."""
+    if not reading.limits:
+        return "its profile has no limit to write; meters only"
+    if all(state.limit_w is None and not state.raw for state in reading.limits.values()):
+        return "the device has none of the thresholds of its profile: another model, or the feature is not licensed; meters only"
+    return None
+
+
+def _write_denied(result: ApplyResult) -> str | None:
+    """The device's word, when it denied writing as such and took no write at all."""
+    denied = [outcome.refused for outcome in result.outcomes if outcome.denied]
+    return denied[0] if denied and not any(outcome.verified for outcome in result.outcomes) else None
 
 
 def _say_no_reload() -> None:

@@ -196,6 +196,24 @@ def test_a_second_daemon_on_the_same_pdu_or_folder(fresh: Place, rack: RackProce
         assert daemon.stop() == 0
 
 
+def test_a_pdu_that_denies_every_write_is_metered_only(fresh: Place, rack: RackProcess, may_write: None) -> None:
+    rack.ask(pdu="pdu-a", faults={"read_only": True})
+    try:
+        with running(lambda: Daemon(fresh.write())) as daemon:
+            status = daemon.normal()
+            (line,) = daemon.log("pdu.meters_only")
+            assert line["pdu"] == "pdu-a"
+            assert "lets us write nothing" in line["reason"]
+            assert "noAccess" in line["reason"]
+            opted_in = {o["id"]: o["opted_in"] for o in status["outlets"]}
+            assert not any(is_in for name, is_in in opted_in.items() if name.startswith("pdu-a"))
+            assert any(is_in for name, is_in in opted_in.items() if name.startswith("pdu-b"))
+            assert all(o["power_w"] is not None for o in status["outlets"])
+            assert daemon.stop() == 0
+    finally:
+        rack.ask(pdu="pdu-a", faults={})
+
+
 def test_no_room_for_the_raw_ring(fresh: Place) -> None:
     """A limit on the size of files stands for a full tmpfs, and needs no root."""
     config = fresh.write()
