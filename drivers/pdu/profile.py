@@ -557,9 +557,8 @@ def _collisions(profile: Profile) -> Iterator[tuple[Loc, str]]:
             elif template.startswith(other + ".") or other.startswith(template + "."):
                 yield loc, f"{template} overlaps {other} of {where}"
     masks: dict[tuple[str, int], str] = {}
-    limits: dict[Loc, Limit | Threshold] = {("thresholds", i): t for i, t in enumerate(profile.thresholds)}
-    if profile.limit is not None:
-        limits[("limit",)] = profile.limit
+    limits: dict[Loc, Limit | Threshold] = {} if profile.limit is None else {("limit",): profile.limit}
+    limits |= {("thresholds", i): threshold for i, threshold in enumerate(profile.thresholds)}
     for loc, threshold in limits.items():
         if threshold.enable is not None:
             flag = (threshold.enable.oid, threshold.enable.bit)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from rpi_daemon._fastpath.core import Varbind, decode_v2c, encode_v2c
 from rpi_daemon.drivers.pdu.profile import Profile, load_profile, profile_names
 from rpi_daemon.drivers.pdu.sim import REBOOT_S, Faults, PduSimulator
 from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
-from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
+from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint, SnmpSession
 from rpi_daemon.errors import DeviceError
 from rpi_daemon.records import LimitWrite, PduReading, RowReading, SwitchAction
 
@@ -309,6 +310,52 @@ def test_a_negative_current_is_no_reading(count: int, amps: float | None) -> Non
             assert reading.current_a[1] == amps
             assert reading.limits[1].limit_w == (None if amps is None else pytest.approx(amps * NOMINAL_V))
             assert (await pdu.read_details())[1].power_factor == abs(count) / 1000.0  # its sign says leading or lagging
+
+    run(scene)
+
+
+class _ZeroLength(SnmpSession):
+    """An agent that answers some objects with an INTEGER of length 0, as Sentry3 firmware does."""
+
+    blank: frozenset[str] = frozenset()
+
+    def _on_datagram(self, data: bytes) -> None:
+        _, pdu = decode_v2c(data)
+        varbinds = b"".join(
+            ber(0x30, oid_octets(v.oid) + b"\x02\x00")
+            if v.oid in self.blank
+            else bytes(encode_v2c(b"", 0xA2, 0, [v]))[BEFORE_VARBIND:]
+            for v in pdu.varbinds
+        )
+        body = ber(0x02, pdu.request_id.to_bytes(4, "big")) + b"\x02\x01\x00\x02\x01\x00" + ber(0x30, varbinds)
+        super()._on_datagram(ber(0x30, b"\x02\x01\x01" + ber(0x04, b"public") + ber(0xA2, body)))
+
+
+def ber(tag: int, content: bytes) -> bytes:
+    return bytes([tag, 0x82, *len(content).to_bytes(2, "big")]) + content
+
+
+BEFORE_VARBIND = len(encode_v2c(b"", 0xA2, 0, []))  # the lengths of what goes around it take one octet each
+
+
+def oid_octets(oid: str) -> bytes:
+    whole = bytes(encode_v2c(b"", 0xA2, 0, [Varbind(oid, 0x05, None)]))
+    return whole[BEFORE_VARBIND + 2 : -2]
+
+
+def test_an_integer_of_length_0_is_missing_and_never_zero() -> None:
+    async def scene() -> None:
+        async with on_wire(simulated("sentry3"), 4) as pdu:
+            column = "1.3.6.1.4.1.1718.3.2.3.1.{}.1.{}"
+            pdu.session.close()
+            pdu.session = line = _ZeroLength(pdu.session.endpoint)
+            await pdu.open()
+            assert (await pdu.read()).power_w == {outlet: draw_w(outlet) for outlet in range(1, 5)}
+            line.blank = frozenset(column.format(n, "1.2") for n in (5, 7, 9, 14))
+            reading = await pdu.read()
+            assert (reading.power_w[2], reading.current_a[2], reading.on[2]) == (None, None, None)
+            assert (reading.limits[2].limit_w, reading.limits[2].raw) == (None, ())
+            assert (reading.power_w[3], reading.current_a[3], reading.on[3]) == (120.0, 0.52, True)
 
     run(scene)
 

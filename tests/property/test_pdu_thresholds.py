@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from rpi_daemon.drivers.pdu.profile import Bounded, Scaled, from_wire, load_profile, profile_names, to_wire
 
-NOMINAL_V = st.sampled_from([Fraction(100), Fraction(120), Fraction(208), Fraction(230), Fraction("230.5"), Fraction(400)])
+NOMINAL_V = st.sampled_from(
+    [Fraction(100), Fraction(120), Fraction(208), Fraction(230), Fraction("230.5"), Fraction(400)]
+)
 
 
 def columns() -> Iterator[tuple[str, Bounded]]:

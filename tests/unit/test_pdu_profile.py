@@ -107,6 +107,53 @@ def test_a_mistake_is_named_with_file_key_and_what_is_allowed(tmp_path: Path, ol
         load_profile(written(tmp_path, edit))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("6.5.4.3.1.4.{unit}.{outlet}.4", "6.5.4.3.1.4.{unit}.{outlet}.5", r"metering\.voltage\.oid: .* is the column of metering\.power\.oid already"),
+        ("6.5.4.3.1.4.{unit}.{outlet}.4", "6.5.4.3.1.4.{unit}.{outlet}.5.1", r"metering\.voltage\.oid: .* overlaps .* of metering\.power\.oid"),
+        ("6.5.4.3.1.4.{unit}.{outlet}.4", "6.5.4.3.1.4.{unit}.{outlet}..4", r"metering\.voltage\.oid: is not an OID"),
+        ("6.5.4.3.1.4.{unit}.{outlet}.4", "6.5.4.3.1.4.{unit}.{outlet}.4294967296", r"metering\.voltage\.oid: .*above 4294967295"),
+        ("6.5.4.3.1.4.{unit}.{outlet}.4", "6.5.4.3.1.4.{unit}.4", r"metering\.voltage\.oid: .*must name \{outlet\}"),
+        ("5.2.3.1.4.{unit}.{row}.1", "5.2.3.1.4.{unit}.{outlet}.1", r"rows\.0\.current\.oid: .*must name \{row\} in \[\[rows\]\]"),
+        ("6.5.4.3.1.4.{unit}.{outlet}.4", "6.5.4.3.1.4.{unit}.{row}.4", r"metering\.voltage\.oid: .*must name \{row\} in \[\[rows\]\], and only there"),
+        ("bit = 0 }", "bit = 3 }", r"thresholds\.0\.enable: bit 3 of .* is that of limit already"),
+        ('level = "lower_critical"', 'level = "lowest"', r"thresholds\.0\.level: .*'lower_critical'.*, got 'lowest'"),
+        ("codes = { low_critical = [2]", "codes = { fine = [2]", r"metering\.load\.codes\.fine.*'normal'"),
+        ("codes = { low_critical = [2]", "codes = { low_critical = [4]", r"metering\.load: .*two words to one number"),
+        ('index = ["1-2"]', 'index = ["1-b"]', r"rows\.0\.index\.0: .*pattern.*got '1-b'"),
+        ("settle_s = 1.0", "settle_s = 1.0\nbulk_repetitions = 0", r"pace\.bulk_repetitions: .*greater than or equal to 1, got 0"),
+    ],
+)  # fmt: skip
+def test_columns_that_cannot_be_right_are_named_with_their_line(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    path = written(tmp_path, lambda text: text.replace(old, new, 1))
+    shipped = (SHIPPED / "raritan_px.toml").read_text()
+    changed = shipped[: shipped.index(old)].count("\n") + 1
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_profile(path)
+    places = [int(line.removeprefix(f"{path}:").split(":")[0]) for line in str(caught.value).splitlines()]
+    assert any(abs(place - changed) <= 7 for place in places)  # the line itself, or the head of its table
+
+
+def test_switching_needs_a_state_that_confirms_it(tmp_path: Path) -> None:
+    text = (SHIPPED / "apc_rpdu2.toml").read_text()
+    start, end = text.index("[metering.state]"), text.index("[metering.load]")
+    path = tmp_path / "own.toml"
+    path.write_text(text[:start] + text[end:])
+    with pytest.raises(ConfigError, match=r"switching needs metering\.state"):
+        load_profile(path)
+
+
+def test_rows_name_every_place_they_may_have() -> None:
+    (inlet, breaker) = load_profile("raritan_px").rows
+    assert inlet.suffixes() == ["1", "2"]
+    assert breaker.suffixes() == [str(n) for n in range(1, 13)]
+    lines = next(rows for rows in load_profile("sentry4").rows if rows.kind == "line")
+    assert lines.suffixes() == ["1.1", "1.2", "1.3", "1.4", "2.1", "2.2", "2.3", "2.4"]
+
+
 def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
     path = written(
         tmp_path, lambda text: text.replace("octets = 1", "octets = 9").replace("settle_s = 1.0", "rest = 1")
