@@ -32,6 +32,7 @@ from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.durable import write_durably
 from rpi_daemon.errors import ConfigError, DeviceError, RpiError
 from rpi_daemon.features import BoardSetup
+from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.records import BoolArray, PduReading
 from rpi_daemon.sensing import BoardLink, board_link, sensors
 
@@ -157,15 +158,16 @@ class Station:
         """Average for some time: first and last scan + 1, and what the meter of each channel showed meanwhile."""
         for place in set(meters.values()):
             await self._open_meter(*place)
-        watching = asyncio.create_task(self._watch(set(meters.values())))
+        seen: dict[tuple[str, int], list[PduReading]] = {place: [] for place in meters.values()}
+        watching = asyncio.create_task(self._watch(seen))
         try:
             first, end = await self._scans(what, seconds)
         finally:
             watching.cancel()
             outcome = (await asyncio.gather(watching, return_exceptions=True))[0]
-        if isinstance(outcome, RpiError):
+        if isinstance(outcome, Exception):  # not its cancellation
             raise outcome
-        return first, end, {i: _averaged(place, self._seen[place]) for i, place in meters.items()}
+        return first, end, {i: _averaged(place, seen[place]) for i, place in meters.items()}
 
     async def _scans(self, what: str, seconds: float) -> tuple[int, int]:
         ring, first = self.link.ring, self.link.ring.head
@@ -206,16 +208,14 @@ class Station:
         await driver.identify()
         self._meters[pdu, number] = driver
 
-    async def _watch(self, places: set[tuple[str, int]]) -> None:
-        self._seen: dict[tuple[str, int], list[PduReading]] = {place: [] for place in places}
-        while places:
-            for place in sorted(places):
-                reading = await self._meters[place].read()
+    async def _watch(self, seen: Mapping[tuple[str, int], list[PduReading]]) -> None:
+        """Read every meter twice a second until cancelled."""
+        while True:
+            for (pdu, number), readings in seen.items():
+                reading = await self._meters[pdu, number].read()
                 if self.clock.mono_ns() - reading.t_mono_ns > STALE_NS:
-                    raise DeviceError(
-                        f"reference {place[0]}/{place[1]}: its reading is older than {STALE_NS / NS_PER_S:g} s"
-                    )
-                self._seen[place].append(reading)
+                    raise DeviceError(f"reference {pdu}/{number}: its reading is older than {STALE_NS / NS_PER_S:g} s")
+                readings.append(reading)
             await asyncio.sleep(METER_PERIOD_S)
 
 
@@ -294,7 +294,8 @@ class Order:
 
 def calibrate(order: Order, console: Console) -> tuple[Calibration, Path | None]:
     """Run all steps and write the file; the file that it replaces is kept, second. Raises RpiError; then nothing is written."""
-    return asyncio.run(_calibrate(order, console))
+    with logging_to_stderr("warning", "text"):
+        return asyncio.run(_calibrate(order, console))
 
 
 async def _calibrate(order: Order, console: Console) -> tuple[Calibration, Path | None]:
@@ -496,7 +497,8 @@ def verify(
     """Known loads read through the daemon's own window kernel with the board's calibration. Raises RpiError."""
     if board.calibration is None:
         raise ConfigError(f"board {board.id!r} has no calibration in the configuration; name one with --file")
-    return asyncio.run(_verify(config, board, planned, bound_percent, console))
+    with logging_to_stderr("warning", "text"):
+        return asyncio.run(_verify(config, board, planned, bound_percent, console))
 
 
 async def _verify(

@@ -183,9 +183,10 @@ class Fit:
 
     def complaint(self, step: Step, i: int) -> str | None:
         """Why a step says nothing of channel index i; None when it does."""
-        checks = [self._unfit, self._unsteady]
-        if i in step.references and self.sensors[i].kind == "current":
-            checks = [self._unfit, self._too_small, self._miswired, self._unsteady, self._misphased]
+        checks = [self._unfit, self._far_off, self._unsteady]
+        if self.sensors[i].kind == "current":
+            load = [self._too_small, self._miswired, self._unsteady, self._misphased]
+            checks = [self._unfit, *(load if i in step.references else ())]
         found = next((text for check in checks if (text := check(step, i)) is not None), None)
         return None if found is None else f"{self.sensors[i]}: {found}"
 
@@ -216,6 +217,14 @@ class Fit:
             " let the load settle"
         )
 
+    def _far_off(self, step: Step, v: int) -> str | None:
+        """A voltage channel whose tap, divider or reference is another one."""
+        volts, scale = self._volts(step, v) or 0.0, self.sensors[v].scale
+        shown = scale * float(abs(step.measured.mean[v]) if self._dc else step.measured.rms[v])
+        if _near(shown, volts):
+            return None
+        return f"it shows {shown:.1f} V while the reference says {volts:.1f} V: look at its tap and at the reference"
+
     def _too_small(self, step: Step, i: int) -> str | None:
         amps = step.references[i].amps
         if amps is None:
@@ -228,7 +237,7 @@ class Fit:
     def _miswired(self, step: Step, i: int) -> str | None:
         """A dead or swapped transformer, by what rose against the zero step."""
         amps = step.references[i].amps or 0.0
-        rise = self._rise(step)
+        rise = self._rise(step, self._zero(i))
         if _near(rise[i], amps):
             return None
         for k, sensor in enumerate(self.sensors):
@@ -244,20 +253,15 @@ class Fit:
             return f"dead: it shows {rise[i]:.2f} A while {amps:.2f} A flow; look at its transformer and its plug"
         return f"it shows {rise[i]:.2f} A while {amps:.2f} A flow: another transformer ratio, or a wrong reference"
 
-    def _rise(self, step: Step) -> FloatArray:
-        """By how much each channel is above its own zero step, in A by the board's own scale."""
-        rise = np.array([sensor.scale for sensor in self.sensors]) * (
-            step.measured.mean if self._dc else step.measured.rms
-        )
-        for i, sensor in enumerate(self.sensors):
-            zero = self._zero(i)
-            if zero is None:
-                continue
-            if self._dc:
-                rise[i] -= sensor.scale * zero.mean[i]
-            else:
-                rise[i] = np.sqrt(max(0.0, rise[i] ** 2 - (sensor.scale * zero.rms[i]) ** 2))
-        return np.asarray(np.nan_to_num(np.abs(rise)))
+    def _rise(self, step: Step, zero: Measured | None) -> FloatArray:
+        """By how much each channel is above what it was at zero, in A by the board's own scale."""
+        scale = np.array([sensor.scale for sensor in self.sensors])
+        seen = step.measured
+        if self._dc:
+            rise = np.abs(seen.mean - (0.0 if zero is None else zero.mean))
+        else:
+            rise = np.sqrt(np.maximum(seen.rms**2 - (0.0 if zero is None else zero.rms**2), 0.0))
+        return np.asarray(np.nan_to_num(scale * rise))
 
     def _zero(self, i: int) -> Measured | None:
         return next((step.measured for step in reversed(self.steps) if step.zero and i in step.channels), None)
@@ -273,6 +277,9 @@ class Fit:
         wanted = self._power_factor_angle(reference)
         if wanted is None:
             return None
+        for v in sensor.voltage:
+            if not step.measured.rms[v] * self.sensors[v].scale > LEAST_LOAD * self.range_of(v):
+                return f"nothing on its voltage, {self.sensors[v]}: look at that tap"
         shown = self._angle_deg(step, i, sensor.voltage)
         if self._off_by(shown, wanted) <= MOST_TURN_DEG:
             return None
@@ -377,7 +384,7 @@ class Fit:
     def _volts(self, step: Step, v: int) -> float | None:
         """Reference voltage of a voltage channel: of any load on it in this step."""
         for i, reference in step.references.items():
-            if self.sensors[i].voltage == (v,) and (volts := reference.complete().volts) is not None:
+            if self.sensors[i].voltage == (v,) and (volts := reference.complete().volts):
                 return volts
         return None
 

@@ -1,10 +1,12 @@
-"""A simulated board with sensor errors, and the references that an ideal meter beside it would give."""
+"""Calibration files by hand, and a simulated board with sensor errors beside an ideal meter."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 import numpy as np
 
 from rpi_daemon._fastpath.core import BoardDescription, ChannelDescription
+from rpi_daemon.calibration import Calibration, ChannelRecord, Instrument, Residual
 from rpi_daemon.calibration_fit import Fit, Reference, Sensor, Step, measure
 from rpi_daemon.drivers.sensors.board_sim import SimulatedBoard
 from rpi_daemon.drivers.sensors.plant import LoadBank, Plant, PlantOptions, demo_rack
@@ -12,6 +14,68 @@ from rpi_daemon.drivers.sensors.plant import LoadBank, Plant, PlantOptions, demo
 N_OUTLETS = 3
 ERRORS = {"gain_error_sd": 0.03, "phase_error_sd_deg": 2.0, "offset_sd_counts": 2000.0}
 FULL_SCALE_A = 10.0  # peak
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+METER = Instrument(name="WT310", serial_number="C2QG1", uncertainty_percent=0.1)
+TOML = """\
+[[board]]
+id = "b"
+port = "/dev/ttyACM0"
+calibration = "b.json"
+channels = ["current:a/1", "current:a/2", "voltage:L1"]
+[[pdu]]
+id = "a"
+profile = "raritan_px"
+host = "192.0.2.1"
+user = "u"
+auth_key_env = "KEY"
+priv_key_env = "KEY"
+[[outlet]]
+pdu = "a"
+numbers = "1-2"
+load = "n{n}"
+rating_w = 2000.0
+static_safe_w = 500.0
+[[constraint]]
+id = "breaker"
+kind = "breaker"
+rating_w = 4000.0
+outlets = ["a/*"]
+"""
+
+
+def record(channel: int, kind: str = "current", **changes: object) -> ChannelRecord:
+    values: dict[str, object] = {
+        "channel": channel,
+        "kind": kind,
+        "name": f"pdu-a/{channel}",
+        "gain": 1.03e-3,
+        "offset_counts": 12.5,
+        "delay_ns": 110_000.0,
+        "phase_known": True,
+        "range": 35.0,
+        "noise_percent": 0.01,
+        "repeatability_percent": 0.05,
+        "residuals": (Residual(quantity="A", reference=5.0, measured=5.001, error_percent=0.02),),
+        "good": True,
+        "verdict": "good",
+        "date": NOW,
+        "instrument": METER,
+    }
+    return ChannelRecord.model_validate({**values, **changes})
+
+
+def calibration(*records: ChannelRecord, **changes: object) -> Calibration:
+    values: dict[str, object] = {
+        "board": "b",
+        "serial_number": "SN-42",
+        "n_channels": 3,
+        "supply": "ac",
+        "date": NOW,
+        "operator": "M. Keller",
+        "ambient_c": 23.0,
+        "channels": records or (record(1), record(3, "voltage", gain=0.98e-2, delay_ns=-2000.0)),
+    }
+    return Calibration.model_validate({**values, **changes})
 
 
 class Rig:

@@ -178,7 +178,8 @@ def test_by_a_plan_verified_and_used_by_the_daemon(place: Place, rack: RackProce
 
     for outlet, bank_a in ((1, None), (2, 2.0), (3, None)):  # what the breaker carries
         load(rack, outlet, bank_a)
-    with running(lambda: Daemon(config)) as daemon:
+    recording = place.folder / "recording"
+    with running(lambda: Daemon(config, "--record", str(recording))) as daemon:
         status = daemon.normal()
         board = next(item for item in status["boards"] if item["id"] == "board-a")
         assert board["calibration"]["file"] == str(place.folder / "a.json")
@@ -192,6 +193,10 @@ def test_by_a_plan_verified_and_used_by_the_daemon(place: Place, rack: RackProce
         assert busy.returncode == 8
         assert "is held by another process" in busy.stderr
         assert daemon.stop() == 0
+    replayed = subprocess.run(
+        [*RPI, "dry-run", "--recording", str(recording)], capture_output=True, text=True, check=False
+    )
+    assert "the same decisions" in replayed.stdout, replayed.stderr
 
 
 def test_by_hand_on_a_terminal_the_old_file_kept(place: Place, rack: RackProcess) -> None:
@@ -268,6 +273,23 @@ def test_ctrl_c_leaves_nothing(place: Place, rack: RackProcess) -> None:
         terminal.close()
     assert "Traceback" not in terminal.shown
     assert not list(place.folder.glob("never*"))
+
+
+def test_a_board_that_goes_silent_ends_it(place: Place, rack: RackProcess) -> None:
+    out = place.folder / "silent.json"
+    plan = place.folder / "plan.toml"
+    plan.write_text(PLAN.replace("wait = true\n", "").replace("seconds = 2", "seconds = 20"))
+    arguments = ("--board", "board-a", "--from", str(plan), "--out", str(out))
+    terminal = Terminal("calibrate", "-c", str(place.write()), *arguments)
+    try:
+        terminal.until("step 1 of 3")
+        rack.ask(board="board-a", fault="unplug")
+        terminal.until("board 'board-a' stopped sending")
+        assert terminal.end() == 4
+    finally:
+        terminal.close()
+        rack.ask(board="board-a", fault="plug")
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """The calibration file: what it changes, whose it is, until when it holds, and that nobody changed it."""
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+from calibration_rig import NOW, TOML, calibration, record
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,9 +14,6 @@ from rpi_daemon._fastpath import core
 from rpi_daemon._fastpath.core import BoardDescription, ChannelDescription
 from rpi_daemon.calibration import (
     Calibration,
-    ChannelRecord,
-    Instrument,
-    Residual,
     correction,
     load_calibration,
     own_word,
@@ -31,8 +29,6 @@ from rpi_daemon.guard import HealthFlags, at_start, ladder
 from rpi_daemon.records import Quality, SafeState
 from rpi_daemon.sensing import BoardLink, board_link, board_setup, sensors, wiring
 
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-METER = Instrument(name="WT310", serial_number="C2QG1", uncertainty_percent=0.1)
 BOARD = BoardDescription(
     1000,
     1_000_000,
@@ -45,41 +41,6 @@ BOARD = BoardDescription(
         ChannelDescription("voltage", 1, 1e-2, 2000, 100_000, "L1"),
     ),
 )
-
-
-def record(channel: int, kind: str = "current", **changes: object) -> ChannelRecord:
-    values: dict[str, object] = {
-        "channel": channel,
-        "kind": kind,
-        "name": f"pdu-a/{channel}",
-        "gain": 1.03e-3,
-        "offset_counts": 12.5,
-        "delay_ns": 110_000.0,
-        "phase_known": True,
-        "range": 35.0,
-        "noise_percent": 0.01,
-        "repeatability_percent": 0.05,
-        "residuals": (Residual(quantity="A", reference=5.0, measured=5.001, error_percent=0.02),),
-        "good": True,
-        "verdict": "good",
-        "date": NOW,
-        "instrument": METER,
-    }
-    return ChannelRecord.model_validate({**values, **changes})
-
-
-def calibration(*records: ChannelRecord, **changes: object) -> Calibration:
-    values: dict[str, object] = {
-        "board": "b",
-        "serial_number": "SN-42",
-        "n_channels": 3,
-        "supply": "ac",
-        "date": NOW,
-        "operator": "M. Keller",
-        "ambient_c": 23.0,
-        "channels": records or (record(1), record(3, "voltage", gain=0.98e-2, delay_ns=-2000.0)),
-    }
-    return Calibration.model_validate({**values, **changes})
 
 
 def test_a_file_comes_back_as_it_was_written() -> None:
@@ -150,33 +111,6 @@ def test_it_expires_twelve_months_after_its_oldest_good_channel() -> None:
     file = calibration(record(1), record(2, date=old), record(3, "voltage", date=older, good=False))
     assert file.expires == old + timedelta(days=365)
     assert calibration(record(1, good=False)).expires == NOW + timedelta(days=365)
-
-
-TOML = """\
-[[board]]
-id = "b"
-port = "/dev/ttyACM0"
-calibration = "b.json"
-channels = ["current:a/1", "current:a/2", "voltage:L1"]
-[[pdu]]
-id = "a"
-profile = "raritan_px"
-host = "192.0.2.1"
-user = "u"
-auth_key_env = "KEY"
-priv_key_env = "KEY"
-[[outlet]]
-pdu = "a"
-numbers = "1-2"
-load = "n{n}"
-rating_w = 2000.0
-static_safe_w = 500.0
-[[constraint]]
-id = "breaker"
-kind = "breaker"
-rating_w = 4000.0
-outlets = ["a/*"]
-"""
 
 
 def written(folder: Path, file: Calibration) -> Config:

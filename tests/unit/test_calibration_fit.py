@@ -229,6 +229,29 @@ def test_what_no_gain_can_be_taken_from_is_refused(options: dict[str, float], am
     assert verdict.startswith("channel 1 (pdu-a/1)")
 
 
+def test_a_dead_voltage_tap_is_blamed_and_not_the_current() -> None:
+    rig = Rig()
+    rig.board.disconnect(rig.n)
+    rig.fit.steps = [rig.step({}), rig.step({0: (4.0, 1.0)})]
+    current, voltage = rig.fit.records(NOW, METER)
+    assert "nothing on its voltage, channel 4 (L1): look at that tap" in current.verdict
+    assert "channel 4 (L1): it shows 0.0 V while the reference says 2" in voltage.verdict
+    assert not current.good
+    assert not voltage.good
+
+
+def test_neighbours_that_draw_all_the_time_are_not_taken_for_a_swap() -> None:
+    """Only outlet 1 is emptied at zero; outlet 2 runs a server of about the same current, before and after."""
+    rig = Rig()
+    rig.board.disconnect(0)
+    busy = {1: (4.0, 1.0)}
+    rig.fit.steps = [rig.step(busy, channels=[0]), rig.step({0: (4.0, 1.0), **busy}, channels=[0])]
+    rig.fit.steps[0] = Step((0,), rig.fit.steps[0].measured, {})
+    step = rig.fit.steps[1]
+    step = Step((0,), step.measured, {0: step.references[0]})
+    assert "dead: it shows 0.00 A while" in str(rig.fit.complaint(step, 0))
+
+
 def test_a_load_that_moves_is_refused() -> None:
     rig = Rig()
     rig.fit.steps = [rig.step({})]
