@@ -227,18 +227,20 @@ def _averaged(place: tuple[str, int], readings: Sequence[PduReading]) -> Referen
             f"reference {pdu}/{number}: {len(readings)} readings within the step, {LEAST_READINGS} needed: average longer"
         )
 
-    def mean(quantity: str, values: Sequence[float | None]) -> float | None:
+    def mean(quantity: str, polls: Sequence[Mapping[int, float | None]]) -> float | None:
+        values = [poll.get(number) for poll in polls if poll]  # a poll that did not ask for it is empty
         known = [value for value in values if value is not None]
         if known and len(known) < len(values):
             raise DeviceError(
                 f"reference {pdu}/{number}: {len(values) - len(known)} of {len(values)} readings of {quantity} failed"
             )
-        return float(np.mean(known)) if known else None
+        return float(np.mean(known)) if len(known) >= LEAST_READINGS else None
 
+    true_power = not any(number in reading.apparent for reading in readings)
     found = Reference(
-        amps=mean("current", [reading.current_a.get(number) for reading in readings]),
-        volts=mean("voltage", [reading.voltage_v.get(number) for reading in readings]),
-        watts=mean("power", [reading.power_w.get(number) for reading in readings]),
+        amps=mean("current", [reading.current_a for reading in readings]),
+        volts=mean("voltage", [reading.voltage_v for reading in readings]),
+        watts=mean("power", [reading.power_w for reading in readings]) if true_power else None,
     )
     if found == Reference():
         raise DeviceError(f"reference {pdu}/{number}: it tells no current, voltage or power")

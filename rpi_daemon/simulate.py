@@ -26,7 +26,7 @@ from rpi_daemon.drivers.caps.bmc_sim import BmcShape, BmcSimulator, Certificate,
 from rpi_daemon.drivers.pdu.sim import PduSimulator, SimUser, command
 from rpi_daemon.drivers.sensors.board_sim import PtyPort, SimulatedBoard, obey, run_board
 from rpi_daemon.drivers.sensors.paced import board_plant, servers_for
-from rpi_daemon.drivers.sensors.plant import Plant, PlantOptions, Workload, outlet_power
+from rpi_daemon.drivers.sensors.plant import Plant, PlantOptions, Truth, Workload, outlet_power
 from rpi_daemon.drivers.sensors.traces import read_traces
 from rpi_daemon.errors import RpiError
 from rpi_daemon.sensing import wiring
@@ -187,12 +187,12 @@ class SimulatedRack:
     def _pdu(self, pdu: Pdu) -> PduSimulator:
         numbers = self._outlets_on(pdu)
 
-        def current_a(number: int) -> float:
+        def truth(number: int) -> Truth:
             if number not in numbers or numbers[number] not in self._place:
-                return 0.0
+                return Truth(0.0, self._config.rack.nominal_v, 0.0)
             self._follow()
             plant, k = self._place[numbers[number]]
-            return plant.truth(k).rms_a
+            return plant.truth(k)
 
         user = None
         if pdu.version == "3":
@@ -208,7 +208,9 @@ class SimulatedRack:
             snmp_profile(self._config, pdu),
             max(numbers, default=1),
             power_w=partial(self._drawn_w, numbers),
-            current_a=current_a,
+            current_a=lambda number: truth(number).rms_a,
+            supply_v=lambda number: truth(number).voltage_v,
+            digits={"voltage": 1},
             voltage_v=self._config.rack.nominal_v,
             community=self._config.secret(pdu, "community") if pdu.version == "2c" else None,
             user=user,

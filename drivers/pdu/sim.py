@@ -124,7 +124,7 @@ class PduSimulator:
 
     profile:   which objects exist, and which of them a SET may change.
     power_w:   draw of an outlet by its number, W, asked at each reading; constant 100 W if not given.
-    current_a: its RMS current, A; power over voltage if not given.
+    current_a: its RMS current, A; power over voltage if not given. supply_v: its voltage, V; `voltage_v` if not given.
     recording: `.snmprec` file to answer from instead; the profile then says what is writable and fixes printed BITS.
     digits:    decimal digits per quantity ("power", "current", ...) where the family reads them from the device.
     state_dir: where the count of SNMP engine boots is kept; without it the count starts at 1 each time.
@@ -137,6 +137,7 @@ class PduSimulator:
         *,
         power_w: Callable[[int], float] | None = None,
         current_a: Callable[[int], float] | None = None,
+        supply_v: Callable[[int], float] | None = None,
         on: Callable[[int], bool] | None = None,
         voltage_v: float = 230.0,
         recording: str | Path | None = None,
@@ -157,6 +158,7 @@ class PduSimulator:
         self.counters = {"gets": 0, "sets": 0, "varbinds_set": 0, "answers": 0, "dropped": 0}
         self._power_w = power_w or (lambda outlet: 100.0)
         self._current_a = current_a
+        self._supply_v = supply_v or (lambda outlet: voltage_v)
         self._on = on or (lambda outlet: True)
         self._voltage_v = voltage_v
         self._digits = {"current": 3, "power_factor": 2, "rating": 1, **(digits or {})}
@@ -276,7 +278,8 @@ class PduSimulator:
         amps = sum(map(self._draw_a, outlets)) / share
         if quantity == "energy":
             return sum(map(self._used_wh, outlets)) / share
-        values = {"power": watts, "current": amps, "voltage": self._voltage_v, "rating": 16.0}
+        volts = self._supply_v(outlets[0]) if outlets else self._voltage_v
+        values = {"power": watts, "current": amps, "voltage": volts, "rating": 16.0}
         return values.get(quantity, POWER_FACTOR if quantity == "power_factor" else watts / POWER_FACTOR)
 
     def _add_limit(self, outlet: int) -> None:

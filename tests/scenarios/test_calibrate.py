@@ -136,6 +136,7 @@ def by_plan(place: Place, rack: RackProcess, *arguments: str) -> dict[str, Any]:
             for k in range(3):
                 load(rack, k + 1, 0.0 if amps is None else amps[k])
             time.sleep(0.3)  # what was on its way when the load changed
+            assert process.poll() is None, shown
             shown = ""
             process.stdin.write("\n")
             process.stdin.flush()

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -32,6 +33,11 @@ def reading(t_s: float, amps: float | None, watts: float | None, volts: float | 
 def test_a_meters_readings_are_averaged_quantity_by_quantity() -> None:
     shown = [reading(0.0, 4.0, 900.0), reading(0.5, 4.2, 940.0)]
     assert _averaged(PLACE, shown) == Reference(amps=pytest.approx(4.1), volts=None, watts=pytest.approx(920.0))
+    slow = [reading(0.0, 4.0, 900.0, 229.0), *shown[1:], reading(1.0, 4.1, 920.0)]
+    assert _averaged(PLACE, slow).volts is None  # told in one poll only: no mean
+    assert _averaged(PLACE, [*slow, reading(1.5, 4.1, 920.0, 231.0)]).volts == pytest.approx(230.0)
+    volt_amperes = [replace(item, apparent=frozenset({3})) for item in shown]
+    assert _averaged(PLACE, volt_amperes).watts is None
     assert Reference(4.0, None, 920.0, resistive=True).complete().volts == pytest.approx(230.0)
     assert Reference(None, 230.0, 920.0, resistive=True).complete().amps == pytest.approx(4.0)
     assert Reference(4.0, 230.0, None, resistive=True).complete().watts == pytest.approx(920.0)
