@@ -7,7 +7,7 @@ from typing import Any
 
 from rpi_daemon._fastpath.core import Varbind
 from rpi_daemon.config.schema import shorten_numbers
-from rpi_daemon.drivers.pdu.profile import Measured, Profile, load_profile, profile_names
+from rpi_daemon.drivers.pdu.profile import Feeds, Measured, Profile, SwitchState, load_profile, profile_names
 from rpi_daemon.drivers.pdu.snmp import QUANTITIES, SYS_DESCR, SYS_OBJECT_ID, SnmpPdu, SnmpPduOptions
 from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint, SnmpSession, SnmpTimeout
 from rpi_daemon.drivers.pdu.walk import walk
@@ -45,6 +45,7 @@ class Outlets:
     profile: Profile
     feeds: tuple[tuple[int, ...], ...]
     metered: tuple[int, ...]
+    number_at: Mapping[tuple[int, ...], int]  # by what stands in the place of `{outlet}`
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -248,28 +249,27 @@ def _unmetered(endpoint: SnmpEndpoint, descr: str, found: Sequence[Outlets]) -> 
 
 
 async def _outlets(session: SnmpSession, profile: Profile, unit: int | None, told: Callable[[int], None]) -> Outlets:
-    """Walk the columns that outlets of this family must have, until one of them is there."""
-    meter = profile.metering
+    """Walk the columns that outlets of this family must have, until one of them has readings."""
+    meter, by_feed = profile.metering, profile.index.feeds
+    columns: list[Measured | SwitchState | Feeds | None] = [by_feed, meter.power, meter.current, meter.state]
     seen: dict[tuple[int, ...], bool] = {}  # index of an outlet -> whether it is metered
-    for column in (meter.power, meter.current, meter.state):
+    for column in columns:
         if column is None:
             continue
         async for index, varbind in _column(session, profile, column.oid, unit):
-            value = varbind.value if isinstance(varbind.value, int) else None
-            has = isinstance(column, Measured) and column.counted(value) is not None
+            has = isinstance(column, Measured) and column.count(varbind.value) is not None
             seen[index] = seen.get(index, False) or has
             told(len(seen))
         if any(seen.values()):
             break
-    feeds: dict[tuple[int, ...], list[int]] = {}
-    metered = []
+    # where outlets are numbered anew on each feed, an outlet's number is its place among all of them, as in the driver
+    number_at = {index: place if by_feed is not None else index[-1] for place, index in enumerate(sorted(seen), 1)}
     limit = await _metered_count(session, profile, unit)
-    for place, index in enumerate(sorted(seen), 1):
-        number = place if profile.index.feeds is not None else index[-1]
+    feeds: dict[tuple[int, ...], list[int]] = {}
+    for index, number in number_at.items():
         feeds.setdefault(index[:-1], []).append(number)
-        if seen[index] and (limit is None or number <= limit):
-            metered.append(number)
-    return Outlets(profile, tuple(tuple(numbers) for numbers in feeds.values()), tuple(metered))
+    metered = [n for index, n in number_at.items() if seen[index] and (limit is None or n <= limit)]
+    return Outlets(profile, tuple(map(tuple, feeds.values())), tuple(metered), number_at)
 
 
 async def _column(
@@ -303,12 +303,12 @@ async def _ratings(session: SnmpSession, outlets: Outlets, unit: int | None) -> 
     if column is None or column.scale is None:
         return {}
     step = column.step()
-    order = {}
+    found = {}
     async for index, varbind in _column(session, outlets.profile, column.oid, unit):
-        order[index] = column.counted(varbind.value if isinstance(varbind.value, int) else None)
-    numbers = [place if outlets.profile.index.feeds is not None else i[-1] for place, i in enumerate(sorted(order), 1)]
-    found = zip(numbers, (order[index] for index in sorted(order)), strict=True)
-    return {number: float(count * step) for number, count in found if count}
+        count = column.count(varbind.value)
+        if count and index in outlets.number_at:
+            found[outlets.number_at[index]] = float(count * step)
+    return found
 
 
 def _text(varbind: Varbind) -> str:

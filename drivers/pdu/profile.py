@@ -44,8 +44,9 @@ UNITS = {
 }
 # Part of a count that a float64 may lack to the count that was meant (its own error is under 1e-6 of one).
 _FLOAT_SLACK = Fraction(1, 1000)
+_NUMBER_IN_TEXT = re.compile(rb"\s*(\d{1,9})\s*[A-Za-z]{0,3}\s*")
 
-NumberType = Literal["integer", "gauge32", "counter32", "counter64"]
+MeasuredType = Literal["integer", "gauge32", "counter32", "counter64", "text"]
 StateName = Literal[
     "normal", "low_warning", "low_critical", "high_warning", "high_critical", "off", "tripped", "fault", "unavailable"
 ]
@@ -164,9 +165,16 @@ class Measured(Scaled):
     """One metered column."""
 
     oid: OidTemplate
-    type: NumberType
+    type: MeasuredType  # text: a whole number before its unit, as in "16A"
     unit: Literal["W", "A", "V", "VA", "Wh", "1"]
     valid: Validity | None = None
+
+    def count(self, value: object) -> int | None:
+        """What stands on the wire, as a count; None for whatever is not one."""
+        if self.type == "text" and isinstance(value, bytes):
+            found = _NUMBER_IN_TEXT.fullmatch(value)
+            return self.counted(int(found[1])) if found is not None else None
+        return self.counted(value) if self.type != "text" and isinstance(value, int) else None
 
 
 class Coded(_Table):

@@ -64,7 +64,7 @@ _ASN1 = {
     67: rfc1902.TimeTicks,
     70: rfc1902.Counter64,
 }
-_PROFILE_TAGS = {"integer": 2, "bits": 4, "counter32": 65, "gauge32": 66, "counter64": 70}
+_PROFILE_TAGS = {"integer": 2, "bits": 4, "text": 4, "counter32": 65, "gauge32": 66, "counter64": 70}
 _AUTH = {
     "SHA-1": config.USM_AUTH_HMAC96_SHA,
     "SHA-256": config.USM_AUTH_HMAC192_SHA256,
@@ -108,7 +108,7 @@ class _Refused(Exception):
         self.index = index
 
 
-Cell = tuple[int, Value | Callable[[], int]]
+Cell = tuple[int, Value | Callable[[], int | bytes]]
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,8 @@ class PduSimulator:
             self._add_digits(column, quantity, oid)
             step = float(column.step(self._digits.get(quantity, 0)))
             tag = _PROFILE_TAGS[column.type]
-            self._cells[oid(column.oid)] = (tag, partial(_counted, ask, quantity, step))
+            told = partial(_counted, ask, quantity, step)
+            self._cells[oid(column.oid)] = (tag, partial(_worded, told, column.unit) if column.type == "text" else told)
             if column.valid is not None:
                 self._cells[oid(column.valid.oid)] = (
                     INTEGER,
@@ -550,7 +551,7 @@ class PduSimulator:
         self._order.remove(key)
         return self._cells.pop(key)
 
-    def add(self, oid: str, tag: int, value: Value | Callable[[], int]) -> None:
+    def add(self, oid: str, tag: int, value: Value | Callable[[], int | bytes]) -> None:
         """Give the device an object, or a removed one back. `tag` as in recordings."""
         key = parse_oid(oid)
         self._cells[key] = (tag, value)
@@ -688,6 +689,10 @@ class _Transport(udp.UdpAsyncioTransport):  # type: ignore[misc]
         if self._stray is not None:
             self._stray.close()
         self.close_transport()
+
+
+def _worded(told: Callable[[], int], unit: str) -> bytes:
+    return f"{told()}{unit}".encode()
 
 
 def _counted(ask: Callable[[str], float], quantity: str, step: float) -> int:

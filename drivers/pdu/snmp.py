@@ -783,7 +783,8 @@ def _step(column: Scaled, oid: Callable[[str], str], digits: Mapping[str, int]) 
 
 def _value(column: Measured, oid: Callable[[str], str], digits: Mapping[str, int], answers: Answers) -> float | None:
     """A measured number; None for whatever is not one."""
-    count = column.counted(_integer(answers.get(oid(column.oid))))
+    varbind = answers.get(oid(column.oid))
+    count = None if varbind is None else column.count(varbind.value)
     step = _step(column, oid, digits)
     if count is None or step is None:
         return None

@@ -29,6 +29,7 @@ FAST = ["--rate", "200", "--timeout", "0.3"]
 EXPECTED: dict[str, tuple[str, str, str, int, float, int, float]] = {
     "apc_ap8853": ("apc_rpdu2_phases", "AP8853", "phases", 1, 1140.0, 1, 240.0),
     "apc_apdu9959eu3": ("apc_rpdu2_phases", "APDU9959EU3", "phases", 1, 1160.0, 1, 230.0),
+    "cyberpower_pdu81005": ("cyberpower_epdu2", "PDU81005", "outlets", 8, 220.0, 1, 230.0),
     "eatonpdu_2": ("eaton_epdu", "EMA114-10", "outlets", 24, 1568.0, 1, 120.0),
     "raritan-pdu_px2": ("raritan_px", "PX2", "outlets", 12, 138.0, 1, 230.0),
     "raritan-pdu_px3": ("raritan_px", "PX3-5493U-K2", "outlets", 24, 1671.0, 1, 230.0),
@@ -79,6 +80,10 @@ def served_v3(keys: Path) -> list[str]:
     return ["--community", "", "--user", "rack", "--auth-key-file", key, "--priv-key-file", key]
 
 
+def test_every_recording_at_hand_is_discovered(snmprec_folder: Path) -> None:
+    assert {path.stem for path in snmprec_folder.glob("*.snmprec")} == set(EXPECTED)
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_recording_gives_a_configuration_that_is_checked_and_run(snmprec_folder: Path, keys: Path, name: str) -> None:
     profile, model, counts, n, watts, feeds, volts = EXPECTED[name]
@@ -94,7 +99,7 @@ def test_a_recording_gives_a_configuration_that_is_checked_and_run(snmprec_folde
         assert told["config"] == output.read_text()
 
         config = load_checked(output)
-        assert [row.number for row in config.outlets()] == [row["number"] for row in told["outlets"]]
+        assert sorted(row.number for row in config.outlets()) == [row["number"] for row in told["outlets"]]
         assert (config.daemon.mode, config.pdu[0].allow_insecure) == ("advisory", True)
         assert not any(row.closed_loop for row in config.outlets())
         assert len(config.constraint) == feeds
@@ -131,6 +136,19 @@ def test_by_v3_it_says_what_the_limit_is_and_who_proves_the_profile(snmprec_fold
     ):
         assert words in found.stdout
     assert KEY not in found.output
+
+
+def test_ratings_of_outlets_inlet_and_breakers_are_the_devices_own(snmprec_folder: Path, keys: Path) -> None:
+    output = keys / "rack.toml"
+    with simulated("--snmprec", str(snmprec_folder / "raritan-pdu_px3.snmprec")) as port:
+        found = discover(port, *with_2c(keys), "-o", str(output))
+    assert found.exit_code == 0, found.output
+    config = load_checked(output)
+    ratings = {row.number: row.rating_w for row in config.outlets()}
+    assert {n: w for n, w in ratings.items() if w != 2300.0} == dict.fromkeys((6, 12, 18, 24), 3680.0)  # C13 and C19
+    assert config.constraint[0].rating_a == 32.0
+    assert {row.static_safe_w for row in config.outlets()} == {110.0}  # of a breaker of 16 A, should it carry all 24
+    assert "it has 2 breakers of 16 A: give each a constraint" in output.read_text()
 
 
 def test_switched_outlets_without_metering_are_named(snmprec_folder: Path, keys: Path) -> None:

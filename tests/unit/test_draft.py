@@ -38,7 +38,7 @@ def finding(
         descr="a PDU",
         object_id="1.3.6.1.4.1.13742.6",
         unit=None,
-        outlets=Outlets(load_profile(profile), feeds or (numbers,), numbers),
+        outlets=Outlets(load_profile(profile), feeds or (numbers,), numbers, {}),
         others=(),
         identity=PduIdentity("Raritan", model, "4.2", "", len(numbers), True),
         reading=PduReading(0, 1.0, power_w, {}, {}, {}, rows=rows or {}, **reading),

@@ -82,7 +82,7 @@ def test_a_profile_of_ones_own_is_loaded_by_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("octets = 1", "octets = 1\nbits = 8", r"own\.toml:88: limit\.enable\.bits: Extra inputs are not permitted, got 8"),
+        ("octets = 1", "octets = 1\nbits = 8", r"own\.toml:94: limit\.enable\.bits: Extra inputs are not permitted, got 8"),
         ('kind = "alarm"', 'kind = "breaker"', r"limit\.kind: .*'alarm'.*'trip_off'.*, got 'breaker'"),
         ("bit = 3", "bit = 9", r"limit\.enable: .*bit 9 is outside 1 octet\(s\): allowed 0\.\.7"),
         ('type = "gauge32"\nunit = "W"', 'type = "float"\nunit = "W"', r"metering\.power\.type: .*'gauge32'.*'float'"),
@@ -195,3 +195,22 @@ def test_every_shipped_key_is_in_the_schema() -> None:
     for name in profile_names():
         table: dict[str, Any] = tomllib.loads((SHIPPED / f"{name}.toml").read_text())
         assert set(table) <= set(type(load_profile(name)).model_fields)
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [
+        (b"16A", 16),
+        (b"10 A", 10),
+        (b" 32", 32),
+        (b"12.5A", None),
+        (b"", None),
+        (b"A", None),
+        (b"16A 3P", None),
+        (16, None),
+    ],
+)
+def test_a_number_in_a_text_is_taken_only_where_it_is_one(value: object, count: int | None) -> None:
+    rating = load_profile("raritan_px").metering.rating
+    assert rating is not None
+    assert rating.count(value) == count
