@@ -139,6 +139,12 @@ class SinkTask:
                     await asyncio.sleep(self._back_off_s)
                     self._back_off_s = min(2.0 * self._back_off_s, BACK_OFF_S[1])
 
+    def ended(self, running: "asyncio.Task[None]") -> None:
+        """Say so if `run` ended by a defect: control goes on, and the notices wait on disk for the next start."""
+        if not running.cancelled() and (error := running.exception()) is not None:
+            self.error, self.reachable = f"the task of this receiver has failed: {error!r}", False
+            log.error("traps.ended", sink=self.sink.id, error=self.error)
+
     async def drained(self) -> None:
         """Until everything is delivered; a receiver that does not answer is not waited for."""
         queue = self._queue.sinks[self.sink.id]
@@ -252,6 +258,8 @@ class Traps:
         if not deliver:
             return
         self._running = [asyncio.create_task(task.run(), name=f"traps {task.sink.id}") for task in self.tasks]
+        for running, task in zip(self._running, self.tasks, strict=True):
+            running.add_done_callback(task.ended)
         started = Notice("started", "event", Severity.INFO, "", "", "started", self._clock.utc_ns())
         self._tell([self._with_standing(started, None)])
 

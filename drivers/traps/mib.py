@@ -1,5 +1,6 @@
 """RPI-DAEMON-MIB in numbers: which notification is which, and what each carries."""
 
+import math
 import re
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -134,6 +135,6 @@ def _text(text: str) -> Value:
 
 
 def _thousandths(value: float | None) -> Value | None:
-    if value is None:
+    if value is None or not math.isfinite(value):
         return None
     return "Integer32", round(max(-INTEGER32_MAX, min(INTEGER32_MAX, value * 1000.0)))

@@ -174,6 +174,25 @@ def test_changes_are_events() -> None:
     assert list(changes(None, before, Mode.ADVISORY, Mode.ADVISORY)) == []
 
 
+numbers = st.floats(0.0, 3000.0) | st.just(np.nan)
+
+
+@given(st.lists(numbers, min_size=20, max_size=20), st.frozensets(st.sampled_from(sorted(guard.CAUSES))))
+def test_whatever_is_unknown_is_no_alarm_and_no_number(values: list[float], causes: frozenset[str]) -> None:
+    power_w, highest_w, limit_w, voltage_v, power_factor = np.array(values).reshape(5, 4)
+    shot = snapshot(power_w, make_forecast(0, highest_w), in_force=make_limits(limit_w))
+    readings = replace(shot.readings, voltage_v=voltage_v, power_factor=power_factor / 3000.0)
+    named = tuple(f"{cause}:pdu-0/1" for cause in sorted(causes))
+    shot = replace(shot, readings=readings, safe=SafeStatus(SafeState.HOLD, named, (), 0))
+    for alarm, c in found(shot, replace(CLOSED, board_of=BOARDS)).items():
+        assert c.kind in KINDS
+        assert alarm.startswith(c.kind) or c.kind in {kind for kind, _ in CAUSES.values()}
+        for number in (c.value, c.threshold):
+            assert number is None or np.isfinite(number)
+        assert c.seconds is None or 1 <= c.seconds <= 5
+        assert "nan" not in c.text
+
+
 ids = st.sampled_from(
     [f"{kind}:{n}" for kind in ("overload", "sensor_fault", "over_derating", "kill_switch") for n in "ab"]
 )

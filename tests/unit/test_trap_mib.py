@@ -106,6 +106,11 @@ def test_thousandths_stay_in_range(value: float) -> None:
     assert abs(value) > 2e6 or abs(found - value * 1000.0) <= 0.5
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_left_out(value: float) -> None:
+    assert "1.3.6.1.4.1.1.1.1.10.0" not in dict(varbinds(notice(value=value), "r", 1, sequence=1, dropped=0))
+
+
 def test_time_is_utc_to_the_tenth() -> None:
     assert date_and_time(0) == b"\x07\xb2\x01\x01\0\0\0\0+\0\0"
 

@@ -127,6 +127,31 @@ def test_a_receiver_that_is_away_is_asked_ever_more_seldom(tmp_path: Path, monke
     assert (task.reachable, task.error, task.sent, task.acknowledged) == (True, None, 12, 3)
 
 
+def test_a_defect_ends_one_task_and_is_seen(tmp_path: Path) -> None:
+    class Broken(Receiver):
+        async def send(self, oid: str, varbinds: Sequence[tuple[str, tuple[str, bytes | int]]]) -> None:
+            raise ValueError("a defect")
+
+    async def run() -> SinkTask:
+        queue = TrapQueue(tmp_path / "q", ["sink"], 10)
+        await queue.open()
+        sink = TrapSink(id="sink", host="192.0.2.1")
+        task = SinkTask(
+            sink, cast(TrapSender, Broken()), queue, Pace(10), ManualClock(NS_PER_S), rack="r", enterprise=1
+        )
+        await queue.put({"sink": notices(1)}, {})
+        running = asyncio.create_task(task.run())
+        running.add_done_callback(task.ended)
+        await asyncio.wait([running])
+        await asyncio.sleep(0.0)
+        await queue.close()
+        return task
+
+    status = asyncio.run(run()).status()
+    assert (status["reachable"], status["queued"]) == (False, 1)
+    assert "ValueError('a defect')" in status["error"]
+
+
 def test_boots_rise_with_every_start_and_the_id_stays(tmp_path: Path) -> None:
     first, second = (next_boot(tmp_path, UTC_NS, 32_473, "rack-7") for _ in range(2))
     assert second.engine_id == first.engine_id
