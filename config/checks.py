@@ -211,12 +211,20 @@ def _trap_sinks(config: Config, base_dir: Path, env: Mapping[str, str]) -> Itera
 def _caps(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Found]:
     loads = sorted({outlet.load for outlet in config.outlets()})
     seen: dict[str, int] = {}
+    places: dict[tuple[str, int, str | None], int] = {}
     for i, cap in enumerate(config.cap):
         if cap.load not in loads:
             yield ("cap", i, "load"), f"no outlet feeds a load called {cap.load!r}{_close(cap.load, loads)}"
         if cap.load in seen:
             yield ("cap", i, "load"), f"load {cap.load!r} has cap {seen[cap.load] + 1} already"
         seen[cap.load] = i
+        place = (cap.host, cap.port, cap.resource)
+        if place in places:
+            yield (
+                ("cap", i, "host"),
+                f"cap {places[place] + 1} is at {cap.host}:{cap.port} too; set resource where a BMC has several",
+            )
+        places[place] = i
         if cap.tls_ca_file is not None and not (base_dir / cap.tls_ca_file).is_file():
             yield ("cap", i, "tls_ca_file"), f"{base_dir / cap.tls_ca_file}: no such file"
         ways = [key for key in ("tls_ca_file", "tls_fingerprint", "allow_insecure") if getattr(cap, key)]

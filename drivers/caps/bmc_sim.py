@@ -505,7 +505,9 @@ class BmcSimulator:
     def _later(self, seconds: float) -> None:
         """What is due is done then, whether or not anybody asks."""
         if seconds > 0.0:
-            self._timers.add(asyncio.get_running_loop().call_later(seconds, self._advance))
+            loop = asyncio.get_running_loop()
+            self._timers = {timer for timer in self._timers if timer.when() > loop.time()}
+            self._timers.add(loop.call_later(seconds, self._advance))
 
     def _advance(self) -> None:
         """Do what is due: tasks, then caps that settle."""

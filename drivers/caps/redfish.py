@@ -28,7 +28,7 @@ from rpi_daemon.errors import DeviceError
 from rpi_daemon.records import CapIdentity, CapOutcome, CapReading
 
 MAX_CHASSIS = 32
-POLL_S, POLL_MOST_S = 0.05, 0.5  # between two looks at a change under way; each wait is half as long again
+POLL_S, POLL_MOST_S = 0.05, 0.25  # between two looks at a change under way; each wait is half as long again
 NOT_SENT = 0  # in place of the time of a write that did not go out
 STANDS_S = 1.0  # a value that is neither the old one nor the asked one is the server's last word after this
 REFUSALS = (400, 403, 404, 405, 409, 415, 422, 501)  # the server's no; other errors are faults

@@ -155,3 +155,14 @@ def test_two_ways_to_know_a_certificate_are_one_too_many(tmp_path: Path) -> None
     path = with_bmcs(tmp_path, f'allow_insecure = true\ntls_fingerprint = "{"00" * 32}"')
     with pytest.raises(ConfigError, match=r"one of tls_fingerprint and allow_insecure"):
         load_config(path, env={})
+
+
+def test_two_caps_at_one_place_of_a_bmc_are_a_mistake(tmp_path: Path) -> None:
+    path = with_bmcs(tmp_path, "allow_insecure = true", "allow_insecure = true")
+    text = path.read_text()
+    ports = [line for line in text.splitlines() if line.startswith("port = ")][-2:]
+    path.write_text(text.replace(ports[1], ports[0]))
+    with pytest.raises(ConfigError, match=r"cap 1 is at 127\.0\.0\.1:\d+ too; set resource where a BMC has several"):
+        load_config(path, env={})
+    path.write_text(text.replace(ports[1], f'{ports[0]}\nresource = "/redfish/v1/Chassis/Node2"'))
+    assert load_config(path, env={}).cap[1].resource == "/redfish/v1/Chassis/Node2"
