@@ -1,7 +1,7 @@
 """The Modbus driver of PDUs, power shelves and meters: reads and writes what a register map says, by TCP or RTU."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -324,11 +324,10 @@ class ModbusPdu:
         self._rows_sent.clear()
         async with self.link.turns.turn(urgent=True):
             found = await self._read(self._needed(writes), in_turn=True)
-            parts = [self._part(write, found) for write in writes]
+            parts = list(self._parts(writes, found))
             answered = await self._send_all(parts, found, may_write)
             found, t_verified_ns = await self._read_back(parts, found, answered)
-        outcomes = tuple(self._outcome(part, found, t_verified_ns) for part in parts)
-        return ApplyResult(outcomes, self._requests - before)
+        return ApplyResult(tuple(self._outcomes(parts, found, t_verified_ns)), self._requests - before)
 
     def _needed(self, writes: Sequence[LimitWrite]) -> list[Span]:
         """What must be known freshly before a write: the voltage behind amperes, and bits beside ours."""
@@ -339,30 +338,37 @@ class ModbusPdu:
         outlets = [write.outlet for write in writes if write.outlet in self._outlets]
         return [p.span(outlet) for p in placed for outlet in outlets]
 
-    def _part(self, write: LimitWrite, found: Registers) -> _Part:
-        """What puts the write on the wire, or why there is nothing to put."""
-        part, limit = _Part(write), self.map.limit
-        place = self._places.get(write.outlet)
-        if limit is None:
-            part.refused = f"register map {self.map.name!r} has no limit to write"
-        elif place is None:
-            part.refused = f"outlet {write.outlet} is not one of this device's configured outlets"
-        elif write.restore is not None:
-            self._restore(part, limit, write.restore)
-        else:
-            volts = self._fixed_volts or self._volts(limit, write.outlet, found)
-            if volts is None:
-                part.refused = "the device does not tell its output voltage, which turns the limit's watts into amperes"
-            elif not self._lowest <= write.limit_w / volts <= self._highest:
-                low_w, high_w = limit.minimum * volts, limit.maximum * volts
-                part.refused = f"{write.limit_w:g} W is outside what the device takes: {low_w:g}..{high_w:g} W"
+    def _parts(self, writes: Sequence[LimitWrite], found: Registers) -> Iterator[_Part]:
+        """What puts each write on the wire, or why there is nothing to put."""
+        limit, places = self.map.limit, self._places
+        for write in writes:
+            part = _Part(write)
+            place = places.get(write.outlet)
+            if limit is None:
+                part.refused = f"register map {self.map.name!r} has no limit to write"
+            elif place is None:
+                part.refused = f"outlet {write.outlet} is not one of this device's configured outlets"
+            elif write.restore is not None:
+                self._restore(part, limit, write.restore)
             else:
-                part.set_point, value = limit.settle(write.limit_w / volts)
-                part.row = (place.address, part.set_point)
-                part.limit_w = value * volts
-                if limit.enable is not None:
-                    self._enable(part, limit.enable, found)
-        return part
+                self._fill(part, limit, place.address, found)
+            yield part
+
+    def _fill(self, part: _Part, limit: Limit, address: int, found: Registers) -> None:
+        """The set-point of a new limit."""
+        limit_w = part.write.limit_w
+        volts = self._fixed_volts or self._volts(limit, part.write.outlet, found)
+        if volts is None:
+            part.refused = "the device does not tell its output voltage, which turns the limit's watts into amperes"
+        elif not self._lowest <= limit_w / volts <= self._highest:
+            low_w, high_w = limit.minimum * volts, limit.maximum * volts
+            part.refused = f"{limit_w:g} W is outside what the device takes: {low_w:g}..{high_w:g} W"
+        else:
+            part.set_point, value = limit.settle(limit_w / volts)
+            part.row = (address, part.set_point)
+            part.limit_w = value * volts
+            if limit.enable is not None:
+                self._enable(part, limit.enable, found)
 
     def _enable(self, part: _Part, enable: Switch, found: Registers) -> None:
         """The register with the enable bit, where it does not stand: an unchanged one is not written, its flash wears as well."""
@@ -501,25 +507,36 @@ class ModbusPdu:
             found |= {(s.function, r): before[s.function, r] for s in voltage for r in range(s.address, s.end)}
         return found, self._clock.mono_ns()
 
-    def _outcome(self, part: _Part, found: Registers, t_verified_ns: int) -> WriteOutcome:
-        verified, read_back_w, refused, limit = False, None, part.refused, self.map.limit
-        write, t_sent_ns, set_point = part.write, part.t_sent_ns, part.set_point
-        words = _words(self._places[write.outlet], found) if t_sent_ns else None
-        if words is not None and limit is not None:
-            if words == set_point and part.limit_w is not None:
-                verified, read_back_w = True, part.limit_w
-            else:
-                value, volts = limit.value(words), self._volts(limit, write.outlet, found)
-                read_back_w = None if value is None or volts is None else value * volts
-                verified = limit.same(set_point, words)
-            if verified and limit.enable is not None:
-                enabled, as_written = self._switched(limit.enable, part, found)
-                verified = enabled if write.restore is None else as_written
-                if not verified and refused is None:
-                    refused = "the set-point was written, but the device is set not to obey it"
-        t_ns = t_verified_ns if verified else None
-        denied = part.denied and not verified
-        return WriteOutcome(write.outlet, write.limit_w, read_back_w, verified, refused, t_sent_ns, t_ns, denied)
+    def _outcomes(self, parts: Sequence[_Part], found: Registers, t_verified_ns: int) -> Iterator[WriteOutcome]:
+        """What became of each write: what was read back decides. One loop: a batch is verified in as little as a poll takes."""
+        limit, places = self.map.limit, self._places
+        enable = None if limit is None else limit.enable
+        for part in parts:
+            write, set_point, refused = part.write, part.set_point, part.refused
+            verified, read_back_w = False, None
+            words = _words(places[write.outlet], found) if part.t_sent_ns else None
+            if words is not None and limit is not None:
+                if words == set_point and part.limit_w is not None:
+                    verified, read_back_w = True, part.limit_w
+                else:
+                    value, volts = limit.value(words), self._volts(limit, write.outlet, found)
+                    read_back_w = None if value is None or volts is None else value * volts
+                    verified = limit.same(set_point, words)
+                if verified and enable is not None:
+                    enabled, as_written = self._switched(enable, part, found)
+                    verified = enabled if write.restore is None else as_written
+                    if not verified and refused is None:
+                        refused = "the set-point was written, but the device is set not to obey it"
+            yield WriteOutcome(
+                write.outlet,
+                write.limit_w,
+                read_back_w,
+                verified,
+                refused,
+                part.t_sent_ns,
+                t_verified_ns if verified else None,
+                part.denied and not verified,
+            )
 
     def _switched(self, enable: Switch, part: _Part, found: Registers) -> tuple[bool, bool]:
         """Whether the device obeys its set-point, and whether the register with the enable bit is as we wrote it."""
