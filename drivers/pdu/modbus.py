@@ -407,10 +407,11 @@ class ModbusPdu:
             opened = await self._open_gates(limit, limit.gate, ready, found, may_write)
             ready = [part for part in ready if part.refused is None]
         answered = await self._send(ready, limit, may_write)
-        switched = [part for part in ready if part.switch is not None and part.refused is None]
-        for part in switched:
-            part.row = part.switch or part.row
-        answered = await self._send(switched, limit, may_write) or answered
+        if limit.enable is not None:
+            switched = [part for part in ready if part.switch is not None and part.refused is None]
+            for part in switched:
+                part.row = part.switch or part.row
+            answered = await self._send(switched, limit, may_write) or answered
         for (_, address), before in opened.items():
             wrong = await self._send_switch(address, before, limit, ready, may_write)
             if wrong is not None:
@@ -490,9 +491,9 @@ class ModbusPdu:
 
     async def _read_back(self, parts: Sequence[_Part], before: Registers, answered: bool) -> tuple[Registers, int]:
         """The whole limit of each outlet that was written, and when the answer came; the voltage is that of before."""
-        sent = [part.write.outlet for part in parts if part.t_sent_ns]
-        spans = list(self._rows_sent)
-        limit = self.map.limit
+        limit, spans = self.map.limit, list(self._rows_sent)
+        also = [p for p in (limit.enable, limit.voltage) if p is not None] if limit is not None else []
+        sent = [part.write.outlet for part in parts if part.t_sent_ns] if also else []
         if limit is not None and limit.enable is not None:
             spans += [limit.enable.span(outlet) for outlet in sent]
         try:

@@ -175,16 +175,6 @@ def _objects(pdu: bytes) -> dict[int, bytes]:
     return found
 
 
-@dataclass
-class _Reply:
-    """A checked reply, with what pymodbus wants to see of one."""
-
-    pdu: bytes
-    dev_id: int
-    transaction_id: int = 0  # compared already
-    retries: int = 0
-
-
 @cache
 def _request_of(function: int) -> "type[ModbusPDU]":
     """pymodbus' request of a function."""
@@ -201,13 +191,6 @@ def _request_of(function: int) -> "type[ModbusPDU]":
         WRITE_ONE: register_message.WriteSingleRegisterRequest,
         WRITE_MANY: WriteMany,
     }[function]
-
-
-@cache
-def _pymodbus_error() -> type[Exception]:
-    from pymodbus.exceptions import ModbusException
-
-    return ModbusException
 
 
 class Turns:
@@ -267,7 +250,8 @@ class ModbusLink:
     def __post_init__(self) -> None:
         self.turns = Turns()
         self._client: ModbusBaseClient | None = None
-        self._asked: Asked | None = None
+        self._asked: Asked | None = None  # while a request is under way
+        self._answer: asyncio.Future[bytes] | None = None
 
     async def open(self, user: object) -> None:
         """Connect for this user; again after an error."""
@@ -305,28 +289,53 @@ class ModbusLink:
         if client is None or not client.connected:
             client = await self._connect()
         await self._before(request)
-        self._asked = asked
         self.counters.requests += 1
         try:
-            reply: _Reply = await client.execute(False, request)
+            pdu = await self._exchange(client, request, asked)
         except BadReply as error:
             self.counters.damaged += 1
             await self._failed()
             raise DeviceError(f"{self.where}, device {asked.device}: damaged or foreign reply: {error}") from None
-        except (_pymodbus_error(), OSError):  # a time-out, or the connection went
+        except TimeoutError:
             self.counters.timeouts += 1
             await self._failed()
             raise DeviceError(f"{self.where}, device {asked.device} does not answer") from None
+        except ConnectionError:
+            await self._failed()
+            raise DeviceError(f"{self.where}: the connection is lost") from None
         except BaseException:
             await self._failed()  # cancelled: the reply may still come
             raise
-        finally:
-            self._asked = None
         self._good()
-        if reply.pdu[0] & ERROR_BIT:
+        if pdu[0] & ERROR_BIT:
             self.counters.refused += 1
-            raise ModbusRefused(f"{self.where}, device {asked.device}", reply.pdu[1])
-        return reply.pdu
+            raise ModbusRefused(f"{self.where}, device {asked.device}", pdu[1])
+        return pdu
+
+    async def _exchange(self, client: "ModbusBaseClient", request: "ModbusPDU", asked: Asked) -> bytes:
+        """Send, and wait for `_trace` to see the reply. Raises BadReply, TimeoutError or ConnectionError."""
+        loop = asyncio.get_running_loop()
+        self._asked, self._answer = asked, loop.create_future()
+        timer = loop.call_later(self._patience_s(request), self._give_up, TimeoutError())
+        try:
+            request.transaction_id = client.ctx.getNextTID()
+            client.ctx.pdu_send(request)
+            return await self._answer
+        finally:
+            timer.cancel()
+            self._asked = None
+
+    def _give_up(self, error: Exception) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+
+    def _connection(self, there: bool) -> None:
+        """pymodbus tells that the connection came or went."""
+        if not there and self._asked is not None:
+            self._give_up(ConnectionError())
+
+    def _patience_s(self, request: "ModbusPDU") -> float:
+        return self.timeout_s
 
     def _trace(self, sending: bool, octets: bytes) -> bytes:
         """pymodbus shows us what it sends, and all it has received since. The reply is taken here; to pymodbus none is left."""
@@ -334,16 +343,15 @@ class ModbusLink:
             self._sent(octets)
             return octets
         self._heard()
-        future = self._client.ctx.response_future if self._client is not None else None
-        if self._asked is None or future is None or future.done():
+        if self._asked is None or self._answer is None or self._answer.done():
             return b""
         try:
             pdu = self._reply(octets, self._asked)
         except BadReply as error:
-            future.set_exception(error)
+            self._answer.set_exception(error)
         else:
             if pdu is not None:
-                future.set_result(_Reply(pdu, self._asked.device))
+                self._answer.set_result(pdu)
         return b""
 
     async def _connect(self) -> "ModbusBaseClient":
@@ -405,6 +413,7 @@ class TcpLink(ModbusLink):
             retries=0,
             reconnect_delay=0,  # the next request connects: nothing runs in the background
             trace_packet=self._trace,
+            trace_connect=self._connection,
         )
 
     def _unreachable(self) -> str:
@@ -499,6 +508,7 @@ class RtuLink(ModbusLink):
             retries=0,
             reconnect_delay=0,
             trace_packet=self._trace,
+            trace_connect=self._connection,
         )
 
     def _unreachable(self) -> str:
@@ -514,13 +524,9 @@ class RtuLink(ModbusLink):
         return rtu_reply(received, asked)
 
     async def _before(self, request: "ModbusPDU") -> None:
-        """Silence, and time for the octets themselves."""
-        assert self._client is not None
         silence_s = max(SILENT_CHARACTERS * self.line.character_s, FASTEST_SILENCE_S)
         await self._silence(silence_s if self._clean else max(self.turnaround_s, silence_s))
         self._clean = False
-        octets = len(request.encode()) + 2 * (request.count or 0) + 12  # request, reply and their frames, at most
-        self._client.ctx.comm_params.timeout_connect = self.timeout_s + octets * self.line.character_s
 
     async def _silence(self, silence_s: float) -> None:
         """Until the line has been silent for so long; what came meanwhile is thrown away."""
@@ -534,6 +540,11 @@ class RtuLink(ModbusLink):
         if transport is None:
             raise DeviceError(f"{self.where}: the port is gone")
         transport.sync_serial.reset_input_buffer()  # type: ignore[attr-defined]
+
+    def _patience_s(self, request: "ModbusPDU") -> float:
+        """The octets of request and reply take their own time."""
+        octets = len(request.encode()) + 2 * (request.count or 0) + 12
+        return self.timeout_s + octets * self.line.character_s
 
     def _good(self) -> None:
         self._clean = True
