@@ -176,7 +176,7 @@ def _loads(config: Config) -> Iterator[Found]:
 
 
 def _pdus(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Found]:
-    addresses: dict[tuple[str | None, int | None, int], str] = {}
+    addresses: dict[tuple[str | None, int | None, int | None], str] = {}
     lines: dict[str | None, tuple[str, tuple[int, str, int]]] = {}
     for i, pdu in enumerate(config.pdu):
         wire = pdu.serial_port if pdu.driver == "modbus_rtu" else pdu.host
@@ -185,7 +185,11 @@ def _pdus(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Fo
                 ("pdu", i),
                 f"needs {'serial_port' if pdu.driver == 'modbus_rtu' else 'host'} for driver {pdu.driver!r}",
             )
-        place = (wire, pdu.port, -1 if pdu.driver == "snmp" else pdu.device_id)
+        place = (
+            wire,
+            pdu.port,
+            pdu.unit if pdu.driver == "snmp" else pdu.device_id,
+        )  # units of a chain share an address
         if place in addresses:
             yield ("pdu", i), f"stands at the same address as PDU {addresses[place]!r}"
         addresses[place] = pdu.id

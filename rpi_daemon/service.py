@@ -190,8 +190,8 @@ class Service:
                     f"{folder}: {error.strerror}; create it, or change daemon.state_dir / runtime_dir"
                 ) from None
         self._stack.enter_context(folder_lock(self.runtime_dir))
-        for pdu in self.config.pdu:
-            self._stack.enter_context(pdu_lock(pdu.id, address_of(pdu)))
+        for address, pdu_id in {address_of(pdu): pdu.id for pdu in self.config.pdu}.items():  # a chain has one address
+            self._stack.enter_context(pdu_lock(pdu_id, address))
         with contextlib.suppress(
             PermissionError
         ):  # a tick should not wait for other people's work, where we may say so

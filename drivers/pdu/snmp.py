@@ -85,8 +85,9 @@ class SnmpPduOptions:
             mistakes.append(f"quantities {sorted(unknown)} are not known: choose from {', '.join(QUANTITIES)}")
         if self.slow_every < 1:
             mistakes.append(f"slow_every {self.slow_every} is below 1")
-        in_amperes = self.profile.limit is not None and self.profile.limit.unit == "A"
-        if (in_amperes or self.profile.metering.power is None) and not (self.nominal_v or 0.0) > 0.0:
+        meter, limit = self.profile.metering, self.profile.limit
+        in_amperes = (limit is not None and limit.unit == "A") or (meter.power is None and meter.current is not None)
+        if in_amperes and not (self.nominal_v or 0.0) > 0.0:
             mistakes.append(
                 f"profile {self.profile.name!r} has thresholds or readings in amperes: nominal_v must be given, above 0"
             )

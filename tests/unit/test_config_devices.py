@@ -52,6 +52,16 @@ def test_a_good_file_loads_and_knows_its_folder(tmp_path: Path) -> None:
     assert config.path("key") == tmp_path / "key"
 
 
+def test_units_of_a_chain_share_an_address_and_nothing_else_does(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    text = path.read_text()
+    second = text[text.index("[[pdu]]") : text.index("[[constraint]]")].replace('"a"', '"b"').replace("n{n}", "m{n}")
+    path.write_text(f"{text}{second}")
+    assert [line.split(": ", 1)[1] for line in mistakes(path)] == ["pdu[2]: stands at the same address as PDU 'a'"]
+    path.write_text(f"{text}{second}".replace('id = "b"', 'id = "b"\nunit = 2'))
+    assert [pdu.unit for pdu in load_checked(path).pdu] == [None, 2]
+
+
 def test_a_profile_that_is_not_there_is_told_beside_the_other_mistakes(tmp_path: Path) -> None:
     path = written(tmp_path, profile="raritan_xp", static_safe_w=600.0)
     os.chmod(tmp_path / "key", 0o644)
