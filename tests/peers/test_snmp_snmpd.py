@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from rpi_daemon.discover import look
 from rpi_daemon.drivers.pdu.snmp_session import (
     INTEGER,
     NO_SUCH_OBJECT,
@@ -25,6 +26,8 @@ from rpi_daemon.drivers.pdu.snmp_session import (
     SnmpTimeout,
     Varbind,
 )
+from rpi_daemon.drivers.pdu.walk import walk
+from rpi_daemon.errors import AuthError, DeviceError
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -97,6 +100,30 @@ def test_set_and_read_back(agent: Any, changes: dict[str, Any]) -> None:
             assert counters.reports == (0 if changes.get("version") == "2c" else 1)
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("version", ["2c", "3"])
+def test_a_walk_by_getbulk_gives_every_object_in_order(agent: Any, version: str) -> None:
+    async def body() -> None:
+        async with opened(agent, version=version) as session:
+            await session.set([Varbind(oid, INTEGER, 7 * i) for i, oid in enumerate(OIDS)])
+            for repetitions in (1, 4, 40):
+                found = [(v.oid, v.value) async for v in walk(session, snmpd.BASE_OID, repetitions) if v.oid in OIDS]
+                assert found == [(oid, 7 * i) for i, oid in enumerate(OIDS)]
+
+    asyncio.run(body())
+
+
+def test_discover_names_an_agent_that_is_no_pdu(agent: Any) -> None:
+    endpoint = SnmpEndpoint(agent.host, agent.port, "2c", community=snmpd.COMMUNITY, timeout_s=1.0)
+    with pytest.raises(DeviceError, match=r"with sysObjectID 1\.3\.6\.1\.4\.1\.8072\.3\.2\.10: no profile knows it"):
+        asyncio.run(look(endpoint))
+
+
+def test_discover_tells_a_wrong_community_from_a_silent_host(agent: Any) -> None:
+    endpoint = SnmpEndpoint(agent.host, agent.port, "2c", community="another", timeout_s=0.3, retries=0)
+    with pytest.raises(AuthError, match="is there, but does not answer to this community"):
+        asyncio.run(look(endpoint))
 
 
 def test_restart_of_the_agent_costs_one_resynchronisation(agent: Any) -> None:
