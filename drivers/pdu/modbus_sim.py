@@ -1,9 +1,12 @@
 """Simulated Modbus devices shaped by register maps, on pymodbus servers: TCP, and RTU over a pair of pseudo-terminals."""
 
+import argparse
 import asyncio
 import contextlib
+import json
 import os
 import random
+import sys
 import tty
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +21,8 @@ from pymodbus.server.requesthandler import ServerRequestHandler
 from pymodbus.simulator import DataType, SimData, SimDevice
 
 from rpi_daemon.drivers.pdu.modbus_link import SerialLine, crc16
-from rpi_daemon.drivers.pdu.register_map import Number, RegisterMap, Span, blocks
-from rpi_daemon.errors import ConfigError
+from rpi_daemon.drivers.pdu.register_map import Number, RegisterMap, Span, blocks, load_map
+from rpi_daemon.errors import ConfigError, RpiError
 
 HOLDING, INPUT = 3, 4
 WRITES = (6, 16)
@@ -363,3 +366,49 @@ def command(device: SimulatedDevice, request: Mapping[str, object]) -> dict[str,
         return {"error": f'use {{"faults": {{...}}}} with {", ".join(known)}'}
     device.faults = ModbusFaults(**faults)
     return {"faults": faults}
+
+
+async def serve(simulator: ModbusSimulator) -> None:
+    """Until standard input ends: one JSON request a line, one answer a line; see `command`."""
+    async with simulator:
+        where = simulator.port if isinstance(simulator, ModbusTcpSimulator) else simulator.line().port
+        print(json.dumps({"ready": True, "port": where}), flush=True)
+        (device,) = simulator.devices.values()
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            try:
+                request = json.loads(line)
+            except ValueError:
+                request = {}
+            print(json.dumps(command(device, request if isinstance(request, dict) else {})), flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m rpi_daemon.drivers.pdu.modbus_sim", description=__doc__)
+    parser.add_argument("--map", required=True, help="name of a shipped register map, or path of one")
+    parser.add_argument("--device-id", type=int, default=1)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="TCP port; 0 takes a free one")
+    parser.add_argument("--rtu", metavar="PATH", help="serve RTU instead: PATH leads to the host's end of the line")
+    parser.add_argument("--power-w", type=float, default=100.0, help="draw at each number")
+    parser.add_argument("--volts", type=float, default=230.0)
+    options = parser.parse_args(arguments)
+    try:
+        device = SimulatedDevice(
+            load_map(options.map),
+            device_id=options.device_id,
+            power_w=lambda outlet: options.power_w,
+            volts=options.volts,
+        )
+        wire: ModbusSimulator = ModbusTcpSimulator([device], options.host, options.port)
+        if options.rtu:
+            wire = ModbusRtuSimulator([device], Path(options.rtu))
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how an operator ends it
+            asyncio.run(serve(wire))
+    except RpiError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,8 @@
 """A DC rack on Modbus: a power shelf's constant-current set-point is the limit, a meter on a serial bus the only sensor."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,3 +142,18 @@ def test_a_silent_meter_is_named_and_the_other_on_its_bus_goes_on(rack: RackProc
     rack.ask(pdu="meter", faults={})
     daemon.normal()
     assert daemon.stop() == 0
+
+
+def test_a_register_map_is_tried_without_its_device() -> None:
+    program = [sys.executable, "-P", "-m", "rpi_daemon.drivers.pdu.modbus_sim", "--map", "eastron_sdm630"]
+    done = subprocess.run(
+        program, input='{"faults": {"drop": 1}}\nnonsense\n', capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 0, done.stderr
+    ready, taken, refused = (json.loads(line) for line in done.stdout.splitlines())
+    assert ready["port"] > 0
+    assert taken == {"faults": {"drop": 1}}
+    assert "late_s" in refused["error"]
+    wrong = subprocess.run([*program[:-1], "nothing"], capture_output=True, text=True, timeout=20)
+    assert wrong.returncode == 3
+    assert "register map 'nothing' is not known" in wrong.stderr
