@@ -1,6 +1,7 @@
 """An IIO device: sysfs trees of old and new kernels, and a FIFO that delivers its records through the real sampler."""
 
 import asyncio
+import gc
 import math
 import os
 import select
@@ -80,6 +81,13 @@ class Tree:
 
     def options(self, channels: tuple[str, ...] = CHANNELS, gains: tuple[float, ...] | None = GAINS) -> IioOptions:
         return IioOptions(self.name, channels, gains, self.devices, self.dev)
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """An attempt to open that failed leaves its traceback in a cycle, and with it the mapped ring."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
