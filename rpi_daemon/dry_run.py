@@ -2,7 +2,7 @@
 
 import asyncio
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,10 @@ from rpi_daemon.records import (
     TICK_NS,
     TICK_S,
     ApplyResult,
+    CapDesired,
+    CapOutcome,
+    CapReading,
+    CapReport,
     Desired,
     Forecast,
     LimitKind,
@@ -41,7 +45,7 @@ from rpi_daemon.records import (
 )
 from rpi_daemon.score import MemberScores, RunScore
 from rpi_daemon.sensing import board_setup, wiring
-from rpi_daemon.service import Service
+from rpi_daemon.service import Service, note_lowest_caps
 from rpi_daemon.status import summary
 
 SETTLE_NS = 200_000_000  # a PDU that does not exist takes a limit after this; measured ones take longer or shorter
@@ -87,6 +91,30 @@ class VirtualPdu:
         return PduReading(now_ns, now_ns / NS_PER_S, {}, {}, {}, states)
 
 
+@dataclass(slots=True)
+class VirtualServer:
+    """A server in virtual time: takes the newest cap after a settle time and keeps it, so that the loop is closed."""
+
+    load: str
+    keep: Callable[[float | None], None]
+    cap_w: float | None = None
+    asked: CapDesired | None = None
+
+    def submit(self, desired: CapDesired) -> None:
+        """As a cap task: the newest cap replaces what waits."""
+        self.asked = desired
+
+    def reports(self, now_ns: int) -> list[CapReport]:
+        """What a tick at `now_ns` hears from it."""
+        if self.asked is not None and now_ns - self.asked.t_mono_ns >= SETTLE_NS:
+            asked, self.asked = self.asked, None
+            self.cap_w = asked.cap_w
+            self.keep(self.cap_w)
+            outcome = CapOutcome(self.cap_w, self.cap_w, True, None, asked.t_mono_ns, now_ns)
+            return [CapReport(self.load, outcome=outcome)]
+        return [CapReport(self.load, reading=CapReading(now_ns, None, self.cap_w, self.cap_w is not None))]
+
+
 def dry_run_replay(trace_path: Path, config_path: Path | None, seconds: float | None) -> dict[str, Any]:
     """Run a recorded trace through the pipeline in virtual time; raises TraceError or ConfigError."""
     traces = read_traces(trace_path)
@@ -97,10 +125,14 @@ def dry_run_replay(trace_path: Path, config_path: Path | None, seconds: float | 
     score, digest, members = RunScore(rack), DecisionDigest(), MemberScores()
     for i in range(rack.n):
         score.limit_seen(i, float(rack.static_safe_w[i]))
-    writes = 0
+    writes = caps = 0
+    loads = [rack.loads[cap.load].name for cap in rack.caps]
+    lowest_caps_w: dict[str, float] = {}
     draw_w: list[float] = []
     for snapshot, reports, latest in _ticks(config, rack, traces, duration_s):
         members.update(snapshot.readings, latest)
+        caps += len(snapshot.cap_plan.desired)
+        note_lowest_caps(lowest_caps_w, loads, snapshot.cap_plan)
         for report in reports:
             for outcome in report.result.outcomes if report.result is not None else ():
                 writes += 1
@@ -122,6 +154,8 @@ def dry_run_replay(trace_path: Path, config_path: Path | None, seconds: float | 
         "outlets": rack.n,
         "mean_draw_w": mean_w,
         "writes_proposed": writes,
+        "caps_proposed": caps,
+        "lowest_caps_w": lowest_caps_w,
         **figures,
         "headroom_found_w": _difference(figures["mean_static_safe_w"], figures["mean_limit_w"]),
         "member_mae_w": members.mae_w(),
@@ -143,6 +177,12 @@ def _ticks(
         )
         for pdu in config.pdu
     }
+    servers = {
+        rack.loads[cap.load].name: VirtualServer(
+            rack.loads[cap.load].name, partial(_throttle, boards, rack.loads[cap.load].outlets)
+        )
+        for cap in rack.caps
+    }
     pipeline = build_pipeline(config, rack, [board.setup for board in boards], clock)
     for _ in range(int(duration_s * NS_PER_S // TICK_NS)):
         for board in boards:
@@ -150,10 +190,20 @@ def _ticks(
         clock.advance(TICK_S)
         now_ns = clock.mono_ns()
         reports = tuple(report for pdu in pdus.values() for report in pdu.reports(now_ns))
-        snapshot = pipeline.step(TickInputs(now_ns, clock.utc_ns(), Mode.CLOSED_LOOP, HealthFlags(), reports))
+        cap_reports = tuple(report for server in servers.values() for report in server.reports(now_ns))
+        inputs = TickInputs(now_ns, clock.utc_ns(), Mode.CLOSED_LOOP, HealthFlags(), reports, cap_reports=cap_reports)
+        snapshot = pipeline.step(inputs)
+        for cap in snapshot.cap_plan.desired:
+            servers[cap.load].submit(cap)
         for desired in snapshot.desired:
             pdus[desired.pdu].submit(desired)
         yield snapshot, reports, pipeline.forecaster.latest
+
+
+def _throttle(boards: Sequence["_ReplayBoard"], outlets: Sequence[int], cap_w: float | None) -> None:
+    """A server keeps its cap: each of its supplies takes its part."""
+    for board in boards:
+        board.set_cap(outlets, None if cap_w is None else cap_w / len(outlets))
 
 
 class _ReplayBoard:
@@ -165,8 +215,15 @@ class _ReplayBoard:
         memory = bytearray(Ring.bytes_needed(len(description.channels), RING_SCANS))
         self._ring = Ring(memory, n_channels=len(description.channels), capacity=RING_SCANS)
         wired = wiring(board, config.outlets())
+        self._outlets = wired.outlets
         self.setup = board_setup(self._ring, description, wired, own_word(description), dc=config.rack.supply == "dc")
         self._index = 0
+
+    def set_cap(self, outlets: Sequence[int], cap_w: float | None) -> None:
+        """The servers behind these outlets of the rack, as far as they are on this board, draw no more than this."""
+        for k, outlet in enumerate(self._outlets):
+            if outlet in outlets:
+                self._source.plant.set_cap(k, cap_w)
 
     def advance(self, from_ns: int) -> None:
         """The next 100 ms of scans, the first 1 ms after `from_ns`."""
@@ -200,7 +257,13 @@ def dry_run_live(config_path: Path, seconds: float) -> dict[str, Any]:
         )  # facilities hear nothing of it
         with logging_to_stderr("warning", "text"):
             asyncio.run(service.run(seconds=seconds))
-        return {"trace": None, "seconds": seconds, "writes_proposed": None, **summary(service)}
+        return {
+            "trace": None,
+            "seconds": seconds,
+            "writes_proposed": None,
+            "lowest_caps_w": service.lowest_caps_w,
+            **summary(service),
+        }
 
 
 def dry_run_recording(folder: Path) -> dict[str, Any]:
@@ -273,6 +336,9 @@ def report_text(document: dict[str, Any]) -> str:
         )
     if document.get("writes_proposed") is not None:
         lines.append(f"  {document['writes_proposed']} writes it would have made")
+    if document.get("lowest_caps_w"):
+        lowest = ", ".join(f"{load} {cap_w:.0f} W" for load, cap_w in document["lowest_caps_w"].items())
+        lines.append(f"  servers it would have capped, at the lowest: {lowest}")
     lines += [
         f"  requests passed by {share('request_escape_rate')} of running maxima; limit passed in {document['limit_escapes']} windows"
         f" ({document['limit_escape_episodes']} times)",

@@ -43,6 +43,7 @@ from rpi_daemon.records import (
     TICK_NS,
     TICK_S,
     ApplyResult,
+    CapPlan,
     CapReport,
     LimitWrite,
     Mode,
@@ -102,6 +103,7 @@ class Service:
         self.identities: dict[str, PduIdentity] = {}
         self.tasks: dict[str, PduTask] = {}
         self.cap_tasks: dict[str, CapTask] = {}  # by load
+        self.lowest_caps_w: dict[str, float] = {}  # that were wanted
         self.score = RunScore(self.rack)
         self.digest = DecisionDigest()
         self.snapshot: Snapshot | None = None
@@ -466,6 +468,7 @@ class Service:
         snapshot = pipeline.step(inputs)
         for desired in snapshot.desired:
             self.tasks[desired.pdu].submit(desired, snapshot.readings.t_mono_ns)
+        note_lowest_caps(self.lowest_caps_w, pipeline.capping.names, snapshot.cap_plan)
         for cap in snapshot.cap_plan.desired:
             self.cap_tasks[cap.load].submit(cap)
         self._lease.renew(now_ns)
@@ -724,6 +727,13 @@ def _write_ms(report: PduReport) -> set[float]:
         return set()
     verified = {outcome.t_verified_ns for outcome in report.result.outcomes} - {None}
     return {(t_ns - report.measured_ns) / 1e6 for t_ns in verified if t_ns is not None}
+
+
+def note_lowest_caps(lowest_w: dict[str, float], loads: Sequence[str], plan: CapPlan) -> None:
+    """Keep the lowest cap that was wanted of each load, written or not."""
+    for load, wanted_w in zip(loads, plan.wanted_w.tolist(), strict=False):
+        if math.isfinite(wanted_w):
+            lowest_w[load] = min(lowest_w.get(load, math.inf), wanted_w)
 
 
 def log_overloads(rack: RackModel, before: Snapshot | None, snapshot: Snapshot) -> None:

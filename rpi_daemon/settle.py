@@ -39,7 +39,7 @@ class SettleTimes:
     def note_pdu(self, pdu: str, seconds: float) -> None:
         """One batch of a PDU, from its first message to its read-back."""
         before_s = self.pdus.get(pdu, seconds)
-        self.pdus[pdu] = max(seconds, (1.0 - FADE) * before_s + FADE * seconds)
+        self.pdus[pdu] = max(seconds, before_s + FADE * (seconds - before_s))
 
     def worth_saving(self) -> bool:
         """Whether a figure is new, or has moved by a fifth since it was saved."""
