@@ -302,13 +302,14 @@ class Capping:
         for k in np.flatnonzero(settled & self._measuring):
             self._measure(int(k), readings.t_mono_ns)
         self._followed |= settled
-        self._over_ns[~over] = NEVER_NS
+        self._over_ns[known & ~over] = NEVER_NS
         self._over_ns[over & (self._over_ns == NEVER_NS)] = now_ns
-        self._below_ns[~within] = NEVER_NS
-        self._below_ns[within & (self._below_ns == NEVER_NS)] = now_ns
+        keeps = known & ~over
+        self._below_ns[~keeps] = NEVER_NS
+        self._below_ns[keeps & (self._below_ns == NEVER_NS)] = now_ns
         patience_s = 1.0 + 2.0 * np.where(np.isnan(self._settle_s), config.assumed_settle_s, self._settle_s)
         late = (self._ours() | falling) & over & (now_ns - self._over_ns > patience_s * NS_PER_S)
-        obeys = within & (now_ns - self._below_ns >= round(config.obeyed_s * NS_PER_S))
+        obeys = keeps & (now_ns - self._below_ns >= round(config.obeyed_s * NS_PER_S))
         self._not_held = (self._not_held | late) & ~obeys
 
     def _within(self, drawn_w: FloatArray, cap_w: FloatArray) -> BoolArray:

@@ -234,14 +234,16 @@ class Pipeline:
         controlled = writable(self.rack, self.safe, in_force)
         enforced = np.array([kind.enforced for kind in in_force.kind])
         capped = least_w = None
+        request_w = request.request_w
         if self.rack.caps:
             capped, least_w = self._able_to_give_way(caps)
             controlled |= capped[self.rack.load_of]
             enforced |= capped[self.rack.load_of]
+            request_w = np.fmax(request_w, readings.power_w)  # what is drawn already counts, whatever was forecast
         power_factor, voltage_v = self._lowest.step(readings)
         return allocate(
             readings.t_mono_ns,
-            request.request_w,
+            request_w,
             self.rack,
             ceilings,
             power_factor,
