@@ -229,14 +229,20 @@ class _Fill:
             level = come <= least + ROUNDING
             speed_w = np.where(going & level, pace_w, 0.0)
             slope = self._coefficient @ speed_w
-            reach = np.full(len(slope), np.inf)
-            np.divide(np.maximum(0.0, self._room), slope, out=reach, where=slope > 0.0)
+            reach = self._reach(slope)
             arrive = float((way_w[level] / pace_w[level]).min())
             part = min(arrive, float(np.min(come[~level], initial=np.inf) - least), float(reach.min(initial=np.inf)))
             self.grant_w += part * speed_w
             self._room -= part * slope
             way_w = np.where(way_w - part * speed_w > ROUNDING * pace_w, way_w - part * speed_w, 0.0)
             self._stop(way_w, slope, reach <= part)
+
+    def _reach(self, slope: FloatArray) -> FloatArray:
+        """How far each row lets its members go at this slope."""
+        reach = np.full(len(slope), np.inf)
+        with np.errstate(over="ignore"):  # next to nothing is wanted of the row: it is no bound
+            np.divide(np.maximum(0.0, self._room), slope, out=reach, where=slope > 0.0)
+        return reach
 
     def _stop(self, way_w: FloatArray, slope: FloatArray, reached: BoolArray) -> None:
         """Members on rows that are full now go no further."""
@@ -251,8 +257,7 @@ class _Fill:
         left = 1.0
         while np.any(way_w > 0.0):
             slope = self._coefficient @ way_w
-            reach = np.full(len(slope), np.inf)
-            np.divide(np.maximum(0.0, self._room), slope, out=reach, where=slope > 0.0)
+            reach = self._reach(slope)
             part = min(left, float(reach.min(initial=np.inf)))
             self.grant_w += part * way_w
             self._room -= part * slope
