@@ -1,9 +1,11 @@
-"""A sensor board: rate, loss, lateness, noise floor, step response. The simulated board, or the real one with --port.
+"""A sensor board: rate, loss, lateness, noise floor, step response. Simulated, or a real one: --config, or --port.
 
 The loads should stay steady during the first part. The step is made by the simulator, or by you: the bench says when.
 Nothing is ever written to the board.
 """
 
+import argparse
+import asyncio
 import contextlib
 import json
 import subprocess
@@ -21,8 +23,11 @@ from page import Line, Measured, Plot, arguments, publish
 from rpi_daemon._fastpath import core
 from rpi_daemon._fastpath.core import BoardDescription, Ring, Sampler, WindowKernel
 from rpi_daemon._fastpath.memory import anonymous
+from rpi_daemon.clock import SystemClock
+from rpi_daemon.config.load import read_config
 from rpi_daemon.drivers.sensors.serial import SerialOptions, SerialSource
 from rpi_daemon.errors import RpiError
+from rpi_daemon.sensing import board_source
 
 RATE_HZ = 1000
 RING_S = 90
@@ -66,33 +71,61 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench(port: str | None, baud: int, board_id: int) -> Iterator[Bench]:
-    """Open the board (or start the simulated one), sample, wait until it has said what it is."""
-    with contextlib.ExitStack() as stack:
-        simulator = None
-        if port is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rpi-hil-")))
-            port = str(folder / "board.tty")
-            command = [
-                *(sys.executable, "-P", "-m", "rpi_daemon.drivers.sensors.board_sim"),
-                *("--outlets", str(OUTLETS), "--board-id", str(board_id), "--link", port),
-            ]
-            simulator = stack.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            )
-            stack.callback(simulator.terminate)
-            assert simulator.stdout is not None
-            baud = json.loads(simulator.stdout.readline())["line_rate_baud"] or baud
-        source = SerialSource(SerialOptions(port, baud))
-        source.open()
-        stack.callback(source.close)
+def on_port(port: str, baud: int, board_id: int, simulator: subprocess.Popen[str] | None = None) -> Iterator[Bench]:
+    """A board of which only the port is known: it says itself what it is."""
+    source = SerialSource(SerialOptions(port, baud))
+    source.open()
+    with contextlib.closing(source):
         board = _described(source, board_id)
-        n = len(board.channels)
-        ring = Ring(anonymous(Ring.bytes_needed(n, RING_S * RATE_HZ)), n_channels=n, capacity=RING_S * RATE_HZ)
-        sampler = Sampler(ring, board_id=board_id, fifo_priority=80)
-        sampler.start_streamed(source.fileno())
-        stack.callback(sampler.stop)
-        yield Bench(ring, sampler, board, simulator)
+        with sampling(len(board.channels), board_id) as (ring, sampler):
+            sampler.start_streamed(source.fileno())
+            yield Bench(ring, sampler, board, simulator)
+
+
+@contextlib.contextmanager
+def simulated(board_id: int) -> Iterator[Bench]:
+    """The simulated board, in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="rpi-hil-") as folder:
+        port = f"{folder}/board.tty"
+        command = [
+            *(sys.executable, "-P", "-m", "rpi_daemon.drivers.sensors.board_sim"),
+            *("--outlets", str(OUTLETS), "--board-id", str(board_id), "--link", port),
+        ]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as simulator:
+            try:
+                assert simulator.stdout is not None
+                baud = json.loads(simulator.stdout.readline())["line_rate_baud"]
+                with on_port(port, baud, board_id, simulator) as b:
+                    yield b
+            finally:
+                simulator.terminate()
+
+
+@contextlib.contextmanager
+def configured(path: Path, name: str | None) -> Iterator[Bench]:
+    """A board of a configuration: serial or IIO."""
+    config = read_config(path)
+    real = [board for board in config.board if board.driver in ("serial", "iio")]
+    chosen = [board for board in real if name in (None, board.id)]
+    if len(chosen) != 1:
+        raise SystemExit(f"--board {name}: choose one of {', '.join(board.id for board in real) or 'none'}")
+    source = board_source(config, chosen[0], SystemClock())
+    with contextlib.closing(source), sampling(len(chosen[0].channels), chosen[0].board_id) as (ring, sampler):
+        source.start(sampler)
+        board = asyncio.run(source.describe(sampler))
+        yield Bench(ring, sampler, board, None)
+
+
+@contextlib.contextmanager
+def sampling(n_channels: int, board_id: int) -> Iterator[tuple[Ring, Sampler]]:
+    """A ring in memory and its sampler, as the daemon has them."""
+    memory = anonymous(Ring.bytes_needed(n_channels, RING_S * RATE_HZ))
+    ring = Ring(memory, n_channels=n_channels, capacity=RING_S * RATE_HZ)
+    sampler = Sampler(ring, board_id=board_id, fifo_priority=80)
+    try:
+        yield ring, sampler
+    finally:
+        sampler.stop()
 
 
 def _described(source: SerialSource, board_id: int) -> BoardDescription:
@@ -123,7 +156,7 @@ def steady(measured: Measured, b: Bench, seconds: float) -> None:
     counted = {name: after[name] - before[name] for name in after}
     measured.add("rate", rate_hz, "scans/s", least=0.999 * b.board.rate_hz, most=1.001 * b.board.rate_hz)
     measured.add("board clock against host", 1e6 * (rate_hz / b.board.rate_hz - 1.0), "ppm")
-    measured.add("scans received", counted["received"])
+    measured.add("scans received", counted["received"], least=0.99 * seconds * b.board.rate_hz)
     measured.add("scans lost", counted["lost"], most=0)
     for name in ("late", "corrupt", "overflow"):
         measured.add(f"scans or frames {name}", counted[name])
@@ -260,9 +293,17 @@ def _respond(measured: Measured, b: Bench, kernel: WindowKernel, current: int, f
     )
 
 
+def opened(options: argparse.Namespace) -> contextlib.AbstractContextManager[Bench]:
+    if options.config is not None:
+        return configured(options.config, options.board)
+    return on_port(options.port, options.baud, options.board_id) if options.port else simulated(options.board_id)
+
+
 def main() -> int:
     parser = arguments(__doc__)
-    parser.add_argument("--port", help="serial port of a real board; the simulated one if not given")
+    parser.add_argument("--config", type=Path, help="configuration that has the real board, serial or IIO")
+    parser.add_argument("--board", help="which [[board]] of it; needed when there are several")
+    parser.add_argument("--port", help="or the serial port of a real board; without either the simulated one")
     parser.add_argument("--baud", type=int, default=3_000_000, help="line rate, bit/s; USB CDC ignores it")
     parser.add_argument("--board-id", type=int, default=1)
     parser.add_argument(
@@ -272,10 +313,10 @@ def main() -> int:
     options = parser.parse_args()
     seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
     try:
-        with bench(options.port, options.baud, options.board_id) as b:
+        with opened(options) as b:
             about = f"board {b.board.serial_number}, firmware {b.board.firmware}, {len(b.board.channels)} channels"
-            simulated = options.port is None
-            measured = Measured("sensor_hil", f"{'simulator' if simulated else options.port}: {about}", simulated)
+            where = "simulator" if b.simulator else str(options.config or options.port)
+            measured = Measured("sensor_hil", f"{where}: {about}", b.simulator is not None)
             steady(measured, b, min(seconds, RING_S - 10.0))
             if options.step_outlet:
                 step(measured, b, options.step_outlet, options.quick)
