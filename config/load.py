@@ -84,7 +84,7 @@ def _parse(
         mistakes.extend(Mistake(loc, sentence) for loc, sentence in found)
     if mistakes:
         lines = line_numbers(text)
-        placed = sorted({(line_of(lines, m.loc), f"{_key(m.loc)}: {m.text}") for m in mistakes})
+        placed = sorted({(line_of(lines, m.loc), f"{key_of(m.loc)}: {m.text}") for m in mistakes})
         raise ConfigError("\n".join(f"{name}:{line}: {sentence}" for line, sentence in placed))
     assert config is not None
     return config
@@ -227,8 +227,9 @@ def line_of(lines: Mapping[Loc, int], loc: Loc) -> int:
     return 1
 
 
-def _key(loc: Loc) -> str:
+def key_of(loc: Loc, top: str = "configuration") -> str:
+    """A location in words, entries of lists counted from 1: `pdu[2].host`; `top` for the whole file."""
     text = ""
     for part in loc:
         text += f"[{part + 1}]" if isinstance(part, int) else (f".{part}" if text else str(part))
-    return text or "configuration"
+    return text or top

@@ -2,19 +2,18 @@
 
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_validator
 
-from rpi_daemon.config.load import Loc, line_numbers, line_of
-from rpi_daemon.errors import ConfigError
+from rpi_daemon.config.load import Loc, key_of
+from rpi_daemon.drivers.pdu.device_file import Mistake, Table, parse_file, read_file, shipped_names
 from rpi_daemon.records import LimitKind
 
+PROFILES = "rpi_daemon.drivers.pdu.profiles"
 # ASN.1 tags as on the wire (RFC 2578 section 7.1); BITS travel as OCTET STRING.
 TAGS = {
     "integer": 0x02,
@@ -75,11 +74,7 @@ Codes = Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
 RowIndex = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)*(-\d+)?$")]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Identity(_Table):
+class Identity(Table):
     """How the family is recognised, and where it says who it is. Patterns are tried on sysDescr, first group counts."""
 
     sys_object_id: OidPrefix
@@ -106,7 +101,7 @@ class Identity(_Table):
         return self
 
 
-class Feeds(_Table):
+class Feeds(Table):
     """For families that number their outlets anew on each cord or infeed: `{outlet}` stands for two arcs, feed and
     outlet. Which there are is asked once after each start of the device; the outlets of feed 1 come first, then those of
     feed 2, and that place is the outlet's number."""
@@ -116,7 +111,7 @@ class Feeds(_Table):
     outlets: int = Field(ge=1, le=1024)  # that a feed has at most
 
 
-class Index(_Table):
+class Index(Table):
     """What `{unit}` is when the options do not say, and how many outlets the family has at most."""
 
     unit: int = Field(default=1, ge=0)
@@ -125,14 +120,14 @@ class Index(_Table):
     feeds: Feeds | None = None
 
 
-class Validity(_Table):
+class Validity(Table):
     """A column that says whether the number beside it is one; the listed readings mean that it is not."""
 
     oid: OidTemplate
     invalid: Codes
 
 
-class Scaled(_Table):
+class Scaled(Table):
     """A number's step on the wire: a constant, or 10^-d with d read from the device. Which counts are no number."""
 
     scale: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
@@ -177,7 +172,7 @@ class Measured(Scaled):
         return self.counted(value) if self.type != "text" and isinstance(value, int) else None
 
 
-class Coded(_Table):
+class Coded(Table):
     """A column whose numbers are words; a number that is not listed is "not known"."""
 
     oid: OidTemplate
@@ -194,7 +189,7 @@ class Coded(_Table):
         return self
 
 
-class Restriction(_Table):
+class Restriction(Table):
     """OverloadRestriction of a phase or bank: which number lets further outlets be switched on, and which refuses it."""
 
     oid: OidTemplate
@@ -208,7 +203,7 @@ class Restriction(_Table):
         return next((word for word in words if code == getattr(self, word)), None)
 
 
-class SwitchState(_Table):
+class SwitchState(Table):
     """The column that says whether an outlet is on. A reading in neither list is "not known"."""
 
     oid: OidTemplate
@@ -216,7 +211,7 @@ class SwitchState(_Table):
     off: Codes
 
 
-class Meters(_Table):
+class Meters(Table):
     """The quantities of an outlet or of a row; each column must have the unit of its quantity."""
 
     power: Measured | None = None
@@ -255,12 +250,12 @@ class Metering(Meters):
         return self
 
 
-class ThresholdColumn(_Table):
+class ThresholdColumn(Table):
     oid: OidTemplate
     type: Literal["integer", "gauge32"]
 
 
-class EnableMask(_Table):
+class EnableMask(Table):
     """The column of which one bit switches the threshold on. BITS count from the most significant bit of the first
     octet; an integer mask counts from its lowest bit."""
 
@@ -301,7 +296,7 @@ class EnableMask(_Table):
         return mask.to_bytes(self.octets, "big") if self.type == "bits" else mask
 
 
-class LowerThreshold(_Table):
+class LowerThreshold(Table):
     """A threshold that the device keeps below ours (a warning below a critical one).
 
     `disable`: its bit in the mask is taken off while its value is above our limit; restoring puts the mask back.
@@ -411,7 +406,7 @@ class Rows(Meters):
         return found
 
 
-class Action(_Table):
+class Action(Table):
     """One switching command: `value` into `oid`."""
 
     oid: OidTemplate
@@ -419,14 +414,14 @@ class Action(_Table):
     type: Literal["integer", "gauge32"] = "integer"
 
 
-class Switchable(_Table):
+class Switchable(Table):
     """The column that says whether an outlet has a relay."""
 
     oid: OidTemplate
     yes: Codes
 
 
-class Switching(_Table):
+class Switching(Table):
     """How outlets are switched. `settle_s`: how long the state may take to follow."""
 
     on: Action
@@ -436,7 +431,7 @@ class Switching(_Table):
     settle_s: float = Field(default=5.0, gt=0.0, le=60.0)
 
 
-class Pace(_Table):
+class Pace(Table):
     """What the device stands."""
 
     batch_varbinds: int = Field(ge=1, le=256)
@@ -446,7 +441,7 @@ class Pace(_Table):
     writes_per_outlet_day: int = Field(ge=1, le=100_000)
 
 
-class Profile(_Table):
+class Profile(Table):
     """One PDU family. Immutable; made by `load_profile`."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
@@ -475,56 +470,13 @@ def load_profile(name_or_path: str | Path) -> Profile:
 
     Raises ConfigError: one line per mistake, with file, line, key, what was given and what is allowed.
     """
-    text = str(name_or_path)
-    if "/" in text or text.endswith(".toml"):
-        path = Path(text)
-        shown = text
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{shown}: cannot read the PDU profile: {error.strerror}") from error
-    else:
-        shown = f"{text}.toml"
-        resource = files("rpi_daemon.drivers.pdu.profiles").joinpath(shown)
-        if not resource.is_file():
-            known = ", ".join(profile_names())
-            raise ConfigError(
-                f"PDU profile {text!r} is not known: choose one of {known}, or give a path to a TOML file"
-            )
-        data = resource.read_bytes()
-    return _parse(data, shown)
+    data, shown = read_file(name_or_path, PROFILES, "PDU profile")
+    return parse_file(Profile, data, shown, _collisions)
 
 
 def profile_names() -> list[str]:
     """The names of the shipped profiles."""
-    folder = files("rpi_daemon.drivers.pdu.profiles")
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
-def _parse(data: bytes, shown: str) -> Profile:
-    try:
-        text = data.decode()
-        table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{shown}: not a TOML file: {error}") from error
-    lines = line_numbers(text)
-    try:
-        profile = Profile.model_validate(table)
-    except ValidationError as error:
-        mistakes = []
-        for mistake in error.errors():
-            given = mistake["input"]
-            got = "" if isinstance(given, dict) or mistake["type"] == "missing" else f", got {given!r}"
-            mistakes.append((mistake["loc"], mistake["msg"].removeprefix("Value error, ") + got))
-        raise _told(shown, lines, mistakes) from error
-    if mistakes := list(_collisions(profile)):
-        raise _told(shown, lines, mistakes)
-    return profile
-
-
-def _told(shown: str, lines: dict[Loc, int], mistakes: list[tuple[Loc, str]]) -> ConfigError:
-    found = sorted((line_of(lines, loc), ".".join(map(str, loc)) or "(top)", text) for loc, text in mistakes)
-    return ConfigError("\n".join(f"{shown}:{line}: {key}: {text}" for line, key, text in found))
+    return shipped_names(PROFILES)
 
 
 def _columns(table: BaseModel, loc: Loc = ()) -> Iterator[tuple[Loc, str]]:
@@ -547,7 +499,7 @@ def _may_be_shared(loc: Loc) -> bool:
     return bool(words & {"digits_oid", "valid", "enable", "switching", "feeds", "state", "identity", "metered_oid"})
 
 
-def _collisions(profile: Profile) -> Iterator[tuple[Loc, str]]:
+def _collisions(profile: Profile) -> Iterator[Mistake]:
     """Columns that cannot all be right: one OID for two things, one below another, or a place that is not theirs."""
     columns = list(_columns(profile))
     for loc, template in columns:
@@ -559,7 +511,7 @@ def _collisions(profile: Profile) -> Iterator[tuple[Loc, str]]:
             yield loc, f"{template} must name {{outlet}}"
     for place, (loc, template) in enumerate(columns):
         for other_loc, other in columns[:place]:
-            where = ".".join(map(str, other_loc))
+            where = key_of(other_loc)
             if template == other and not (_may_be_shared(loc) or _may_be_shared(other_loc)):
                 yield loc, f"{template} is the column of {where} already"
             elif template.startswith(other + ".") or other.startswith(template + "."):
@@ -572,7 +524,7 @@ def _collisions(profile: Profile) -> Iterator[tuple[Loc, str]]:
             flag = (threshold.enable.oid, threshold.enable.bit)
             if flag in masks:
                 yield (*loc, "enable"), f"bit {flag[1]} of {flag[0]} is that of {masks[flag]} already"
-            masks[flag] = ".".join(map(str, loc))
+            masks[flag] = key_of(loc)
 
 
 def from_wire(count: int, step: Fraction) -> float:

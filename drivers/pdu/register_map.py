@@ -3,20 +3,19 @@
 import math
 import re
 import struct
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-from rpi_daemon.config.load import line_numbers
-from rpi_daemon.errors import ConfigError
+from rpi_daemon.config.load import Loc, key_of
+from rpi_daemon.drivers.pdu.device_file import Mistake, Table, parse_file, read_file, shipped_names
 from rpi_daemon.records import LimitKind
 
+REGISTERS = "rpi_daemon.drivers.pdu.registers"
 MAX_READ, MAX_WRITE = 125, 123  # registers in one message (Modbus Application Protocol V1.1b3, 6.3 and 6.12)
 FORMATS = {"u16": "H", "i16": "h", "u32": "I", "i32": "i", "u64": "Q", "i64": "q", "f32": "f", "f64": "d"}
 WORDS = {kind: struct.calcsize(">" + letter) // 2 for kind, letter in FORMATS.items()}
@@ -35,10 +34,6 @@ _FLOAT_SLACK = 0.001
 Kind = Literal["u16", "i16", "u32", "i32", "u64", "i64", "f32", "f64"]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
 class Span(NamedTuple):
     """Registers that belong together: `function` 3 reads holding registers, 4 input registers."""
 
@@ -51,7 +46,7 @@ class Span(NamedTuple):
         return self.address + self.words
 
 
-class Sentinel(_Table):
+class Sentinel(Table):
     """Raw numbers that are no reading but say why there is none."""
 
     first: int
@@ -62,7 +57,7 @@ class Sentinel(_Table):
         return self.first <= raw <= (self.first if self.last is None else self.last)
 
 
-class Placed(_Table):
+class Placed(Table):
     """Where something stands: one register, one for each outlet at a fixed distance, or a list."""
 
     address: int = Field(ge=0, le=0xFFFF)
@@ -182,7 +177,7 @@ class SwitchState(Number):
     off: tuple[int, ...] = Field(min_length=1, strict=False)
 
 
-class Metering(_Table):
+class Metering(Table):
     power: Column | None = None
     current: Column | None = None
     voltage: Column | None = None
@@ -207,7 +202,7 @@ class Metering(_Table):
                 yield name, column
 
 
-class Flag(_Table):
+class Flag(Table):
     bit: int = Field(ge=0, le=15)
     name: str
 
@@ -313,7 +308,7 @@ class Limit(Number):
         )
 
 
-class Text(_Table):
+class Text(Table):
     """Characters in holding or input registers, two in each."""
 
     address: int = Field(ge=0, le=0xFFFF)
@@ -333,7 +328,7 @@ class Check(Number):
     most: float
 
 
-class Identification(_Table):
+class Identification(Table):
     """What function 43 / 14 must tell, as regular expressions searched in the vendor's name and the product."""
 
     vendor: str = ""
@@ -349,7 +344,7 @@ class Identification(_Table):
         return self
 
 
-class Identity(_Table):
+class Identity(Table):
     """How the family is recognised, and where it says who it is."""
 
     model: Text | None = None
@@ -360,7 +355,7 @@ class Identity(_Table):
     identification: Identification | None = None
 
 
-class Pace(_Table):
+class Pace(Table):
     """What the device stands."""
 
     max_registers: int = Field(default=MAX_READ, ge=1, le=MAX_READ)  # in one read
@@ -369,7 +364,7 @@ class Pace(_Table):
     writes_per_outlet_day: int = Field(ge=1, le=100_000)
 
 
-class RegisterMap(_Table):
+class RegisterMap(Table):
     """One family of devices. Immutable; made by `load_map`."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
@@ -386,52 +381,18 @@ class RegisterMap(_Table):
     limit: Limit | None = None
     pace: Pace
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if not any(True for _ in self.metering.columns()):
-            raise ValueError("metering is empty: name at least one quantity")
-        told_in_rows = [n for n in ("apparent", "power_factor", "frequency") if getattr(self.metering, n) is not None]
-        if self.row is None and (self.alarm or told_in_rows):
-            raise ValueError(f"row is needed: it says what a number of the device is, for {told_in_rows or 'alarm'}")
-        for name, placed in self._per_outlet():
-            if placed.addresses is not None and len(placed.addresses) != self.outlets:
-                raise ValueError(f"{name}.addresses has {len(placed.addresses)} entries for {self.outlets} outlets")
-            last = placed.span(self.outlets)
-            if last.end > 0x10000:
-                raise ValueError(f"{name} of outlet {self.outlets} ends at {last.end - 1:#x}, beyond 0xffff")
-        if self.limit is not None and self.outlets > 1 and not self.limit.per_outlet:
-            raise ValueError(f"limit needs stride or addresses: {self.outlets} outlets cannot share one set-point")
-        self._no_overlap()
-        return self
-
-    def _per_outlet(self) -> Iterator[tuple[str, Placed]]:
-        yield from ((f"metering.{name}", column) for name, column in self.metering.columns())
+    def placed(self) -> Iterator[tuple[Loc, Placed]]:
+        """Everything that stands in registers at each outlet or once, with its key."""
+        yield from ((("metering", name), column) for name, column in self.metering.columns())
         if self.metering.state is not None:
-            yield "metering.state", self.metering.state
-        yield from ((f"alarm[{i + 1}]", alarm) for i, alarm in enumerate(self.alarm))
+            yield ("metering", "state"), self.metering.state
+        yield from ((("alarm", i), alarm) for i, alarm in enumerate(self.alarm))
         if self.limit is not None:
-            yield "limit", self.limit
+            yield ("limit",), self.limit
             for name in ("voltage", "enable", "gate"):
-                placed = getattr(self.limit, name)
-                if placed is not None:
-                    yield f"limit.{name}", placed
-
-    def _no_overlap(self) -> None:
-        """Two entries that share registers: one of them is a slip."""
-        taken: dict[tuple[int, int], tuple[str, Span]] = {}
-        for name, placed in self._per_outlet():
-            for outlet in range(1, (self.outlets if placed.per_outlet else 1) + 1):
-                span = placed.span(outlet)
-                for register in range(span.address, span.end):
-                    other, other_span = taken.setdefault((span.function, register), (name, span))
-                    helper = (
-                        name.startswith("limit.") and other != "limit"
-                    )  # the voltage that is metered, a shared register
-                    if (other, other_span) == (name, span) or (other_span == span and helper):
-                        continue
-                    raise ValueError(
-                        f"{name} and {other} overlap at register {register:#06x} (outlet {outlet}, function {span.function})"
-                    )
+                helper = getattr(self.limit, name)
+                if helper is not None:
+                    yield ("limit", name), helper
 
 
 def blocks(spans: Iterable[Span], most: int = MAX_READ, max_gap: int = 0) -> list[Span]:
@@ -456,65 +417,55 @@ def load_map(name_or_path: str | Path) -> RegisterMap:
 
     Raises ConfigError: one line per mistake, with file, line, key and reason.
     """
-    text = str(name_or_path)
-    if "/" in text or text.endswith(".toml"):
-        shown = text
-        try:
-            data = Path(text).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{shown}: cannot read the register map: {error.strerror}") from error
-    else:
-        shown = f"{text}.toml"
-        resource = files("rpi_daemon.drivers.pdu.registers").joinpath(shown)
-        if not resource.is_file():
-            raise ConfigError(
-                f"register map {text!r} is not known: choose one of {', '.join(map_names())}, or give a path to a TOML file"
-            )
-        data = resource.read_bytes()
-    return parse_map(data, shown)
+    return parse_map(*read_file(name_or_path, REGISTERS, "register map"))
 
 
 def map_names() -> list[str]:
     """The names of the shipped register maps."""
-    folder = files("rpi_daemon.drivers.pdu.registers")
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return shipped_names(REGISTERS)
 
 
 def parse_map(data: bytes, shown: str) -> RegisterMap:
     """A register map from TOML; `shown` is its name in messages. Raises ConfigError."""
-    try:
-        text = data.decode()
-        table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{shown}: not a TOML file: {error}") from error
-    try:
-        return RegisterMap.model_validate(table)
-    except ValidationError as error:
-        lines = line_numbers(text)
-        found = []
-        for mistake in error.errors(include_url=False):
-            place = tuple(part for part in mistake["loc"] if part not in ("Text", "Number"))
-            given = mistake["input"]
-            got = "" if isinstance(given, dict) or mistake["type"] == "missing" else f", got {given!r}"
-            message = mistake["msg"].removeprefix("Value error, ")
-            found.append((_line_of(lines, place, message), f"{_key(place)}: {message}{got}"))
-        raise ConfigError(
-            "\n".join(f"{shown}:{line}: {sentence}" for line, sentence in dict.fromkeys(found))
-        ) from error
+    return parse_file(RegisterMap, data, shown, _misfits, unions=("Text", "Number"))
 
 
-def _line_of(lines: dict[tuple[str | int, ...], int], place: tuple[str | int, ...], message: str) -> int:
-    """Where a mistake stands: its key, or the table that the sentence about the whole map names first."""
-    if not place:
-        named = re.match(r"([a-z_]+)(?:\[(\d+)\])?(?:\.([a-z_]+))?", message)
-        assert named is not None
-        parts = (named[1], int(named[2]) - 1 if named[2] else named[3])
-        place = tuple(part for part in parts if part is not None)
-    return next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), 1)
+def _misfits(map_: RegisterMap) -> Iterator[Mistake]:
+    """What no table can tell alone."""
+    if not any(True for _ in map_.metering.columns()):
+        yield ("metering",), "is empty: name at least one quantity"
+    told_in_rows = [n for n in ("apparent", "power_factor", "frequency") if getattr(map_.metering, n) is not None]
+    if map_.row is None and (map_.alarm or told_in_rows):
+        yield ("row",), f"is needed: it says what a number of the device is, for {told_in_rows or 'alarm'}"
+    if map_.limit is not None and map_.outlets > 1 and not map_.limit.per_outlet:
+        yield ("limit",), f"needs stride or addresses: {map_.outlets} outlets cannot share one set-point"
+    reached = True
+    for loc, placed in map_.placed():
+        if placed.addresses is not None and len(placed.addresses) != map_.outlets:
+            yield (*loc, "addresses"), f"has {len(placed.addresses)} entries for {map_.outlets} outlets"
+            reached = False
+        elif (end := placed.span(map_.outlets).end) > 0x10000:
+            yield loc, f"outlet {map_.outlets} ends at {end - 1:#x}, beyond 0xffff"
+            reached = False
+    if reached:
+        yield from _overlaps(map_)
 
 
-def _key(place: tuple[str | int, ...]) -> str:
-    text = ""
-    for part in place:
-        text += f"[{part + 1}]" if isinstance(part, int) else (f".{part}" if text else str(part))
-    return text or "map"
+def _overlaps(map_: RegisterMap) -> Iterator[Mistake]:
+    """Two entries that share registers: one of them is a slip. Each pair once, at its first register."""
+    taken: dict[tuple[int, int], tuple[Loc, Span]] = {}
+    told: set[tuple[Loc, Loc]] = set()
+    for loc, placed in map_.placed():
+        for outlet in range(1, (map_.outlets if placed.per_outlet else 1) + 1):
+            span = placed.span(outlet)
+            for register in range(span.address, span.end):
+                other, other_span = taken.setdefault((span.function, register), (loc, span))
+                # a limit's voltage may be the metered one, and its bits may share a register
+                helper = loc[0] == "limit" and loc != ("limit",) and other != ("limit",)
+                if (other, other_span) == (loc, span) or (other_span == span and helper) or (loc, other) in told:
+                    continue
+                told.add((loc, other))
+                yield (
+                    loc,
+                    f"overlaps {key_of(other)} at register {register:#06x} (outlet {outlet}, function {span.function})",
+                )

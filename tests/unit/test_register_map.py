@@ -29,11 +29,11 @@ def test_every_shipped_map_is_good_and_says_where_it_comes_from() -> None:
         (('type = "u32"', 'type = "u33"'), 13, "metering.power.type: Input should be 'u16', "),
         (('unit = "W"\n\n[limit]', 'unit = "VA"\n\n[limit]'), 9, "metering: power.unit must be 'W', it is 'VA'"),
         (("stride = 2", "stride = 1"), 9, "metering.power: stride 1 is shorter than the 2 registers of one outlet"),
-        (("address = 0x1000", "address = 0xFFF0"), 9, "map: metering.power of outlet 48 ends at 0x1004f, beyond 0xffff"),
+        (("address = 0x1000", "address = 0xFFF0"), 9, "metering.power: outlet 48 ends at 0x1004f, beyond 0xffff"),
         (("address = 0x1000", "address = 70000"), 10, "metering.power.address: Input should be less than or equal to 65535"),
         (("function = 4", "function = 5"), 11, "metering.power.function: Input should be 3 or 4, got 5"),
         (("address = 0x0100", "address = 0x0100\nfunction = 4"), 17, "limit: function must be 3: input registers cannot be written"),
-        (("stride = 1", ""), 17, "map: limit needs stride or addresses: 48 outlets cannot share one set-point"),
+        (("stride = 1", ""), 17, "limit: needs stride or addresses: 48 outlets cannot share one set-point"),
         (("maximum = 5000", "maximum = 70000"), 17, "limit: 70000 W cannot be written: 70000 does not fit u16"),
         (("maximum = 5000", "maximum = 10\nminimum = 20"), 17, "limit: minimum 20 is above maximum 10"),
         (("maximum = 5000", "maximum = 10\nstep = 0.4"), 17, "limit: step 0.4 is not a whole number of counts of 1 W"),
@@ -52,14 +52,12 @@ def test_a_mistake_is_named_with_file_line_and_reason(change: tuple[str, str], l
 
 def test_overlapping_registers_are_named_with_both_owners() -> None:
     text = WATTS.replace("function = 4\nstride = 2", "stride = 2").replace("0x1000", "0x00D0")
-    assert mistakes(text) == [
-        "my.toml:16: map: limit and metering.power overlap at register 0x0100 (outlet 1, function 3)"
-    ]
+    assert mistakes(text) == ["my.toml:16: limit: overlaps metering.power at register 0x0100 (outlet 1, function 3)"]
 
 
 def test_a_map_without_metering_or_with_torn_text_is_refused() -> None:
     head, _, tail = WATTS.partition("[metering.power]")
-    assert "my.toml:9: map: metering is empty: name at least one quantity" in mistakes(
+    assert "my.toml:9: metering: is empty: name at least one quantity" in mistakes(
         head + "[metering]\n[limit]" + tail.partition("[limit]")[2]
     )
     assert mistakes("a = [")[0].startswith("my.toml: not a TOML file: ")
@@ -72,7 +70,7 @@ def test_a_map_without_metering_or_with_torn_text_is_refused() -> None:
 def test_an_enable_bit_may_be_shared_but_not_with_the_set_point() -> None:
     assert example_map(GATED).limit is not None
     wrong = mistakes(GATED.replace("0x00C4", "0x0101"))
-    assert "limit.enable and limit overlap at register 0x0101" in wrong[0]
+    assert "limit.enable: overlaps limit at register 0x0101" in wrong[0]
 
 
 def test_values_with_precision_shift_and_sentinels() -> None:
