@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ASSUMED_POWER_FACTOR = 0.9  # of a rise, where none is measured
 LOWEST_POWER_FACTOR = 0.5  # a lower one is an idle supply's, not that of the load that comes
+LOST_VOLTAGE = 0.5  # part of nominal: below it a voltage is a blown tap, and no divisor
 PREDICTED_OVER = 0.97  # of the rating: a predicted overload ends below this part
 ESCAPED_OVER = 0.98  # of the limit: an escape ends below this part
 SHORTFALL_W = 1.0  # smaller ones are rounding
@@ -257,7 +258,7 @@ def predict_overloads(
     rise_w = np.where(np.isfinite(highest_w), highest_w - readings.power_w[:, None], 0.0)
     power_factor = np.where(np.isfinite(readings.power_factor), readings.power_factor, ASSUMED_POWER_FACTOR)
     power_factor = np.clip(power_factor, LOWEST_POWER_FACTOR, 1.0)[:, None]
-    known_v = np.isfinite(readings.voltage_v) & (readings.voltage_v > 0.0)
+    known_v = readings.voltage_v >= LOST_VOLTAGE * rack.nominal_v  # false where it is not known
     voltage_v = np.where(known_v, readings.voltage_v, rack.nominal_v)[:, None]
     rise_va = rise_w / power_factor
     draws: dict[str, FloatArray] = {

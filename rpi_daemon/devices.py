@@ -133,6 +133,11 @@ def numbers_of(config: Config, pdu: str) -> tuple[int, ...]:
     return tuple(sorted(own | {int(number) for name, _, number in meters if name == pdu}))
 
 
+def used_pdus(config: Config) -> list[Pdu]:
+    """The PDUs that the daemon talks to. The others are there for `calibrate`, as reference meters."""
+    return [pdu for pdu in config.pdu if numbers_of(config, pdu.id)]
+
+
 def address_of(pdu: Pdu) -> str:
     """What no two daemons may drive at once: a network address, or a device on a serial bus."""
     if pdu.driver == "modbus_rtu":

@@ -25,7 +25,7 @@ from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import Config
 from rpi_daemon.control import SOCKET_NAME, ControlServer
-from rpi_daemon.devices import address_of, cap_driver, pdu_driver, profile_digest, write_budgets
+from rpi_daemon.devices import address_of, cap_driver, pdu_driver, profile_digest, used_pdus, write_budgets
 from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.durable import write_durably
 from rpi_daemon.errors import DeviceError, ModelError, RpiError
@@ -192,7 +192,9 @@ class Service:
                     f"{folder}: {error.strerror}; create it, or change daemon.state_dir / runtime_dir"
                 ) from None
         self._stack.enter_context(folder_lock(self.runtime_dir))
-        for address, pdu_id in {address_of(pdu): pdu.id for pdu in self.config.pdu}.items():  # a chain has one address
+        for address, pdu_id in {
+            address_of(pdu): pdu.id for pdu in used_pdus(self.config)
+        }.items():  # a chain has one address
             self._stack.enter_context(pdu_lock(pdu_id, address))
         with contextlib.suppress(
             PermissionError
@@ -245,7 +247,7 @@ class Service:
         """Connect, identify, and note what was found; True if a PDU is met for the first time."""
         met = False
         proofs = Proofs.read(self.state_dir)
-        for options in self.config.pdu:
+        for options in used_pdus(self.config):
             driver = pdu_driver(self.config, options, self.clock)
             self._stack.push_async_callback(driver.close)
             self.drivers[options.id] = driver

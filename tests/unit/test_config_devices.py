@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rpi_daemon.devices import load_checked
+from rpi_daemon.config.load import parse_config
+from rpi_daemon.devices import load_checked, used_pdus
 from rpi_daemon.errors import ConfigError
 
 RACK = """\
@@ -86,3 +87,46 @@ def test_an_outlet_that_no_device_of_the_family_has_is_a_mistake(tmp_path: Path)
     assert line.endswith(
         "rack.toml:12: outlet[1].numbers: outlet 2000 is outside 1..54 of profile 'raritan_px' of PDU 'a'"
     )
+
+
+def test_a_meter_that_no_outlet_refers_to_is_there_for_calibration_alone(tmp_path: Path) -> None:
+    (tmp_path / "c.key").write_text("public")
+    (tmp_path / "c.key").chmod(0o600)
+    text = """
+[[pdu]]
+id = "pdu"
+profile = "raritan_px"
+host = "192.0.2.10"
+version = "2c"
+community_file = "c.key"
+allow_insecure = true
+
+[[pdu]]
+id = "reference"
+driver = "modbus_tcp"
+profile = "eastron_sdm630"
+host = "192.0.2.11"
+allow_insecure = true
+
+[[outlet]]
+pdu = "pdu"
+numbers = "1-2"
+load = "l-{n}"
+rating_w = 100.0
+static_safe_w = 10.0
+
+[[constraint]]
+id = "rack"
+kind = "rack"
+rating_w = 1000.0
+outlets = ["*"]
+"""
+    config = parse_config(text, "rack.toml", base_dir=tmp_path, env={})
+    assert [pdu.id for pdu in used_pdus(config)] == ["pdu"]
+    metered = parse_config(
+        text.replace('load = "l-{n}"', 'load = "l-{n}"\nmeter = "reference/{n}"'),
+        "rack.toml",
+        base_dir=tmp_path,
+        env={},
+    )
+    assert [pdu.id for pdu in used_pdus(metered)] == ["pdu", "reference"]
