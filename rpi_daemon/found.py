@@ -1,13 +1,16 @@
 """The limits and server caps found at first contact, kept on disk: what `limit restore` puts back."""
 
+import contextlib
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rpi_daemon.errors import ConfigError
 from rpi_daemon.records import CapReading, LimitKind, LimitState, LimitWrite, PduReading
+
+SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +51,14 @@ class FoundLimits:
             }
             for pdu, limits in self.pdus.items()
         }
-        return json.dumps({"schema": 1, "pdus": pdus}, indent=1, sort_keys=True)
+        return json.dumps({"schema": SCHEMA, "pdus": pdus}, indent=1, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "FoundLimits":
         """Raises ConfigError when the text is damaged or of another schema."""
-        try:
-            data = json.loads(text)
-            if data["schema"] != 1:
-                raise ValueError(f"schema {data['schema']}")
-            return cls({p: {int(k): _state(v) for k, v in limits.items()} for p, limits in data["pdus"].items()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"the file of found limits is damaged ({error}); restore it from a backup, or delete it to take "
-                "the limits that stand on the PDUs now as the found ones"
-            ) from error
+        with _readable("limits", "PDUs"):
+            pdus = _content(text)["pdus"]
+            return cls({p: {int(k): _state(v) for k, v in limits.items()} for p, limits in pdus.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +76,37 @@ class FoundCaps:
             load: {"cap_w": r.cap_w, "active": r.active, "raw": [[name, value] for name, value in r.raw]}
             for load, r in self.caps.items()
         }
-        return json.dumps({"schema": 1, "caps": caps}, indent=1, sort_keys=True)
+        return json.dumps({"schema": SCHEMA, "caps": caps}, indent=1, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "FoundCaps":
         """Raises ConfigError when the text is damaged or of another schema."""
-        try:
-            data = json.loads(text)
-            if data["schema"] != 1:
-                raise ValueError(f"schema {data['schema']}")
+        with _readable("caps", "servers"):
+            caps = _content(text)["caps"]
             return cls(
                 {
                     load: CapReading(0, None, r["cap_w"], r["active"], tuple((name, value) for name, value in r["raw"]))
-                    for load, r in data["caps"].items()
+                    for load, r in caps.items()
                 }
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"the file of found caps is damaged ({error}); restore it from a backup, or delete it to take "
-                "the caps that stand on the servers now as the found ones"
-            ) from error
+
+
+@contextlib.contextmanager
+def _readable(what: str, devices: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"the file of found {what} is damaged ({error}); restore it from a backup, or delete it to take "
+            f"the {what} that stand on the {devices} now as the found ones"
+        ) from error
+
+
+def _content(text: str) -> Any:
+    data = json.loads(text)
+    if data["schema"] != SCHEMA:
+        raise ValueError(f"schema {data['schema']}")
+    return data
 
 
 def _state(item: Any) -> LimitState:

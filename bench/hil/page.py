@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -92,6 +92,25 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
         "--compare", type=_earlier, metavar="OLD.json", help="an earlier result to stand beside this one"
     )
     return parser
+
+
+class Named(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+N = TypeVar("N", bound=Named)
+
+
+def named(sections: Sequence[N], name: str | None, option: str) -> N:
+    """The section of a configuration that the option names; the only one if it names none. Ends the program otherwise."""
+    if name is None and len(sections) == 1:
+        return sections[0]
+    for section in sections:
+        if section.id == name:
+            return section
+    known = ", ".join(section.id for section in sections)
+    raise SystemExit(f"{option} {name}: choose one of {known}" if known else f"{option}: the configuration has none")
 
 
 def publish(measured: Measured, options: argparse.Namespace) -> int:

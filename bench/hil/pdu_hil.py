@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from page import Line, Measured, Plot, arguments, publish
+from page import Line, Measured, Plot, arguments, named, publish
 
 from rpi_daemon.clock import SystemClock
 from rpi_daemon.config.load import load_config
@@ -372,7 +372,7 @@ def main() -> int:
             if path is None:
                 path, tell = stack.enter_context(simulated_pdu(options.profile))
             config = load_config(path)
-            pdu = _chosen(config, options.pdu)
+            pdu = named(config.pdu, options.pdu, "--pdu")
             measured = Measured("pdu_hil", "simulator: " if tell else "", tell is not None)
             reboot_it = (lambda: tell({"reboot": True})) if tell else _ask_reboot
             b = Bench(config, pdu, pdu_driver(config, pdu, clock), reboot_it, tell is not None, measured)
@@ -381,16 +381,6 @@ def main() -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     return publish(measured, options)
-
-
-def _chosen(config: Config, name: str | None) -> Pdu:
-    names = [pdu.id for pdu in config.pdu]
-    if name is None and len(names) == 1:
-        return config.pdu[0]
-    for pdu in config.pdu:
-        if pdu.id == name:
-            return pdu
-    raise SystemExit(f"--pdu {name}: choose one of {', '.join(names)}")
 
 
 def _numbers(text: str) -> list[int]:

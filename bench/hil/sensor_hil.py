@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from page import Line, Measured, Plot, arguments, publish
+from page import Line, Measured, Plot, arguments, named, publish
 
 from rpi_daemon._fastpath import core
 from rpi_daemon._fastpath.core import BoardDescription, Ring, Sampler, WindowKernel
@@ -106,11 +106,9 @@ def configured(path: Path, name: str | None) -> Iterator[Bench]:
     """A board of a configuration: serial or IIO."""
     config = read_config(path)
     real = [board for board in config.board if board.driver in ("serial", "iio")]
-    chosen = [board for board in real if name in (None, board.id)]
-    if len(chosen) != 1:
-        raise SystemExit(f"--board {name}: choose one of {', '.join(board.id for board in real) or 'none'}")
-    source = board_source(config, chosen[0], SystemClock())
-    with contextlib.closing(source), sampling(len(chosen[0].channels), chosen[0].board_id) as (ring, sampler):
+    chosen = named(real, name, "--board")
+    source = board_source(config, chosen, SystemClock())
+    with contextlib.closing(source), sampling(len(chosen.channels), chosen.board_id) as (ring, sampler):
         source.start(sampler)
         board = asyncio.run(source.describe(sampler))
         yield Bench(ring, sampler, board, None)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from page import Line, Measured, Plot, arguments, publish
+from page import Line, Measured, Plot, arguments, named, publish
 
 from rpi_daemon.clock import SystemClock
 from rpi_daemon.config.load import load_config
@@ -310,7 +310,7 @@ def main() -> int:
             if path is None:
                 path, receiver = stack.enter_context(simulated_receiver())
             config = load_config(path)
-            sink = _chosen(config, options.sink)
+            sink = named(config.trap_sink, options.sink, "--sink")
             where = f"{sink.host} port {sink.port}, version {sink.version}, {sink.kind}s"
             measured = Measured("trap_hil", f"{'simulator: ' if receiver else ''}{where}", receiver is not None)
             if (
@@ -326,16 +326,6 @@ def main() -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     return publish(measured, options)
-
-
-def _chosen(config: Config, name: str | None) -> TrapSink:
-    names = [sink.id for sink in config.trap_sink]
-    if name is None and len(names) == 1:
-        return config.trap_sink[0]
-    for sink in config.trap_sink:
-        if sink.id == name:
-            return sink
-    raise SystemExit(f"--sink {name}: choose one of {', '.join(names) or 'none: there is no [[trap_sink]]'}")
 
 
 if __name__ == "__main__":
