@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rpi_daemon.allocator import AllocatorConfig, allocate
 from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.config.schema import OutletRow
 from rpi_daemon.pipeline import Snapshot
 from rpi_daemon.records import (
     Constraint,
@@ -25,6 +26,16 @@ from rpi_daemon.records import (
 )
 
 VOLTAGE_V = 230.0
+# a rack of one outlet, for tests of what measures it
+ONE_ROW = OutletRow(
+    id="pdu/1", pdu="pdu", number=1, load="x", phases=("L1",), rating_w=2000.0, static_safe_w=500.0,
+    closed_loop=False, meter="pdu/1", group=0,
+)  # fmt: skip
+ONE_RACK = RackModel(
+    rack="r", outlet_ids=("pdu/1",), pdu_of=("pdu",), number_of=(1,), load_of=np.zeros(1, np.int64),
+    rating_w=np.array([2000.0]), static_safe_w=np.array([500.0]), nominal_v=np.array([230.0]),
+    opted_in=np.zeros(1, np.bool_), loads=(), constraints=(),
+)  # fmt: skip
 
 
 def constraint(

@@ -2,17 +2,16 @@
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from benches import load_bench
 
 from rpi_daemon.discover import look
 from rpi_daemon.drivers.pdu.snmp_session import (
@@ -30,15 +29,6 @@ from rpi_daemon.drivers.pdu.walk import walk
 from rpi_daemon.errors import AuthError, DeviceError
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
-
-
-def load_bench(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 snmpd = load_bench("snmpd")

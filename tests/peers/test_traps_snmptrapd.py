@@ -1,7 +1,6 @@
 """Traps and informs against Debian's snmptrapd, decoded with our MIB; the MIB against smilint and net-snmp."""
 
 import asyncio
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -9,10 +8,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from benches import load_bench
 from scenario_rack import Daemon, Place, RackProcess, cli, running
 
 from rpi_daemon.clock import SystemClock
@@ -26,21 +25,7 @@ from rpi_daemon.trap_queue import TrapQueue
 from rpi_daemon.trap_task import Pace, SinkTask
 
 ROOT = Path(__file__).resolve().parents[2]
-STAND_IN_MIBS = ROOT / "tests" / "peers" / "mibs"
 ENGINE_ID = bytes.fromhex("80007ed9050102030405060708")
-
-
-def load_bench(name: str) -> ModuleType:
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        spec = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "bench" / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(ROOT / "bench"))
-    return module
 
 
 snmptrapd = load_bench("snmptrapd")
@@ -272,7 +257,7 @@ def test_the_daemon_tells_of_its_life(receiver: Any, tmp_path: Path) -> None:
 
 
 def mibs(folder: Path | None = None) -> str:
-    return f"{STAND_IN_MIBS}:{folder or mib_path().parent}"
+    return f"{snmptrapd.STAND_IN_MIBS}:{folder or mib_path().parent}"
 
 
 @pytest.mark.parametrize("enterprise", [32_473, 4711])
@@ -281,7 +266,7 @@ def test_the_mib_is_clean(tmp_path: Path, enterprise: int) -> None:
         pytest.skip("smilint is not installed")
     path = tmp_path / "RPI-DAEMON-MIB.txt"
     path.write_text(mib_text(enterprise))
-    (tmp_path / "smi.conf").write_text(f"path {STAND_IN_MIBS}\n")
+    (tmp_path / "smi.conf").write_text(f"path {snmptrapd.STAND_IN_MIBS}\n")
     done = subprocess.run(
         ["smilint", "-c", str(tmp_path / "smi.conf"), "-s", "-l", "9", str(path)], capture_output=True, text=True
     )

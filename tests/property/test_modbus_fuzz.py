@@ -6,6 +6,7 @@ import os
 import random
 
 import pytest
+from damage import mutated
 from modbus_examples import example_map
 
 from rpi_daemon.drivers.pdu.modbus import ModbusOptions, ModbusPdu, TcpAddress
@@ -25,27 +26,6 @@ GOOD = [
     (Asked(DEVICE, 43), IDENTIFICATION),
     (READ, bytes([0x84, 2])),
 ]
-
-
-def mutated(whole: bytes, rng: random.Random) -> bytes:
-    """A few changes of the kinds that lines, gateways and other masters make."""
-    octets = bytearray(whole)
-    for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        kind = rng.randrange(6)
-        at = rng.randrange(len(octets)) if octets else 0
-        if kind <= 1 and octets:
-            octets[at] ^= 1 << rng.randrange(8)
-        elif kind == 2 and octets:
-            octets[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
-        elif kind == 3:
-            del octets[at : at + rng.randrange(1, 4)]
-        elif kind == 4:
-            octets[at:at] = bytes(rng.randrange(256) for _ in range(rng.randrange(1, 4)))
-        elif octets:
-            other = rng.randrange(len(octets))
-            n = rng.randrange(1, 6)
-            octets[at : at + n] = octets[other : other + n]
-    return bytes(octets)
 
 
 def rtu(pdu: bytes) -> bytes:

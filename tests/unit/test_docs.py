@@ -1,16 +1,14 @@
 """The documents tell of what is there: links, commands, exit codes, devices, files, log events, figures."""
 
-import importlib.util
 import re
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import click
 import numpy as np
 import pytest
+from benches import load_bench
 
 from rpi_daemon import errors
 from rpi_daemon._fastpath.core import Ring, Sampler
@@ -176,27 +174,13 @@ def operating() -> str:
 
 
 def test_figures_come_from_the_results() -> None:
-    figures = bench_module("figures")
+    figures = load_bench("figures")
     assert figures.with_table(README) == README, "run: python bench/figures.py"
 
 
 def test_every_bench_is_run_and_told() -> None:
     told = {cells[0].strip("`").removesuffix(".py") for cells in rows((ROOT / "bench/README.md").read_text(), "script")}
-    assert told == set(bench_module("all").BENCHES)
-
-
-def bench_module(name: str) -> ModuleType:
-    """A script of bench/ as a module; they import each other by their bare names."""
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        spec = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "bench" / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(ROOT / "bench"))
-    return module
+    assert told == set(load_bench("all").BENCHES)
 
 
 def test_the_project_file_ships_what_the_documents_promise() -> None:

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rack_examples import ONE_RACK, ONE_ROW
 
 from rpi_daemon._fastpath.core import COUNT_HIGH, BoardDescription
 from rpi_daemon.board_source import IioBoard
 from rpi_daemon.clock import SystemClock
-from rpi_daemon.config.schema import Board, OutletRow, Sampling
+from rpi_daemon.config.schema import Board, Sampling
 from rpi_daemon.drivers.sensors.iio import Channel, IioOptions, IioSource, ScanType, parse_type, place
 from rpi_daemon.errors import DeviceError
 from rpi_daemon.features import Features
-from rpi_daemon.records import Quality, RackModel
+from rpi_daemon.records import Quality
 from rpi_daemon.sensing import BoardLink
 
 PATIENCE_S = 5.0
@@ -30,15 +31,6 @@ PERIOD_NS = 1_000_000
 MV_PER_COUNT = 0.05
 GAINS = (20.0, 400.0)  # A per V behind the transformer and its burden, V per V of the divider
 CHANNELS = ("current:pdu/1", "voltage:L1")
-ROW = OutletRow(
-    id="pdu/1", pdu="pdu", number=1, load="x", phases=("L1",), rating_w=2000.0, static_safe_w=500.0,
-    closed_loop=False, meter="pdu/1", group=0,
-)  # fmt: skip
-RACK = RackModel(
-    rack="r", outlet_ids=("pdu/1",), pdu_of=("pdu",), number_of=(1,), load_of=np.zeros(1, np.int64),
-    rating_w=np.array([2000.0]), static_safe_w=np.array([500.0]), nominal_v=np.array([230.0]),
-    opted_in=np.zeros(1, np.bool_), loads=(), constraints=(),
-)  # fmt: skip
 
 
 @dataclass
@@ -337,7 +329,7 @@ def linked(tree: Tree) -> BoardLink:
     board = Board(id="b", driver="iio", iio_device="ads131e08", channels=list(CHANNELS), iio_gains=list(GAINS))
     source = IioBoard("b", tree.options(), SystemClock())
     sampling = Sampling(fifo_priority=0, lock_memory=False, raw_ring_s=10.0)
-    return BoardLink(board, source, sampling, [ROW], tree.root, tree.root, -1, dc=False)
+    return BoardLink(board, source, sampling, [ONE_ROW], tree.root, tree.root, -1, dc=False)
 
 
 @contextmanager
@@ -353,7 +345,7 @@ def running(tree: Tree) -> Iterator[BoardLink]:
 
 def test_records_become_windows_with_the_right_watts(tree: Tree) -> None:
     with running(tree) as link:
-        features = Features(RACK, [asyncio.run(link.describe())])
+        features = Features(ONE_RACK, [asyncio.run(link.describe())])
         capture = Capture(tree, link)
         capture.send(400)
         scans, present = link.ring.read(0, 400)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rack_examples import ONE_RACK, ONE_ROW
 
 from rpi_daemon._fastpath.core import (
     SCAN_FIRST,
@@ -22,10 +23,10 @@ from rpi_daemon._fastpath.core import (
 )
 from rpi_daemon.board_source import SerialBoard
 from rpi_daemon.clock import SystemClock
-from rpi_daemon.config.schema import Board, OutletRow, Sampling
+from rpi_daemon.config.schema import Board, Sampling
 from rpi_daemon.drivers.sensors.serial import SerialOptions
 from rpi_daemon.features import Features
-from rpi_daemon.records import Quality, RackModel
+from rpi_daemon.records import Quality
 from rpi_daemon.sensing import BoardLink
 
 N_SCANS = 10
@@ -33,15 +34,6 @@ PATIENCE_S = 5.0
 RING_S = 10.0
 CURRENT, VOLTAGE = (ChannelDescription(kind, 1, 0.5, 0, 30_000, "") for kind in ("current", "voltage"))
 DESCRIPTION = BoardDescription(1000, 1_000_000, "SN1", "1.0", 0, (CURRENT, VOLTAGE))
-ROW = OutletRow(
-    id="pdu/1", pdu="pdu", number=1, load="x", phases=("L1",), rating_w=2000.0, static_safe_w=500.0,
-    closed_loop=False, meter="pdu/1", group=0,
-)  # fmt: skip
-RACK = RackModel(
-    rack="r", outlet_ids=("pdu/1",), pdu_of=("pdu",), number_of=(1,), load_of=np.zeros(1, np.int64),
-    rating_w=np.array([2000.0]), static_safe_w=np.array([500.0]), nominal_v=np.array([230.0]),
-    opted_in=np.zeros(1, np.bool_), loads=(), constraints=(),
-)  # fmt: skip
 
 
 class Wire:
@@ -75,11 +67,11 @@ class Run:
         board = Board(id="b", port=wire.port, channels=["current:pdu/1", "voltage:L1"])
         sampling = Sampling(fifo_priority=0, lock_memory=False, raw_ring_s=ring_s)
         source = SerialBoard("b", SerialOptions(wire.port), 0, SystemClock())
-        self.link = BoardLink(board, source, sampling, [ROW], folder, Path("/"), -1, dc=False)
+        self.link = BoardLink(board, source, sampling, [ONE_ROW], folder, Path("/"), -1, dc=False)
         self.found = self.link.ring.head  # what a former run left
         self.link.open()
         wire.describe()
-        self.features = Features(RACK, [asyncio.run(self.link.describe())])
+        self.features = Features(ONE_RACK, [asyncio.run(self.link.describe())])
 
     def feed(self, amps_counts: int, n_scans: int) -> list[tuple[int, bool, float, int]]:
         """(ring's head, valid, A, quality) after each frame, at the time of the newest scan."""
