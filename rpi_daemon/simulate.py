@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import signal
-import stat
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from rpi_daemon.config.schema import Board, Cap, Config, Pdu
 from rpi_daemon.devices import MODBUS_PORT, SNMP_PORT, register_map, snmp_profile
 from rpi_daemon.drivers.caps import bmc_sim
 from rpi_daemon.drivers.caps.bmc_sim import BmcShape, BmcSimulator, Certificate, kept_certificate
+from rpi_daemon.drivers.control_line import obey_lines, say
 from rpi_daemon.drivers.pdu.sim import PduSimulator, SimUser, command
 from rpi_daemon.drivers.sensors.board_sim import PtyPort, SimulatedBoard, obey, run_board
 from rpi_daemon.drivers.sensors.paced import board_plant, servers_for
@@ -309,7 +309,7 @@ async def _serve(rack: SimulatedRack) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     reader = asyncio.create_task(_commands(rack, stop))
-    _say(
+    say(
         {
             "ready": True,
             "boards": [b.port.host_path for b in rack.boards],
@@ -321,7 +321,7 @@ async def _serve(rack: SimulatedRack) -> int:
     try:
         while not stop.is_set():
             for news in rack.announce():
-                _say({"announce": news})
+                say({"announce": news})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), PLAN_PERIOD_S)
     finally:
@@ -332,23 +332,8 @@ async def _serve(rack: SimulatedRack) -> int:
 
 
 async def _commands(rack: SimulatedRack, stop: asyncio.Event) -> None:
-    """One JSON object a line, see `_answer`; end of input ends the simulation. Input that is no pipe or terminal has none."""
-    mode = os.fstat(sys.stdin.fileno()).st_mode
-    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or sys.stdin.isatty()):
-        return
-    stream = asyncio.StreamReader()
-    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(stream), sys.stdin
-    )
-    try:
-        while line := await stream.readline():
-            try:
-                request = json.loads(line)
-            except ValueError:
-                request = None
-            _say(_answer(rack, request))
-    finally:
-        pipe.close()
+    """See `_answer`; end of input ends the simulation."""
+    await obey_lines(lambda request: _answer(rack, request))
     stop.set()
 
 
@@ -366,7 +351,7 @@ def _answer(rack: SimulatedRack, request: object) -> dict[str, object]:
         return dict(obey(json.dumps(request), board.device, board.port))
     if request.get("pdu") in rack.pdus:
         simulator = rack.pdus[request.pop("pdu")]
-        return command(simulator, None, json.dumps(request))
+        return command(simulator, None, request)
     if request.get("pdu") in rack.modbus:
         from rpi_daemon.drivers.pdu import modbus_sim
 
@@ -393,8 +378,3 @@ def _state(rack: SimulatedRack) -> dict[str, object]:
         "caps_w": {load: simulator.held.cap_w for load, simulator in rack.bmcs.items()},
         "throttled": {load: rack.is_throttled(load) for load in rack.bmcs},
     }
-
-
-def _say(document: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(document, separators=(",", ":")) + "\n")
-    sys.stdout.flush()

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import random
 import sys
@@ -20,6 +19,7 @@ from pymodbus.server import ModbusSerialServer, ModbusTcpServer
 from pymodbus.server.requesthandler import ServerRequestHandler
 from pymodbus.simulator import DataType, SimData, SimDevice
 
+from rpi_daemon.drivers.control_line import obey_lines, say
 from rpi_daemon.drivers.pdu.modbus_link import SerialLine, crc16
 from rpi_daemon.drivers.pdu.register_map import Number, RegisterMap, Span, blocks, load_map
 from rpi_daemon.errors import ConfigError, RpiError
@@ -358,9 +358,9 @@ def _pass_on(source: int, sink: int) -> None:
         os.write(sink, os.read(source, 4096))
 
 
-def command(device: SimulatedDevice, request: Mapping[str, object]) -> dict[str, object]:
+def command(device: SimulatedDevice, request: object) -> dict[str, object]:
     """One control request: `{"faults": {...}}`; the answer says what holds now."""
-    faults = request.get("faults")
+    faults = request.get("faults") if isinstance(request, dict) else None
     known = [f.name for f in fields(ModbusFaults)]
     if not isinstance(faults, dict) or not set(faults) <= set(known):
         return {"error": f'use {{"faults": {{...}}}} with {", ".join(known)}'}
@@ -369,17 +369,12 @@ def command(device: SimulatedDevice, request: Mapping[str, object]) -> dict[str,
 
 
 async def serve(simulator: ModbusSimulator) -> None:
-    """Until standard input ends: one JSON request a line, one answer a line; see `command`."""
+    """Say where it is, then obey standard input until that ends; see `command`."""
     async with simulator:
         where = simulator.port if isinstance(simulator, ModbusTcpSimulator) else simulator.line().port
-        print(json.dumps({"ready": True, "port": where}), flush=True)
+        say({"ready": True, "port": where})
         (device,) = simulator.devices.values()
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            try:
-                request = json.loads(line)
-            except ValueError:
-                request = {}
-            print(json.dumps(command(device, request if isinstance(request, dict) else {})), flush=True)
+        await obey_lines(lambda request: command(device, request))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,10 +3,8 @@
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import socket
-import stat
 import sys
 import time
 from bisect import bisect_right
@@ -23,6 +21,7 @@ from pysnmp.entity.rfc3413 import cmdrsp, context
 from pysnmp.proto import rfc1902, rfc1905
 from pysnmp.proto.api import v2c
 
+from rpi_daemon.drivers.control_line import obey_lines, say
 from rpi_daemon.drivers.pdu.profile import (
     Action,
     Bounded,
@@ -794,14 +793,15 @@ class _Feed:
         self._power_w.update({int(outlet): float(watts) for outlet, watts in power_w.items()})
 
 
-def command(simulator: PduSimulator, feed: _Feed | None, line: str) -> dict[str, Any]:
-    """One JSON line of standard input: {"faults": {...}}, {"reboot": true}, {"power_w": {"1": 80.0}}, {"state": true}.
+def command(simulator: PduSimulator, feed: _Feed | None, request: object) -> dict[str, Any]:
+    """One request: {"faults": {...}}, {"reboot": true}, {"power_w": {"1": 80.0}}, {"state": true}.
 
     `faults` names the members of `Faults`; those not named are switched off. Without a `feed` there is no power_w. Returns
     the answer line.
     """
     try:
-        request = json.loads(line)
+        if not isinstance(request, dict):
+            raise ValueError("a command is a JSON object")
         known = ["faults", "reboot", "state", *(["power_w"] if feed is not None else [])]
         unknown = set(request) - set(known)
         if unknown:
@@ -824,25 +824,10 @@ def command(simulator: PduSimulator, feed: _Feed | None, line: str) -> dict[str,
 
 
 async def serve(simulator: PduSimulator, feed: _Feed) -> None:
-    """Run until standard input ends: one JSON line with the address, then an answer line per command line. Where standard
-    input is no pipe, socket or terminal there are no commands, and it runs until it is killed."""
+    """Say where it is, then obey standard input until that ends; see `command`."""
     async with simulator:
-        _print({"schema": 1, "host": simulator.host, "port": simulator.port, "profile": simulator.profile.name})
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-        if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or sys.stdin.isatty()):
-            await asyncio.Event().wait()
-        reader = asyncio.StreamReader()
-        loop = asyncio.get_running_loop()
-        pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-        try:
-            while line := await reader.readline():
-                _print(command(simulator, feed, line.decode()))
-        finally:
-            pipe.close()
-
-
-def _print(answer: Mapping[str, Any]) -> None:
-    print(json.dumps(answer), flush=True)
+        say({"schema": 1, "host": simulator.host, "port": simulator.port, "profile": simulator.profile.name})
+        await obey_lines(lambda request: command(simulator, feed, request))
 
 
 def _key(path: str | None) -> str:
