@@ -1,5 +1,6 @@
 """What may be asked of the PDUs now: the safe-state ladder, the rules for writes, the kill switch."""
 
+import math
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, fields
@@ -312,15 +313,10 @@ def static_safe_writes(rack: RackModel, pdu: str, reading: PduReading, config: G
     unknown. Outlets that already stand there are left out.
     """
     writes: list[LimitWrite] = []
-    for i in np.flatnonzero(rack.opted_in):
+    for i in _away_from_static_safe(rack, pdu, reading):
         number = rack.number_of[i]
-        if rack.pdu_of[i] != pdu or number not in reading.limits:
-            continue
         state = reading.limits[number]
         to_w = float(rack.static_safe_w[i])
-        step_w = max(1.0, state.step_w or 0.0)
-        if state.enabled is not False and state.limit_w is not None and -step_w <= state.limit_w - to_w <= 1.0:
-            continue  # the device rounds down
         if state.kind in (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT):
             draw_w = reading.power_w.get(number)
             taken_w = to_w - to_w % state.step_w if state.step_w else to_w
@@ -329,6 +325,24 @@ def static_safe_writes(rack: RackModel, pdu: str, reading: PduReading, config: G
         writes.append(LimitWrite(outlet=number, limit_w=to_w))
     rises = {w.outlet: (reading.limits[w.outlet].limit_w or 0.0) < w.limit_w for w in writes}
     return tuple(sorted(writes, key=lambda w: (rises[w.outlet], w.outlet)))
+
+
+def away_from_static_safe(rack: RackModel, pdu: str, reading: PduReading) -> list[int]:
+    """Numbers of the opted-in outlets of a PDU whose limit is not STATIC_SAFE, whether it may be written or not."""
+    return sorted(rack.number_of[i] for i in _away_from_static_safe(rack, pdu, reading))
+
+
+def _away_from_static_safe(rack: RackModel, pdu: str, reading: PduReading) -> list[int]:
+    away = []
+    for i in np.flatnonzero(rack.opted_in):
+        state = reading.limits.get(rack.number_of[i]) if rack.pdu_of[i] == pdu else None
+        if state is None:
+            continue
+        step_w = max(1.0, state.step_w or 0.0)
+        above_w = math.nan if state.limit_w is None else state.limit_w - float(rack.static_safe_w[i])
+        if state.enabled is False or not -step_w <= above_w <= 1.0:  # the device rounds down
+            away.append(int(i))
+    return away
 
 
 class KillSwitch:

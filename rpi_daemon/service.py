@@ -31,7 +31,16 @@ from rpi_daemon.durable import write_durably
 from rpi_daemon.errors import DeviceError, ModelError, RpiError
 from rpi_daemon.features import BoardSetup
 from rpi_daemon.found import FoundCaps, FoundLimits
-from rpi_daemon.guard import KILL_FILE, GuardConfig, HealthFlags, KillSwitch, brief, loadings, static_safe_writes
+from rpi_daemon.guard import (
+    KILL_FILE,
+    GuardConfig,
+    HealthFlags,
+    KillSwitch,
+    away_from_static_safe,
+    brief,
+    loadings,
+    static_safe_writes,
+)
 from rpi_daemon.host import WATCHDOG_S, folder_lock, keep_pinging, notify, pdu_lock, process_age_s
 from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.operator import Operator
@@ -331,10 +340,7 @@ class Service:
         task, driver = self.tasks[pdu], self.drivers[pdu]
         reading = await driver.read()
         writes = static_safe_writes(self.rack, pdu, reading, self._guard)
-        self.static_safe_differs.pop(pdu, None)
         if writes and (self.mode is Mode.ADVISORY or self.killed()):
-            self.static_safe_differs[pdu] = [write.outlet for write in writes]
-            log.warning("static_safe.differs", pdu=pdu, when=when, outlets=self.static_safe_differs[pdu])
             writes = ()
         elif writes:
             result = await task.write_now(writes)
@@ -344,10 +350,19 @@ class Service:
                     self._opt_out(pdu, f"the device lets us write nothing ({refusal}); meters only")
             reading = await driver.read()
             writes = static_safe_writes(self.rack, pdu, reading, self._guard)
+        if not writes:
+            self._compare_static_safe(pdu, reading, when)
         task.take_reports()
         task.inbox(PduReport(pdu, reading=reading))
         self._note_limits(pdu, reading)
         return [write.outlet for write in writes]
+
+    def _compare_static_safe(self, pdu: str, reading: PduReading, when: str) -> None:
+        """Note the outlets that stand elsewhere and are left so: nothing may be written, or a limit would cut off."""
+        self.static_safe_differs.pop(pdu, None)
+        if differs := away_from_static_safe(self.rack, pdu, reading):
+            self.static_safe_differs[pdu] = differs
+            log.warning("static_safe.differs", pdu=pdu, when=when, outlets=differs)
 
     def _say_static_safe(self) -> None:
         after_s = process_age_s()

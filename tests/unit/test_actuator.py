@@ -110,6 +110,20 @@ def test_a_raise_within_the_deadband_that_nobody_needs_is_not_worth_a_write() ->
     assert len(bench.want(1.1, 560.0, need_w=499.0)) == 1
 
 
+def test_room_that_comes_bit_by_bit_does_not_use_up_the_writes() -> None:
+    """Another outlet's reservation that shrinks by 1 W a tick: 60 raises in 6 s would be a third of a day's."""
+    bench = Bench(deadband=0.03)
+    written = []
+    for k in range(60):
+        t_s = 1.0 + k * 0.1
+        for desired in bench.want(t_s, 502.0 + k, need_w=700.0):
+            bench.answer(t_s + 0.05, desired)
+            written.append(desired.limits[0].limit_w)
+    assert written == [502.0, 512.0, 522.0, 532.0, 542.0, 552.0]
+    (enough,) = bench.want(6.5, 720.0, need_w=700.0)
+    assert enough.limits == (LimitWrite(1, 720.0),), "what suffices waits for nothing"
+
+
 def test_lowering_waits_for_its_hold_and_starts_again_after_an_interruption() -> None:
     bench = Bench(lower_hold_s=10.0, deadband=0.03)
     for k in range(80):

@@ -13,6 +13,7 @@ from rpi_daemon.guard import (
     HealthFlags,
     KillSwitch,
     at_start,
+    away_from_static_safe,
     blind_constraints,
     held,
     ladder,
@@ -239,6 +240,10 @@ def test_static_safe_from_one_poll_never_cuts_a_load_off() -> None:
     trip = LimitState(900.0, True, LimitKind.TRIP_OFF)
     writes = static_safe_writes(rack, "pdu-0", _poll({1: trip, 2: trip, 3: trip}, {1: 150.0, 2: 50.0}), GuardConfig())
     assert writes == (LimitWrite(2, 200.0),)
+    assert away_from_static_safe(
+        rack, "pdu-0", _poll({1: trip, 2: trip, 3: LimitState(200.0, True, LimitKind.ALARM)})
+    ) == [1, 2]
+    assert away_from_static_safe(rack, "pdu-1", _poll({1: trip})) == []
 
 
 def test_static_safe_from_one_poll_knows_the_step_of_the_device() -> None:
