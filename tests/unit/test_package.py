@@ -10,28 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DATA = (
-    "rpi_daemon/py.typed",
-    "rpi_daemon/config/RPI-DAEMON-MIB.txt",
-    "rpi_daemon/config/default.toml",
-    "rpi_daemon/config/examples/demo.toml",
-    "rpi_daemon/drivers/pdu/profiles/raritan_px.toml",
-    "rpi_daemon/drivers/pdu/profiles/apc_rpdu2.toml",
-    "rpi_daemon/models/shipped/model.onnx",
-    "rpi_daemon/models/shipped/manifest.toml",
-    "rpi_daemon/_fastpath/core.pyi",
-)
-SUB_PACKAGES = (
-    "_fastpath",
-    "config",
-    "config/examples",
-    "drivers",
-    "drivers/pdu",
-    "drivers/sensors",
-    "drivers/traps",
-    "models",
-    "models/shipped",
-)
+FOLDERS = ("_fastpath", "config", "drivers", "models")  # each is rpi_daemon/<folder> in the wheel
+DATA_SUFFIXES = {".toml", ".txt", ".onnx", ".pyi"}
+
+
+def tracked() -> list[str]:
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    return list(filter(None, names.split("\0")))
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +25,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("build")
     source = folder / "source"
     source.mkdir()
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
-    for name in filter(None, tracked.split("\0")):
+    for name in tracked():
         target = source / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / name).read_bytes())
@@ -54,8 +38,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_the_wheel_has_one_top_level_name_and_everything_in_it(built: tuple[Path, Path]) -> None:
     names = zipfile.ZipFile(built[0]).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"rpi_daemon"}
-    assert not [name for name in DATA if name not in names]
-    assert not [sub for sub in SUB_PACKAGES if f"rpi_daemon/{sub}/__init__.py" not in names]
+    ours = [f"rpi_daemon/{name}" for name in tracked() if name.split("/")[0] in FOLDERS]
+    needed = {name for name in ours if Path(name).suffix in {".py", *DATA_SUFFIXES}} | {"rpi_daemon/py.typed"}
+    assert {f"rpi_daemon/config/{name}" for name in ("RPI-DAEMON-MIB.txt", "default.toml")} < needed
+    assert not needed - set(names)
     assert [name for name in names if name.startswith("rpi_daemon/_fastpath/core.") and name.endswith(".so")]
     assert not [name for name in names if name.endswith((".c", "core.pyx.bak"))]
 
@@ -63,6 +49,7 @@ def test_the_wheel_has_one_top_level_name_and_everything_in_it(built: tuple[Path
 def test_the_sdist_has_the_sources(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {name for name in tracked() if name.split("/")[0] in (*FOLDERS, "rpi_daemon")} <= names
     assert {
         "setup.py",
         "pyproject.toml",
