@@ -78,6 +78,7 @@ class Actuator:
         self._config = config
         self._rack = rack
         self._step_w = np.full(n, config.step_w)  # until the device tells
+        self._volts = np.full(n, np.nan)
         self._index = {key: i for i, key in enumerate(zip(rack.pdu_of, rack.number_of, strict=True))}
         self._outlets = {p: np.flatnonzero(np.array(rack.pdu_of) == p) for p in dict.fromkeys(rack.pdu_of)}
         self._foreign: dict[str, deque[int]] = {pdu: deque() for pdu in self._outlets}
@@ -116,6 +117,7 @@ class Actuator:
             self._kind[i] = state.kind
             if state.step_w is not None:
                 self._step_w[i] = state.step_w
+            self._volts[i] = math.nan if state.volts is None else state.volts
             self._limit_w[i] = now_w
             if self._pending[i]:
                 continue
@@ -184,6 +186,7 @@ class Actuator:
             pending=self._pending.copy(),
             uncontrolled=self._uncontrolled_until_ns > now_ns,
             step_w=self._step_w.copy(),
+            volts=self._volts.copy(),
         )
 
     def foreign_writers(self, now_ns: int) -> frozenset[str]:

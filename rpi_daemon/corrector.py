@@ -159,7 +159,8 @@ class Corrector:
         """Outlets whose demand is hidden: by an enforced limit, or because the sensor is at full scale."""
         enforced = np.array([kind.enforced for kind in in_force.kind])
         with np.errstate(invalid="ignore"):
-            capped = enforced & (readings.power_w >= (1.0 - self._config.censor_band) * in_force.limit_w)
+            seen_w = in_force.seen_w(readings.power_w, readings.rms_a)  # held at its amperes, the voltage may sag
+            capped = enforced & (seen_w >= (1.0 - self._config.censor_band) * in_force.limit_w)
         censored: BoolArray = (capped | ((readings.quality & Quality.SATURATED) != 0)) & readings.valid
         return censored
 

@@ -271,7 +271,7 @@ def permit(
     most_w = np.where(frozen, old_w, standing_w)
     limit_w = np.minimum(target_w, most_w + free * raise_w)
 
-    least_w = readings.power_w + config.trip_margin_share * rack.rating_w
+    least_w = in_force.seen_w(readings.power_w, readings.rms_a) + config.trip_margin_share * rack.rating_w
     if may_draw_w is not None:
         may_w = may_draw_w + config.trip_margin_share * rack.rating_w
         least_w = np.where(np.isnan(may_w), least_w, np.maximum(least_w, may_w))
@@ -306,11 +306,13 @@ def permit(
     )
 
 
-def static_safe_writes(rack: RackModel, pdu: str, reading: PduReading, config: GuardConfig) -> tuple[LimitWrite, ...]:
-    """STATIC_SAFE for one PDU from its own reading alone: at start, at stop and when the control loop is gone.
+def static_safe_writes(
+    rack: RackModel, pdu: str, reading: PduReading, config: GuardConfig, readings: Readings | None = None
+) -> tuple[LimitWrite, ...]:
+    """STATIC_SAFE for one PDU from its own reading: at start, at stop and when the control loop is gone.
 
-    Only opted-in outlets; lowerings first; a limit that cuts off is not set below draw + margin, nor when the draw is
-    unknown. Outlets that already stand there are left out.
+    Only opted-in outlets; lowerings first; a limit that cuts off is not set below draw + margin, nor when neither the
+    PDU itself nor `readings` tells the draw. Outlets that already stand there are left out.
     """
     writes: list[LimitWrite] = []
     for i in _away_from_static_safe(rack, pdu, reading):
@@ -318,13 +320,22 @@ def static_safe_writes(rack: RackModel, pdu: str, reading: PduReading, config: G
         state = reading.limits[number]
         to_w = float(rack.static_safe_w[i])
         if state.kind in (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT):
-            draw_w = reading.power_w.get(number)
             taken_w = to_w - to_w % state.step_w if state.step_w else to_w
-            if draw_w is None or not taken_w >= draw_w + config.trip_margin_share * rack.rating_w[i]:
+            if not taken_w >= _drawn_w(reading, readings, i, number) + config.trip_margin_share * rack.rating_w[i]:
                 continue
         writes.append(LimitWrite(outlet=number, limit_w=to_w))
     rises = {w.outlet: (reading.limits[w.outlet].limit_w or 0.0) < w.limit_w for w in writes}
     return tuple(sorted(writes, key=lambda w: (rises[w.outlet], w.outlet)))
+
+
+def _drawn_w(reading: PduReading, readings: Readings | None, i: int, number: int) -> float:
+    """The draw as the outlet's limit sees it: the highest that the PDU and the readings tell, NaN if neither does."""
+    volts = reading.limits[number].volts
+    told = [(reading.power_w.get(number), reading.current_a.get(number))]
+    if readings is not None:
+        told.append((float(readings.power_w[i]), float(readings.rms_a[i])))
+    found = [watts for watts, _ in told] + [amps * volts for _, amps in told if amps is not None and volts is not None]
+    return max((w for w in found if w is not None and not math.isnan(w)), default=math.nan)
 
 
 def away_from_static_safe(rack: RackModel, pdu: str, reading: PduReading) -> list[int]:

@@ -291,6 +291,7 @@ class LimitState:
     kind: LimitKind
     raw: tuple[tuple[str, int, object], ...] = ()  # (OID or register, type, value): enough to put it back exactly
     step_w: float | None = None  # the device's step: it rounds down to a multiple of it
+    volts: float | None = None  # of a limit in amperes: the watts that one of them stands for; None: it is in watts
 
 
 @dataclass(frozen=True, slots=True)
@@ -540,6 +541,14 @@ class LimitsInForce:
     pending: BoolArray  # a write is under way or waiting
     uncontrolled: BoolArray  # the device does not take our writes
     step_w: FloatArray  # of the device
+    volts: FloatArray  # watts of one ampere where the limit is in amperes, else NaN
+
+    def seen_w(self, power_w: FloatArray, current_a: FloatArray) -> FloatArray:
+        """The draw as the limits see it, [n]: where one is in amperes, at the volts that it was turned into amperes with.
+
+        At a lower voltage or power factor the same power is more amperes, and these are what is cut off or held.
+        """
+        return np.fmax(power_w, np.where(np.isnan(power_w), np.nan, current_a * self.volts))
 
 
 class Severity(IntEnum):

@@ -60,8 +60,10 @@ from rpi_daemon.records import (
     PduReading,
     PduReport,
     RackModel,
+    Readings,
     SafeState,
     SafeStatus,
+    WriteOutcome,
 )
 from rpi_daemon.score import RunScore
 from rpi_daemon.sensing import BoardLink, board_link
@@ -138,6 +140,7 @@ class Service:
         self._late_ticks = 0
         self.killed_in_memory = False  # the kill switch could not be written to disk
         self._stopping = asyncio.Event()
+        self._known: Readings | None = None  # the draws, at stop; at start only the PDUs themselves tell any
         self._loop_runs = False  # before and after it nothing but STATIC_SAFE is ever handed to a PDU
         self._lease = Lease(config.actuator.lease_s, self.started_ns)
         self._event_fd = -1
@@ -339,7 +342,7 @@ class Service:
         """Outlets that stand elsewhere after one attempt although they may be written."""
         task, driver = self.tasks[pdu], self.drivers[pdu]
         reading = await driver.read()
-        writes = static_safe_writes(self.rack, pdu, reading, self._guard)
+        writes = static_safe_writes(self.rack, pdu, reading, self._guard, self._known)
         if writes and (self.mode is Mode.ADVISORY or self.killed()):
             writes = ()
         elif writes:
@@ -349,7 +352,7 @@ class Service:
                 if when == "start" and (refusal := _write_denied(result)):
                     self._opt_out(pdu, f"the device lets us write nothing ({refusal}); meters only")
             reading = await driver.read()
-            writes = static_safe_writes(self.rack, pdu, reading, self._guard)
+            writes = static_safe_writes(self.rack, pdu, reading, self._guard, self._known)
         if not writes:
             self._compare_static_safe(pdu, reading, when)
         task.take_reports()
@@ -565,12 +568,26 @@ class Service:
             self.writes += 1
             self.writes_verified += outcome.verified
             self.writes_refused += outcome.refused is not None
+            if outcome.verified:
+                self._note_static_safe(report.pdu, outcome)
             if outcome.read_back_w is not None:
                 self.score.limit_verified(
                     self._index(report.pdu, outcome.outlet),
                     outcome.read_back_w,
                     outcome.t_verified_ns or self.clock.mono_ns(),
                 )
+
+    def _note_static_safe(self, pdu: str, outcome: WriteOutcome) -> None:
+        """A limit that could not be lowered before its draw was known stands at STATIC_SAFE, or below, by now."""
+        waiting = self.static_safe_differs.get(pdu, [])
+        if outcome.outlet not in waiting or outcome.read_back_w is None:
+            return
+        if outcome.read_back_w <= self.rack.static_safe_w[self._index(pdu, outcome.outlet)] + 1.0:
+            waiting.remove(outcome.outlet)
+            if not waiting:
+                del self.static_safe_differs[pdu]
+            if self._loop_runs and not self.static_safe_differs:
+                self._say_static_safe()
 
     def _cap_reports(self) -> tuple[CapReport, ...]:
         """What the servers' tasks reported; a cap that is met for the first time is saved before it may be written."""
@@ -688,7 +705,12 @@ class Service:
         return left
 
     async def _leave(self) -> bool:
-        """STATIC_SAFE in every opted-in outlet, verified; False where it should be and is not."""
+        """STATIC_SAFE in every opted-in outlet, verified; False where it should be and is not.
+
+        A limit that cuts off needs the draw of now: many a device does not meter what it limits.
+        """
+        await self._read_meters()
+        self._known = self.pipeline.features.step(self.clock.mono_ns(), self.clock.utc_ns())
         try:
             await self._static_safe_everywhere("stop")
         except RpiError as error:
@@ -697,6 +719,17 @@ class Service:
         if not self.static_safe_differs:
             log.info("static_safe.left")
         return True
+
+    async def _read_meters(self) -> None:
+        """One more poll of the PDUs and meters that tell what outlets elsewhere draw; a silent one tells nothing."""
+        meters = {o.meter.partition("/")[0] for o in self.config.outlets() if o.meter.partition("/")[0] != o.pdu}
+        asked = [pdu for pdu in self.tasks if pdu in meters]
+        found = await asyncio.gather(*(self.drivers[pdu].read() for pdu in asked), return_exceptions=True)
+        for pdu, reading in zip(asked, found, strict=True):
+            if isinstance(reading, PduReading):
+                self.pipeline.features.observe(pdu, reading)
+            elif not isinstance(reading, DeviceError):
+                raise reading
 
 
 async def _end(tasks: "Sequence[asyncio.Task[Any]]") -> None:

@@ -125,6 +125,7 @@ def make_limits(
     open_w: FloatArray | None = None,
     uncontrolled: Sequence[bool] | None = None,
     step_w: FloatArray | None = None,
+    volts: FloatArray | None = None,
 ) -> LimitsInForce:
     n = len(limit_w)
     return LimitsInForce(
@@ -136,6 +137,7 @@ def make_limits(
         pending=np.zeros(n, dtype=np.bool_),
         uncontrolled=np.zeros(n, dtype=np.bool_) if uncontrolled is None else np.array(uncontrolled, dtype=np.bool_),
         step_w=np.ones(n) if step_w is None else step_w,
+        volts=np.full(n, np.nan) if volts is None else volts,
     )
 
 

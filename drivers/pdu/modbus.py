@@ -301,6 +301,7 @@ class ModbusPdu:
             kind=limit.kind,
             raw=raw if complete else (),
             step_w=None if volts is None else float(limit.quantum) * volts,
+            volts=volts if limit.unit == "A" else None,
         )
 
     def _volts(self, limit: Limit, outlet: int, found: Registers) -> float | None:

@@ -400,7 +400,8 @@ class SnmpPdu:
         limit_w = self._watts(limit, _integer(found[0]), outlet, facts)
         step = self._limit_step(limit, outlet, facts)
         step_w = None if step is None else float(step * limit.granularity)
-        return LimitState(limit_w, enabled, limit.kind, raw if len(raw) == len(oids) else (), step_w)
+        volts = self.options.nominal_v if limit.unit == "A" else None
+        return LimitState(limit_w, enabled, limit.kind, raw if len(raw) == len(oids) else (), step_w, volts)
 
     def _mask(self, enable: EnableMask, outlet: int, answers: Answers) -> int | None:
         """The outlet's mask in `answers`, remembered for the next write."""

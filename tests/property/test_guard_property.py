@@ -106,6 +106,20 @@ def test_a_limit_that_cuts_off_is_never_set_below_the_draw_plus_margin(case: Cas
 
 
 @settings(max_examples=60, deadline=None)
+@given(cases(), st.floats(40.0, 400.0), st.floats(-100.0, 500.0))
+def test_a_limit_in_amperes_is_never_set_below_the_amperes_drawn(case: Case, volts: float, more_w: float) -> None:
+    """Whatever the power factor, and however far the voltage is from the one that turned the limit into amperes."""
+    would_be_w = np.nan_to_num(case.permit().limit_w)
+    current_a = np.maximum(case.readings.power_w, would_be_w + more_w) / volts
+    limits = replace(case.limits, volts=np.full(case.rack.n, volts))
+    case = replace(case, readings=replace(case.readings, rms_a=current_a), limits=limits)
+    got = case.permit()
+    for i in np.flatnonzero(np.isfinite(got.limit_w)):
+        if case.limits.kind[i] in CUTS:
+            assert got.limit_w[i] / volts > current_a[i] - EPSILON_W
+
+
+@settings(max_examples=60, deadline=None)
 @given(cases())
 def test_limits_stay_within_the_rating_and_above_zero(case: Case) -> None:
     written = case.permit().limit_w

@@ -144,6 +144,16 @@ def test_a_silent_meter_is_named_and_the_other_on_its_bus_goes_on(rack: RackProc
     assert daemon.stop() == 0
 
 
+def test_static_safe_is_left_on_a_shelf_that_another_meter_measures(config: Path, rack: RackProcess) -> None:
+    """The shelf tells no power. At start nobody knows the draw, which is shown; from the first readings on, and at stop, the meter does."""
+    with running(lambda: Daemon(config)) as again:
+        status = again.until(lambda s: s["static_safe_verified_s"] is not None, "STATIC_SAFE on the shelf", 30.0)
+        assert status["static_safe_differs"] == {}
+        again.until(lambda s: 600.0 < (limit_of(s, "shelf/1") or 0.0) <= 700.0, "more than STATIC_SAFE", 30.0)
+        assert again.stop() == 0
+    assert rack.state()["limits_w"]["shelf"]["1"] == pytest.approx(101 * 5.4)  # 550 W / 54 V, down to 0.1 A
+
+
 def test_a_register_map_is_tried_without_its_device() -> None:
     program = [sys.executable, "-P", "-m", "rpi_daemon.drivers.pdu.modbus_sim", "--map", "eastron_sdm630"]
     done = subprocess.run(

@@ -1,5 +1,6 @@
 """The ladder by example, writes from one poll alone, the kill switch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +258,28 @@ def test_static_safe_from_one_poll_knows_the_step_of_the_device() -> None:
     trip = LimitState(900.0, True, LimitKind.TRIP_OFF, step_w=230.0)
     writes = static_safe_writes(rack, "pdu-0", _poll({1: trip, 2: trip}, {1: 450.0, 2: 200.0}), GuardConfig())
     assert writes == (LimitWrite(2, 550.0),), "550 W would be 460 W there, too near 450 W"
+
+
+def test_static_safe_takes_a_draw_that_somebody_else_measures() -> None:
+    """A shelf that meters nothing itself: with the board's word its limit is lowered, without it stays."""
+    rack = make_rack(4, static_safe_w=200.0)
+    shelf = LimitState(900.0, True, LimitKind.CURRENT_LIMIT)
+    poll = _poll(dict.fromkeys((1, 2, 3, 4), shelf), {3: 50.0})
+    assert static_safe_writes(rack, "pdu-0", poll, GuardConfig()) == (LimitWrite(3, 200.0),)
+    readings = make_readings(1, np.array([50.0, 150.0, 150.0, np.nan]))
+    assert static_safe_writes(rack, "pdu-0", poll, GuardConfig(), readings) == (LimitWrite(1, 200.0),), (
+        "3: the higher word counts"
+    )
+
+
+def test_static_safe_in_amperes_is_not_below_the_amperes_drawn() -> None:
+    rack = make_rack(2, static_safe_w=550.0)
+    shelf = LimitState(900.0, True, LimitKind.CURRENT_LIMIT, volts=54.0)
+    readings = make_readings(1, np.array([440.0, 440.0]))
+    sagged = replace(readings, rms_a=np.array([440.0 / 54.0, 440.0 / 42.0]))
+    poll = _poll({1: shelf, 2: shelf})
+    writes = static_safe_writes(rack, "pdu-0", poll, GuardConfig(), sagged)
+    assert writes == (LimitWrite(1, 550.0),), "550 W are 10.2 A there, and 10.5 A flow at outlet 2"
 
 
 def test_kill_switch_is_the_presence_of_a_file(tmp_path: Path) -> None:
