@@ -70,7 +70,7 @@ CAUSES: Mapping[str, tuple[str, str]] = {
     "breaker_blind": ("sensor_fault", "more than a fifth of the readings on {} are missing"),
     "no_readings": ("sensor_fault", "no reading at all"),
     "calibration_expired": ("calibration_expired", "the calibration of {} has expired"),
-    "cap_unreachable": ("bmc_unreachable", "the management controller of {} does not answer"),
+    "cap_unreachable": ("bmc_unreachable", "the management controller of {} does not answer, or refuses us"),
     "cap_uncontrolled": ("cap_not_held", "the management controller of {} does not take its power cap"),
     "cap_not_held": ("cap_not_held", "{} draws more than its power cap"),
     "model_fallback": ("model_fallback", "the baselines forecast in place of the model"),

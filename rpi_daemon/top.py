@@ -1,13 +1,15 @@
 """The live view: a table and bars on a terminal, plain lines anywhere else. It reads status documents and nothing else."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from rpi_daemon.clock import NS_PER_S
 
 SPARKS = "▁▂▃▄▅▆▇█"
 HISTORY = 24  # sparkline points
@@ -87,7 +89,7 @@ class View:
                 ProgressBar(
                     total=1.0, completed=min(1.0, share), width=40, complete_style=colour, finished_style=colour
                 ),
-                f"draw {watts(item['draw_w'])}  limits {watts(item['limits_w'])}  of {watts(item['ceiling_w'])} W{_over(item['ratings'])}",
+                f"draw {watts(item['draw_w'])}  limits {watts(item['limits_w'])}  of {watts(item['ceiling_w'])} W{_over(item)}",
             )
         return bars
 
@@ -116,7 +118,10 @@ def _kinds(outlet: Mapping[str, Any]) -> str:
 def _told(status: Status) -> list[Text]:
     """The alarms that stand, the gravest first, and receivers that need a look."""
     ranked = sorted(status["alarms"], key=lambda alarm: ALARM_STYLES.index(alarm["severity"]))
-    lines = [Text(f"{a['severity']}: {a['text']}", style=ALARM_STYLE[a["severity"]]) for a in ranked[:ALARMS]]
+    lines = []
+    for alarm in ranked[:ALARMS]:
+        ago = _ago((status["t_utc_ns"] - alarm["since_utc_ns"]) / NS_PER_S)
+        lines.append(Text(f"{alarm['severity']}: {alarm['text']} ({ago})", style=ALARM_STYLE[alarm["severity"]]))
     if len(ranked) > ALARMS:
         lines.append(Text(f"and {len(ranked) - ALARMS} more alarms, see `rpi-daemon status --json`", style="dim"))
     for sink in status["trap_sinks"]:
@@ -127,10 +132,20 @@ def _told(status: Status) -> list[Text]:
     return lines
 
 
-def _over(ratings: Sequence[Mapping[str, Any]]) -> str:
+def _over(constraint: Mapping[str, Any]) -> str:
+    whole = {"rating": "ITS RATING", "derating": f"{100.0 * constraint['derate']:g} % OF ITS RATING"}
     return "".join(
-        f"  OVER ITS {r['over'].upper()}: {r['draw']:.4g} of {r['rating']:g} {r['unit']}" for r in ratings if r["over"]
+        f"  OVER {whole[r['over']]}: {r['draw']:.4g} of {r['rating']:g} {r['unit']}"
+        for r in constraint["ratings"]
+        if r["over"]
     )
+
+
+def _ago(seconds: float) -> str:
+    """How long an alarm stands: its sentence has the figures of its beginning."""
+    if seconds < 120.0:
+        return f"{max(0.0, seconds):.0f} s ago"
+    return f"{seconds / 60.0:.0f} min ago" if seconds < 7200.0 else f"{seconds / 3600.0:.0f} h ago"
 
 
 def _milliseconds(value: float | None) -> str:

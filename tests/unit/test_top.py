@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.top import View, plain_line, print_once, sparkline
 
 
@@ -30,10 +31,11 @@ def _status(**changes: Any) -> dict[str, Any]:
         "draw_w": None,
         "limits_w": None,
         "ceiling_w": 3680.0,
+        "derate": 0.8,
         "ratings": ratings,
     }
     return {
-        "rack": "lab", "state": "HOLD", "mode": "closed_loop", "uptime_s": 12.3, "why": ["sensor_stale: pdu-a/2"],
+        "rack": "lab", "t_utc_ns": 110 * NS_PER_S, "state": "HOLD", "mode": "closed_loop", "uptime_s": 12.3, "why": ["sensor_stale: pdu-a/2"],
         "kill_switch": False, "outlets": [outlet, dark], "constraints": [constraint], "summary": summary, "caps": [],
         "alarms": [], "trap_sinks": [], **changes,
     }  # fmt: skip
@@ -51,8 +53,8 @@ def test_a_screen_has_every_outlet_with_a_dash_where_nothing_is_known() -> None:
     assert {"312", "402", "12", "450", "alarm", "lstm"} <= set(rows["pdu-a/1"].split())
     assert rows["pdu-a/2"].count("—") >= 3
     assert "stale" in rows["pdu-a/2"]
-    assert "OVER ITS RATING: 17.25 of 16 A  OVER ITS DERATING: 3968 of 4000 VA" in text
-    assert text.count("OVER ITS") == 2
+    assert "OVER ITS RATING: 17.25 of 16 A  OVER 80 % OF ITS RATING: 3968 of 4000 VA" in text
+    assert text.count("OVER ") == 2
     assert "HOLD" in text
     assert "sensor_stale: pdu-a/2" in text
     assert "phase L1" in text
@@ -67,12 +69,14 @@ def test_the_kill_switch_is_not_to_be_overlooked() -> None:
 
 def test_the_gravest_alarms_stand_first_and_a_silent_receiver_is_shown() -> None:
     alarms = [
-        {"severity": level, "text": f"{level} {n}"} for level in ("info", "warning", "critical") for n in range(3)
+        {"severity": level, "text": f"{level} {n}", "since_utc_ns": (100 - n) * NS_PER_S}
+        for level in ("info", "warning", "critical")
+        for n in range(3)
     ]
     sink = {"id": "facility", "reachable": False, "queued": 12, "error": "no acknowledgement in 2 s", "insecure": True}
     text = _shown(_status(alarms=alarms, trap_sinks=[sink, {**sink, "id": "b", "reachable": None, "insecure": False}]))
     assert [line for line in text.splitlines() if line.startswith(("critical", "warning", "info"))] == [
-        *(f"critical: critical {n}" for n in range(3)), "warning: warning 0", "warning: warning 1",
+        *(f"critical: critical {n} ({10 + n} s ago)" for n in range(3)), "warning: warning 0 (10 s ago)", "warning: warning 1 (11 s ago)",
     ]  # fmt: skip
     assert "and 4 more alarms" in text
     assert "traps to facility: 12 wait: no acknowledgement in 2 s" in text
