@@ -552,14 +552,16 @@ def _compared(name: str, reference: Reference, seen: NDArray[np.float64], bound_
 def table_of(file: Calibration) -> Table:
     """One row per channel."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("channel", "name", "gain", "offset", "delay", "noise", "repeats", "worst error", "verdict"):
-        table.add_column(name, justify="left" if name in ("name", "verdict") else "right", overflow="fold")
+    for name in ("nr", "name", "gain", "offset", "delay", "noise", "repeats", "worst", "verdict"):
+        table.add_column(
+            name, justify="left" if name in ("name", "verdict") else "right", overflow="fold", no_wrap=name == "gain"
+        )
     for record in file.channels:
         worst = worst_percent(record)
         table.add_row(
             str(record.channel),
             escape(record.name),
-            f"{record.gain:.6g}",
+            f"{record.gain:.4e}",
             f"{record.offset_counts:.0f}",
             f"{record.delay_ns / 1000.0:.1f} µs" if record.phase_known else "board's",
             _percent(record.noise_percent),

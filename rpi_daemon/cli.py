@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 
 from rpi_daemon import __version__
-from rpi_daemon.errors import DeviceError, ModelError, NotRunningError, RpiError
+from rpi_daemon.errors import AuthError, DeviceError, ModelError, NotRunningError, RpiError
 
 DEFAULT_CONFIG = "/etc/rpi-daemon/rpi-daemon.toml"
 TOP_PERIOD_S = 0.5
@@ -458,13 +458,18 @@ def traps_test(sink: str | None, config_path: Path, as_json: bool) -> None:
 
         answer = {"schema": 1, "ok": True, "sinks": test_once(load_config(config_path), sink)}
     failed = [item for item in answer["sinks"] if item["error"]]
-    words = [
-        f"{item['sink']}: {item['error'] or ('acknowledged' if item['acknowledged'] else 'sent, not acknowledged by its nature')}"
-        f" after {item['ms']:g} ms"
-        for item in answer["sinks"]
-    ]
-    show({**answer, "ok": not failed}, as_json, "\n".join(words) or "no [[trap_sink]] is configured")
-    sys.exit(DeviceError.exit_code if failed else 0)
+    words = "\n".join(map(_test_told, answer["sinks"])) or "no [[trap_sink]] is configured"
+    show({**answer, "ok": not failed}, as_json, words)
+    if failed:
+        sys.exit((AuthError if all(item["refused"] for item in failed) else DeviceError).exit_code)
+
+
+def _test_told(item: dict[str, Any]) -> str:
+    if item["error"]:
+        return f"{item['sink']}: not acknowledged, given up after {item['ms']:.0f} ms: {item['error']}"
+    if item["acknowledged"]:
+        return f"{item['sink']}: acknowledged after {item['ms']:g} ms"
+    return f"{item['sink']}: sent; nobody acknowledges a trap"
 
 
 def _defaulted(parameter: str) -> bool:

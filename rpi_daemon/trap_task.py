@@ -24,7 +24,7 @@ from rpi_daemon.config.schema import Config, TrapSink
 from rpi_daemon.drivers.traps.engine import EngineIdentity, next_boot
 from rpi_daemon.drivers.traps.mib import notification_oid, varbinds
 from rpi_daemon.drivers.traps.sender import SinkOptions, TrapSender
-from rpi_daemon.errors import DeviceError, RpiError
+from rpi_daemon.errors import AuthError, DeviceError, RpiError
 from rpi_daemon.pipeline import Snapshot
 from rpi_daemon.records import Mode, Notice, RackModel, SafeState, Severity
 from rpi_daemon.trap_queue import QUEUE_FILE, TrapQueue
@@ -97,6 +97,7 @@ class SinkTask:
         self.reachable: bool | None = None  # None: nothing was sent yet; a trap tells nothing of its receiver
         self.sent = self.acknowledged = 0
         self.error: str | None = None
+        self.refused = False  # by that error: user, key or algorithm
         self._sender = sender
         self._queue = queue
         self._pace = pace
@@ -165,6 +166,7 @@ class SinkTask:
             "acknowledged": went if self.sink.kind == "inform" else None,
             "ms": round((time.perf_counter() - started) * 1e3, 1),
             "error": None if went else self.error,
+            "refused": not went and self.refused,
         }
 
     async def _deliver(self, notice: Notice, sequence: int) -> bool:
@@ -190,7 +192,7 @@ class SinkTask:
         return True
 
     def _failed(self, error: DeviceError) -> None:
-        self.error = str(error)
+        self.error, self.refused = str(error), isinstance(error, AuthError)
         if self.reachable is not False:
             log.warning("trap_sink.unreachable", sink=self.sink.id, error=self.error)
         self.reachable = False

@@ -216,6 +216,11 @@ def test_the_daemon_tells_of_its_life(receiver: Any, tmp_path: Path) -> None:
     with running(lambda: RackProcess(config)) as rack:
         alone = cli(config, "traps", "test", "--json")
         assert alone.returncode == 0, alone.stderr
+        (tmp_path / "trap-auth.key").write_text("not the key of that user")
+        refused = cli(config, "traps", "test")
+        assert (refused.returncode, "facility: not acknowledged, given up after" in refused.stdout) == (5, True)
+        assert "another auth_key" in refused.stdout
+        (tmp_path / "trap-auth.key").write_text(snmptrapd.AUTH_KEY)
         with running(lambda: Daemon(config)) as daemon:
             daemon.normal()
             answer = daemon.ask("traps_test", sink="facility")["sinks"]
