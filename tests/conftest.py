@@ -1,5 +1,6 @@
 """Rules for every test: nothing may be left behind, and a skip must be one that CI knows of."""
 
+import contextlib
 import os
 import re
 import threading
@@ -7,6 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# how long an example takes depends on who else uses the machine: no property
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # Children of tests find the installed package: the bare folders of the checkout, their working directory, would shadow it.
 os.environ["PYTHONSAFEPATH"] = "1"
@@ -24,7 +30,11 @@ def _descriptors() -> dict[int, str]:
 
 
 def _children() -> set[str]:
-    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the thread has ended meanwhile
+            found |= set((task / "children").read_text().split())
+    return found
 
 
 @pytest.fixture(autouse=True)

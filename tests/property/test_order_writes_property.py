@@ -36,15 +36,14 @@ def test_an_alarm_is_lowered_for_scarcity_only_after_its_servers_cap(seed: int) 
     rack, rng = random_rack(seed)
     for _ in range(300):
         wander(rack, rng)
-        before_w = [rack.limit_w(i) for i in range(rack.rack.n)]
         snapshot = rack.tick()
         bound_w = rack.pipeline.capping.outlet_bound_w(snapshot.in_force)
         assert bound_w is not None
         for desired in snapshot.desired:
             for decision in desired.decisions:
-                i = decision.outlet
-                if not np.isnan(bound_w[i]) and decision.to_w < before_w[i]:
-                    assert decision.to_w >= min(bound_w[i], before_w[i]) - EPSILON_W
+                bound = bound_w[decision.outlet]
+                if not np.isnan(bound) and decision.to_w < decision.from_w:
+                    assert decision.to_w >= min(bound, decision.from_w) - EPSILON_W
 
 
 @settings(max_examples=8, deadline=None)

@@ -201,7 +201,7 @@ def test_a_pdu_that_denies_every_write_is_metered_only(fresh: Place, rack: RackP
     try:
         with running(lambda: Daemon(fresh.write())) as daemon:
             status = daemon.normal()
-            (line,) = daemon.log("pdu.meters_only")
+            line = daemon.logged("pdu.meters_only")
             assert line["pdu"] == "pdu-a"
             assert "lets us write nothing" in line["reason"]
             assert "noAccess" in line["reason"]
