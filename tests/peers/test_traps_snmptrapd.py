@@ -229,7 +229,7 @@ def test_the_daemon_tells_of_its_life(receiver: Any, tmp_path: Path) -> None:
             daemon.until(lambda s: any(a["id"] == "kill_switch" for a in s["alarms"]), "the alarm")
             assert cli(config, "resume").returncode == 0
             for n in range(1, 7):  # announced work: the forecast passes 25 A before anything is drawn
-                daemon.ask("hint", load=f"a-{n}", delta_w=680.0, in_s=4.0, for_s=1.0)
+                daemon.ask("hint", load=f"a-{n}", delta_w=900.0, in_s=4.0, for_s=1.0)
             daemon.until(lambda s: any(a["id"] == "overload_predicted:breaker-a" for a in s["alarms"]), "the alarm")
             rack.ask(pdu="pdu-a", faults={"drop": -1})
             daemon.until(lambda s: any(a["id"] == "pdu_unreachable:pdu-a" for a in s["alarms"]), "the alarm")

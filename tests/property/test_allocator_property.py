@@ -25,7 +25,7 @@ def cases(draw: st.DrawFn) -> tuple[RackModel, FloatArray]:
     return rack, draw(watts(rack.n))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases(), st.data())
 def test_no_rating_and_no_ceiling_is_exceeded(case: tuple[RackModel, FloatArray], data: st.DataObject) -> None:
     """Checked from the definitions, not with the code's own rows: any feed may be lost, and amps add up arithmetically."""
@@ -60,7 +60,7 @@ def test_no_rating_and_no_ceiling_is_exceeded(case: tuple[RackModel, FloatArray]
                 assert ceiling.constraint != c.name or carried_w.sum() <= ceiling.limit_w + EPSILON_W
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_what_is_not_granted_is_returned(case: tuple[RackModel, FloatArray]) -> None:
     rack, request_w = case
@@ -77,7 +77,7 @@ def test_what_is_not_granted_is_returned(case: tuple[RackModel, FloatArray]) -> 
             assert all(got.rule[o] != "fits" for o in outlets)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases(), st.randoms(use_true_random=False))
 def test_permuting_loads_permutes_grants(case: tuple[RackModel, FloatArray], random: object) -> None:
     rack, request_w = case
@@ -101,7 +101,7 @@ def test_permuting_loads_permutes_grants(case: tuple[RackModel, FloatArray], ran
     np.testing.assert_allclose(after.shortfall_w, before.shortfall_w[outlets], atol=EPSILON_W)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_raising_the_root_budget_alone_never_lowers_a_grant(data: st.DataObject) -> None:
     """Single-corded, one unit, one tier; breakers within a feed within the rack."""
@@ -127,7 +127,7 @@ def test_raising_the_root_budget_alone_never_lowers_a_grant(data: st.DataObject)
     assert np.all(after.grant_w >= before.grant_w - EPSILON_W)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_who_is_short_sits_on_a_full_constraint_where_nobody_alike_got_a_larger_part(
     case: tuple[RackModel, FloatArray],
@@ -162,7 +162,7 @@ def _nobody_better(rack: RackModel, got: Allocation, row: int, tier: int, part: 
     return True
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cases())
 def test_same_input_same_output(case: tuple[RackModel, FloatArray]) -> None:
     rack, request_w = case

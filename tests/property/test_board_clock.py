@@ -31,7 +31,7 @@ class Path:
         return errors
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SEEDS, st.floats(-100, 100), st.floats(0, 300), st.sampled_from([1_000_000, 12_500_000, 168_000_000]))
 def test_jitter_does_not_move_it(seed: int, ppm: float, mean_us: float, tick_hz: int) -> None:
     rng = np.random.default_rng(seed)
@@ -45,7 +45,7 @@ def test_jitter_does_not_move_it(seed: int, ppm: float, mean_us: float, tick_hz:
     assert abs(path.clock.drift_ppm - ppm) < 2 + mean_us * 0.05
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(SEEDS, st.floats(-100, 100), st.floats(500, 100_000), st.floats(0.3, 4.0))
 def test_slow_stretch_is_passed_over(seed: int, ppm: float, extra_us: float, seconds: float) -> None:
     """A starved host hears everything late for a while: prediction goes on as before."""
@@ -57,7 +57,7 @@ def test_slow_stretch_is_passed_over(seed: int, ppm: float, extra_us: float, sec
     assert np.abs(path.run(rng.exponential(50, 500))).max() < 80
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(SEEDS, st.floats(-100, 100), st.floats(500, 100_000))
 def test_delay_that_stays_is_accepted(seed: int, ppm: float, extra_us: float) -> None:
     rng = np.random.default_rng(seed)
@@ -68,7 +68,7 @@ def test_delay_that_stays_is_accepted(seed: int, ppm: float, extra_us: float) ->
     assert np.abs(errors - extra_us).max() < 80
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(SEEDS, st.floats(500, 100_000))
 def test_early_arrival_is_proof(seed: int, extra_us: float) -> None:
     """It began while the host was slow: as soon as frames come faster, a line that lies later than they do is wrong."""

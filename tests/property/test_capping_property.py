@@ -14,7 +14,7 @@ EPSILON_W = 1e-6
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(SEEDS)
 def test_a_cap_is_never_below_what_server_owner_and_load_allow(seed: int) -> None:
     rack, rng = random_rack(seed)
@@ -26,7 +26,7 @@ def test_a_cap_is_never_below_what_server_owner_and_load_allow(seed: int) -> Non
         assert all(cap_w == NO_CAP_W or cap_w == round(cap_w) for cap_w in server.written)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(SEEDS)
 def test_a_raise_gets_only_room_that_is_free_now(seed: int) -> None:
     """When a cap rises on a server, what all servers may draw by their caps is within the rating, or was not before."""
@@ -50,7 +50,7 @@ def test_a_raise_gets_only_room_that_is_free_now(seed: int) -> None:
         assert sum(may_w.values()) <= 1600.0 + EPSILON_W
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(SEEDS)
 def test_the_draw_comes_under_the_rating_within_the_servers_own_time(seed: int) -> None:
     """Everything wants more than there is: when controllers and servers have done their part, the rating holds for good."""
@@ -68,7 +68,7 @@ def test_the_draw_comes_under_the_rating_within_the_servers_own_time(seed: int) 
     assert all(np.isfinite(s.cap_w) for s in rack.servers.values() if s.wants_w > s.drawn_w + 1.0)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(SEEDS)
 def test_no_flapping_under_a_steady_load(seed: int) -> None:
     """Half a minute after the last change nothing is written any more, scarce or not."""

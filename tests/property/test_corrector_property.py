@@ -87,7 +87,7 @@ def _residual(now_ns: int, request_w: FloatArray, measured_w: FloatArray) -> Res
     )
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.sampled_from(ADVERSARIES), st.sampled_from([0.01, 0.05]), st.integers(0, 1000))
 def test_escapes_stay_under_the_bound_at_every_moment(adversary: Adversary, target: float, seed: int) -> None:
     config = CorrectorConfig(
@@ -113,7 +113,7 @@ def test_long_run_of_defaults_is_near_the_target() -> None:
     assert np.all(late / 5000 <= 0.02)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.floats(10.0, 1500.0), min_size=2, max_size=12), st.floats(0.5, 5.0), st.floats(0.01, 0.5))
 def test_request_rises_at_once_and_falls_by_hold_and_slope(levels: list[float], hold_s: float, fall: float) -> None:
     corrector = Corrector(CorrectorConfig(hold_s=hold_s, fall_per_s=fall), make_rack(1, static_safe_w=1.0))

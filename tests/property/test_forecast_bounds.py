@@ -33,7 +33,7 @@ def _empty(n: int) -> ForecastInput:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(st.tuples(WATTS, WATTS), st.tuples(st.booleans(), st.booleans()), PLANS, st.integers(1, 9)),

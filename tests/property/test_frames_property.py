@@ -71,7 +71,7 @@ def as_reference(frame: core.Frame) -> tuple[object, ...]:
     return (*(getattr(frame, name) for name in FIELDS), counts)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.one_of(VALID, damaged(), st.binary(max_size=40)), max_size=6), st.lists(st.integers(1, 60), max_size=40)
 )
@@ -87,7 +87,7 @@ def test_same_frames_and_counters_as_the_twin(pieces: list[bytes], cuts: list[in
     assert [getattr(decoder, name) for name in COUNTERS] == [getattr(twin, name) for name in COUNTERS]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data_bodies())
 def test_encoder_gives_the_twin_s_bytes(body: bytes) -> None:
     wire = reference_frames.to_wire(body)

@@ -82,7 +82,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_nothing_in_advisory_nothing_without_opt_in_nothing_where_writes_fail(case: Case) -> None:
     got = case.permit()
@@ -95,7 +95,7 @@ def test_nothing_in_advisory_nothing_without_opt_in_nothing_where_writes_fail(ca
         assert not written.any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_a_limit_that_cuts_off_is_never_set_below_the_draw_plus_margin(case: Case) -> None:
     got = case.permit()
@@ -105,7 +105,7 @@ def test_a_limit_that_cuts_off_is_never_set_below_the_draw_plus_margin(case: Cas
             assert got.limit_w[i] >= draw_w + CONFIG.trip_margin_share * case.rack.rating_w[i] - EPSILON_W
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), st.floats(40.0, 400.0), st.floats(-100.0, 500.0))
 def test_a_limit_in_amperes_is_never_set_below_the_amperes_drawn(case: Case, volts: float, more_w: float) -> None:
     """Whatever the power factor, and however far the voltage is from the one that turned the limit into amperes."""
@@ -119,7 +119,7 @@ def test_a_limit_in_amperes_is_never_set_below_the_amperes_drawn(case: Case, vol
             assert got.limit_w[i] / volts > current_a[i] - EPSILON_W
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_limits_stay_within_the_rating_and_above_zero(case: Case) -> None:
     written = case.permit().limit_w
@@ -128,7 +128,7 @@ def test_limits_stay_within_the_rating_and_above_zero(case: Case) -> None:
     assert np.all(written > 0.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_hold_only_falls_and_never_from_the_unknown(case: Case) -> None:
     case = replace(case, status=ladder(NORMAL, 5, HealthFlags(tick_overrun=True)), mode=Mode.CLOSED_LOOP)
@@ -137,7 +137,7 @@ def test_hold_only_falls_and_never_from_the_unknown(case: Case) -> None:
     assert np.all(got.limit_w[frozen] <= case.limits.limit_w[frozen] + EPSILON_W)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_static_safe_is_static_safe_unless_it_would_trip_or_lacks_room(case: Case) -> None:
     case = replace(case, status=ladder(NORMAL, 5, HealthFlags(stopping=True)), mode=Mode.CLOSED_LOOP)
@@ -148,7 +148,7 @@ def test_static_safe_is_static_safe_unless_it_would_trip_or_lacks_room(case: Cas
         assert got.protective[i]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases(), st.integers(0, 2**32 - 1))
 def test_whatever_part_of_the_writes_has_happened_no_rating_is_newly_exceeded(case: Case, seed: int) -> None:
     """Each outlet stands at its old limit, at what was asked before, or at what is asked now."""
@@ -174,7 +174,7 @@ def test_whatever_part_of_the_writes_has_happened_no_rating_is_newly_exceeded(ca
         assert np.all(used <= np.maximum(cap, before) + EPSILON_W)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_lowering_is_urgent_where_somebody_waits_for_the_room(case: Case) -> None:
     got = case.permit()
@@ -205,7 +205,7 @@ def _wanted(flags: HealthFlags) -> SafeState:
     return max((CAUSES[c.partition(":")[0]][0] for c in flags.causes()), default=SafeState.NORMAL)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(healthy_often, st.integers(1, 30), st.booleans()), max_size=25))
 def test_down_at_once_up_only_after_health_and_acknowledgement(story: list[tuple[HealthFlags, int, bool]]) -> None:
     status = at_start(0)
@@ -225,7 +225,7 @@ def test_down_at_once_up_only_after_health_and_acknowledgement(story: list[tuple
         assert status.since_mono_ns == (before.since_mono_ns if status.state == before.state else now_ns)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(flag_sets, st.integers(0, 100))
 def test_the_ladder_is_a_pure_function(flags: HealthFlags, t: int) -> None:
     status = at_start(0)
@@ -233,7 +233,7 @@ def test_the_ladder_is_a_pure_function(flags: HealthFlags, t: int) -> None:
     assert status == at_start(0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(flag_sets)
 def test_more_causes_never_relax(flags: HealthFlags) -> None:
     more = replace(flags, lease_expired=True)

@@ -11,7 +11,7 @@ EPSILON_W = 1e-6
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(SEEDS, st.sampled_from([LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT]))
 def test_no_outlet_cuts_off_below_what_its_servers_cap_lets_through(seed: int, kind: LimitKind) -> None:
     """From the moment a cap stands: the limit on the PDU is above it by the margin, whatever has been written by then."""
@@ -29,7 +29,7 @@ def test_no_outlet_cuts_off_below_what_its_servers_cap_lets_through(seed: int, k
                 assert rack.limit_w(i) >= server.cap_w + margin_w - EPSILON_W, (item.name, rack.limit_w(i), server)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(SEEDS)
 def test_an_alarm_is_lowered_for_scarcity_only_after_its_servers_cap(seed: int) -> None:
     """While a cap is on its way down the outlet's limit does not fall below what the server may still draw."""
@@ -46,7 +46,7 @@ def test_an_alarm_is_lowered_for_scarcity_only_after_its_servers_cap(seed: int) 
                     assert decision.to_w >= min(bound, decision.from_w) - EPSILON_W
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(SEEDS, st.sampled_from([LimitKind.ALARM, LimitKind.TRIP_OFF]))
 def test_a_cap_rises_only_under_limits_that_stand(seed: int, kind: LimitKind) -> None:
     """Step by step: what the PDUs hold when a higher cap is asked for lets it through already."""

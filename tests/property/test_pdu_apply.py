@@ -3,7 +3,7 @@
 import asyncio
 import math
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpi_daemon.drivers.pdu.profile import load_profile
@@ -85,7 +85,7 @@ def test_verified_means_in_force_and_settings_of_others_stay() -> None:
         simulator = PduSimulator(load_profile("raritan_px"), len(OUTLETS))
         runner.run(simulator.start())
 
-        @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @settings(max_examples=60)
         @given(steps)
         def story(given_steps: list[tuple[Faults, dict[int, tuple[int, int]], dict[int, float]]]) -> None:
             runner.run(play(simulator, given_steps))

@@ -49,7 +49,7 @@ def check_same(ring: Ring, twin: ReferenceRing) -> None:
     assert [ring.intact(first + k) for k in range(5)] == [twin.intact(first + k) for k in range(5)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(histories())
 def test_ring_is_its_twin(history: tuple[int, int, list[tuple[Scan, int]]]) -> None:
     n_channels, capacity, steps = history
@@ -69,7 +69,7 @@ def test_ring_is_its_twin(history: tuple[int, int, list[tuple[Scan, int]]]) -> N
         assert reader.next - start == taken + reader.lost  # nothing is forgotten, nothing counted twice
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(histories(), st.data())
 def test_continued_ring_keeps_its_scans(history: tuple[int, int, list[tuple[Scan, int]]], data: st.DataObject) -> None:
     n_channels, capacity, steps = history

@@ -126,7 +126,7 @@ def test_any_timestamps_give_indices_that_rise(stamps: list[int]) -> None:
     st.floats(-300e-6, 300e-6),
     st.lists(st.tuples(st.integers(1, 400), st.integers(1, 1000)), max_size=6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_lost_scans_are_found_exactly_under_drift_and_jitter(
     seed: int, drift: float, losses: list[tuple[int, int]]
 ) -> None:

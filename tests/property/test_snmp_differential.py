@@ -136,7 +136,7 @@ def test_oids(tail: list[int], head: str) -> None:
     assert decode_oid(content) == oid
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(octet_strings, st.sampled_from(sorted(PDU_TAGS)), request_ids, statuses, st.integers(0, 100), varbind_lists)
 def test_v2c_ours_is_understood(
     community: bytes, tag: int, request_id: int, status: int, index: int, varbinds: list[Varbind]
@@ -152,7 +152,7 @@ def test_v2c_ours_is_understood(
     assert facts_of(pdu) == (request_id, status, index, varbinds)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(octet_strings, st.sampled_from(sorted(PDU_TAGS)), request_ids, statuses, st.integers(0, 100), varbind_lists)
 def test_v2c_theirs_is_understood(
     community: bytes, tag: int, request_id: int, status: int, index: int, varbinds: list[Varbind]
@@ -199,7 +199,7 @@ def test_localised_keys(auth: str, password: bytes) -> None:
 
 @pytest.mark.parametrize("private", [True, False])
 @pytest.mark.parametrize("auth", AUTH_SERVICES)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.integers(0, 2**31 - 1),
     st.sampled_from((0xA0, 0xA3)),
@@ -246,7 +246,7 @@ def test_v3_ours_is_understood(
 
 @pytest.mark.parametrize("private", [True, False])
 @pytest.mark.parametrize("auth", AUTH_SERVICES)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.integers(0, 2**31 - 1),
     request_ids,

@@ -178,7 +178,7 @@ def _rack() -> RackModel:
     return make_rack(7, constraints, loads=loads, static_safe_w=250.0, per_pdu=4)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 8), st.sampled_from([0.0, 0.2]))
 def test_no_rating_is_exceeded_by_what_stands_on_the_devices_at_any_moment(
     seed: int, slowest: int, loss: float
@@ -201,7 +201,7 @@ def test_no_rating_is_exceeded_by_what_stands_on_the_devices_at_any_moment(
             assert np.all(env.used(loop.limits_w()) <= np.maximum(env.cap, env.used(before_w)) * (1 + 1e-9) + EPSILON_W)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.integers(0, 2**32 - 1))
 def test_limits_found_far_too_high_come_down_and_the_ratings_hold_from_then_on(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -216,7 +216,7 @@ def test_limits_found_far_too_high_come_down_and_the_ratings_hold_from_then_on(s
             assert np.all(env.used(loop.limits_w()) <= env.cap * (1 + 1e-9))
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.integers(0, 2**32 - 1))
 def test_nothing_is_written_in_advisory(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -241,7 +241,7 @@ def test_stopping_leaves_static_safe() -> None:
     assert loop.limits_w().tolist() == [250.0] * 7
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT]))
 def test_no_cutting_limit_is_written_below_the_draw(seed: int, kind: LimitKind) -> None:
     rng = np.random.default_rng(seed)

@@ -24,7 +24,7 @@ KNOWN_RMS, KNOWN_POWER = 4.1e-5, 8.2e-5  # worst case over all mixes of harmonic
 KNOWN_DELAYED_POWER = 1e-4  # with 2 degrees and 100 us taken out
 TURN = np.pi * np.arange(core.WINDOW_SCANS) / core.WINDOW_HOP
 WEIGHTS = 1 / 2 - 9 / 16 * np.cos(TURN) + 1 / 16 * np.cos(3 * TURN)
-FEW = settings(max_examples=60, deadline=None)
+FEW = settings(max_examples=60)
 
 
 def ring_of(
@@ -480,7 +480,7 @@ def scenes(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(scenes())
 def test_kernel_equals_its_twin(scene: dict[str, Any]) -> None:
     counts, options = scene["counts"], scene["kernel"]

@@ -81,7 +81,7 @@ def test_line_to_line_outlets_are_in_step_with_both_voltages() -> None:
     assert record.delay_ns == pytest.approx(2.0 / 360.0 / 50.0 * 1e9, rel=1e-3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     gain_error=st.floats(-0.1, 0.1),
     offset=st.floats(-5000.0, 5000.0),

@@ -27,13 +27,13 @@ found_limits = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(found_limits)
 def test_found_limits_survive_the_disk(found: FoundLimits) -> None:
     assert FoundLimits.from_json(found.to_json()) == found
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.one_of(st.text(max_size=60), found_limits.map(lambda x: x.to_json()[:-3])))
 def test_a_damaged_file_is_a_clear_mistake(text: str) -> None:
     with pytest.raises(ConfigError, match="found limits is damaged"):

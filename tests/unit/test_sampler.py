@@ -195,7 +195,7 @@ def test_stop_drains_a_pty() -> None:
 KINDS = ("good", "good", "good", "good", "drop", "overflow", "flip", "cut", "repeat", "garbage", "foreign", "saturated")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(KINDS), max_size=32), st.integers(0, 2**32 - 1), st.randoms(use_true_random=False))
 def test_counters_are_exact(kinds: list[str], first: int, random: Random) -> None:
     """Known damage in a random order, index and ticks wrapping at random: every counter is what was injected."""
