@@ -9,6 +9,7 @@ from rpi_daemon.config.schema import Cap, Config, Constraint, Pdu, TrapSink, exp
 Loc = tuple[str | int, ...]
 Found = tuple[Loc, str]
 LOOSE_FILE_BITS = 0o077
+PORTS = {"snmp": 161, "modbus_tcp": 502}  # where a PDU says none
 
 
 def cross_check(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Found]:
@@ -76,10 +77,19 @@ def _channels(config: Config) -> Iterator[Found]:
                 )
             seen[name] = board.id
     pdus = [pdu.id for pdu in config.pdu]
+    stands_for: dict[str, str] = {}
     for outlet in config.outlets():
+        if outlet.id in seen:
+            continue
         pdu = outlet.meter.partition("/")[0]
-        if outlet.id not in seen and pdu not in pdus:
+        if pdu not in pdus:
             yield ("outlet", outlet.group, "meter"), f"no PDU is called {pdu!r}{_close(pdu, pdus)}"
+        other = stands_for.setdefault(outlet.meter, outlet.id)
+        if other != outlet.id:
+            yield (
+                ("outlet", outlet.group, "meter"),
+                f"outlet {outlet.id} would go by meter {outlet.meter}, as {other} does already: one of them draws something else",
+            )
 
 
 def _constraints(config: Config) -> Iterator[Found]:
@@ -187,7 +197,7 @@ def _pdus(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Fo
             )
         place = (
             wire,
-            pdu.port,
+            pdu.port or PORTS.get(pdu.driver),
             pdu.unit if pdu.driver == "snmp" else pdu.device_id,
         )  # units of a chain share an address
         if place in addresses:
@@ -222,6 +232,12 @@ def _caps(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Fo
         if cap.load in seen:
             yield ("cap", i, "load"), f"load {cap.load!r} has cap {seen[cap.load] + 1} already"
         seen[cap.load] = i
+        static = min(((o.static_safe_w, o.id) for o in config.outlets() if o.load == cap.load), default=None)
+        if static is not None and cap.lowest_w is not None and cap.lowest_w > static[0]:
+            yield (
+                ("cap", i, "lowest_w"),
+                f"{cap.lowest_w:g} W is above static_safe_w = {static[0]:g} W of outlet {static[1]}, at which the cap is left at stop",
+            )
         place = (cap.host, cap.port, cap.resource)
         if place in places:
             yield (

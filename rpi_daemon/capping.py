@@ -108,6 +108,9 @@ class Capping:
         self._failures = np.zeros(m, dtype=np.int64)
         self._uncontrolled_until_ns = np.full(m, NEVER_NS, dtype=np.int64)
         self._foreign: list[deque[int]] = [deque() for _ in range(m)]
+        self.owners: dict[
+            str, CapReading
+        ] = {}  # caps that owners set while none of ours stood: to be kept as found ones
         self._wanted = np.zeros(m, dtype=np.bool_)  # a cap is needed and none holds yet
         self._followed = np.ones(m, dtype=np.bool_)  # the draw has followed the cap that stands
         self._measuring = np.zeros(m, dtype=np.bool_)  # it was above that cap when it was asked for
@@ -153,13 +156,18 @@ class Capping:
         if self._pending[k]:
             return False
         ours = self._doubtful[k] or not math.isnan(self._open_w[k]) or math.isnan(before_w)
-        moved = now_w != before_w and not abs(now_w - before_w) <= SAME_W
+        moved = not _same(now_w, before_w)
         self._open_w[k] = math.nan
         self._doubtful[k] = False
         if math.isnan(before_w) or moved:
             self._stands(k, now_w, reading.t_mono_ns)
         if ours or not moved or not self._controlled()[k]:
             return False
+        asked_s = (reading.t_mono_ns - self._asked_ns[k]) / NS_PER_S
+        late = asked_s < self._config.uncontrolled_s and _same(now_w, float(self._asked_w[k]))  # a success of ours
+        if before_w >= self._found_w[k] - SAME_W and not late and not math.isnan(now_w):
+            self._found_w[k] = now_w  # none of ours stood: its owner thought anew
+            self.owners[self.names[k]] = reading
         changes = self._foreign[k]
         changes.append(reading.t_mono_ns)
         while reading.t_mono_ns - changes[0] > round(self._config.foreign_window_s * NS_PER_S):
@@ -226,9 +234,12 @@ class Capping:
         )
 
     def static_safe(self) -> dict[str, float]:
-        """What is left behind at stop, per load whose cap is ours and known: STATIC_SAFE, where what stands is higher."""
+        """What is left behind at stop, per load whose cap is ours and known: STATIC_SAFE, where what stands is higher.
+
+        A raise that is under way, or whose end nobody took in any more, counts as one that stands.
+        """
         to_w = np.clip(self._static_w, self._least_w, self._highest_w)
-        higher = self._controlled() & (self._cap_w > to_w + SAME_W)
+        higher = self._controlled() & (np.fmax(self._cap_w, self._open_w) > to_w + SAME_W)
         return {self.names[k]: float(np.floor(to_w[k])) for k in np.flatnonzero(higher)}
 
     def release(self, rack: RackModel, outlets: Collection[str]) -> None:
@@ -505,6 +516,10 @@ def _cap_of(reading: CapReading) -> float:
     if reading.active is False:
         return NO_CAP_W
     return math.nan if reading.cap_w is None or reading.active is None else reading.cap_w
+
+
+def _same(a_w: float, b_w: float) -> bool:
+    return a_w == b_w or abs(a_w - b_w) <= SAME_W
 
 
 def _watts(cap_w: float | None) -> float:

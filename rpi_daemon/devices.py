@@ -166,6 +166,7 @@ def device_mistakes(config: Config) -> Iterator[tuple[Loc, str]]:
                 load_calibration(config.path(board.calibration))
             except ConfigError as error:
                 yield ("board", i, "calibration"), str(error)
+    units: dict[tuple[str | None, int, int], Pdu] = {}
     for i, pdu in enumerate(config.pdu):
         try:
             profile = profile_of(config, pdu)
@@ -174,6 +175,16 @@ def device_mistakes(config: Config) -> Iterator[tuple[Loc, str]]:
         else:
             most = profile.outlets if isinstance(profile, RegisterMap) else profile.index.max_outlets
             yield from _numbers_beyond(config, pdu.id, profile.name, most)
+            if isinstance(profile, Profile):
+                unit = profile.index.unit if pdu.unit is None else pdu.unit
+                unit = unit if "{unit}" in profile.model_dump_json() else -1
+                other = units.setdefault((pdu.host, pdu.port or SNMP_PORT, unit), pdu)
+                if other.id != pdu.id and other.unit != pdu.unit:  # else it stands at one address for all to see
+                    yield (
+                        ("pdu", i, "unit"),
+                        f"is the same device as PDU {other.id!r}: profile {profile.name!r} reads unit {profile.index.unit} where none is said"
+                        + (", and knows no units" if unit < 0 else ""),
+                    )
             ids = profile.device_ids if isinstance(profile, RegisterMap) else None
             if ids is not None and not ids[0] <= pdu.device_id <= ids[1]:
                 yield (
@@ -190,4 +201,12 @@ def _numbers_beyond(config: Config, pdu: str, profile: str, most: int) -> Iterat
             yield (
                 ("outlet", i, "numbers"),
                 f"outlet {beyond[0]} is outside 1..{most} of profile {profile!r} of PDU {pdu!r}",
+            )
+    measured = {name for board in config.board for name in board.currents()}
+    for row in config.outlets():
+        meter, _, number = row.meter.partition("/")
+        if meter == pdu != row.pdu and row.id not in measured and not 1 <= int(number) <= most:
+            yield (
+                ("outlet", row.group, "meter"),
+                f"{row.meter}: number {number} is outside 1..{most} of profile {profile!r}",
             )

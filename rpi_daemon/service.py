@@ -136,6 +136,7 @@ class Service:
         self._saving: asyncio.Task[None] | None = None
         self.operator = Operator(self)
         self.traps = Traps(config, self.clock)
+        self._outlets_of = {x.name: [self.rack.outlet_ids[i] for i in x.outlets] for x in self.rack.loads}
         self._board_of = {outlet: board.id for board in config.board for outlet in board.currents()}
         self._late_ticks = 0
         self.killed_in_memory = False  # the kill switch could not be written to disk
@@ -511,6 +512,9 @@ class Service:
         for link in self.boards:
             link.maintain()
         self.traps.watch(self.rack, snapshot, self._facts())
+        owners = self.pipeline.capping.owners
+        if owners and self._save_found_caps(FoundCaps({**self.found_caps.caps, **owners})):
+            owners.clear()
         if self.score.ticks % COLLECT_TICKS == 0:
             gc.collect()
             self._note_settle_times()
@@ -679,11 +683,13 @@ class Service:
         return self.mode is Mode.CLOSED_LOOP and not self._lease.expired(self.clock.mono_ns())
 
     def _cap_write_allowed(self, load: str, restoring: bool) -> bool:
-        """As `_write_allowed`, for a server's cap."""
+        """As `_write_allowed`, for a server's cap; one that was given back is not ours, whatever still waits for its BMC."""
         if self.killed() or load not in self.found_caps.caps:
             return False
         if restoring:
             return True
+        if self.operator.released.issuperset(self._outlets_of[load]):
+            return False
         return self.mode is Mode.CLOSED_LOOP and not (self._loop_runs and self._lease.expired(self.clock.mono_ns()))
 
     async def _leave_caps(self) -> bool:

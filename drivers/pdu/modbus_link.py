@@ -7,6 +7,7 @@ echo of a write, and takes replies to other functions or of other lengths.
 import asyncio
 import heapq
 import logging
+import os
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -457,13 +458,14 @@ class RtuLink(ModbusLink):
     and what has arrived is thrown away: a late reply carries no number by which it could be told from the next one.
     """
 
-    _buses: ClassVar[dict[str, "RtuLink"]] = {}  # by port; from the first user to the last one's `close`
+    _buses: ClassVar[dict[str, "RtuLink"]] = {}  # by `place`; from the first user to the last one's `close`
 
     def __init__(
         self, line: SerialLine, timeout_s: float, turnaround_s: float = 0.5, clock: Clock | None = None
     ) -> None:
         super().__init__(line.port, timeout_s, clock or SystemClock())
         self.line = line
+        self.place = line.port  # the port itself, whatever links lead to it
         self.turnaround_s = turnaround_s  # the longest time until a device begins to answer
         self._users: set[int] = set()
         self._clean = False
@@ -474,15 +476,17 @@ class RtuLink(ModbusLink):
         cls, line: SerialLine, timeout_s: float, turnaround_s: float = 0.5, clock: Clock | None = None
     ) -> "RtuLink":
         """The bus on this port in this process: all its devices take turns on one object."""
-        bus = cls._buses.get(line.port)
+        place = os.path.realpath(line.port)
+        bus = cls._buses.get(place)
         if bus is None:
-            bus = cls._buses[line.port] = cls(line, timeout_s, turnaround_s, clock)
+            bus = cls._buses[place] = cls(line, timeout_s, turnaround_s, clock)
+            bus.place = place
         bus.timeout_s = max(bus.timeout_s, timeout_s)
         bus.turnaround_s = max(bus.turnaround_s, turnaround_s)
         return bus
 
     async def open(self, user: object) -> None:
-        self._buses.setdefault(self.line.port, self)
+        self._buses.setdefault(self.place, self)
         self._users.add(id(user))
         await super().open(user)
 
@@ -491,8 +495,8 @@ class RtuLink(ModbusLink):
         self._users.discard(id(user))
         if not self._users:
             self.disconnect()
-            if self._buses.get(self.line.port) is self:
-                del self._buses[self.line.port]
+            if self._buses.get(self.place) is self:
+                del self._buses[self.place]
 
     def _make(self) -> "ModbusBaseClient":
         from pymodbus.client import AsyncModbusSerialClient

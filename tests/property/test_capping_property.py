@@ -247,6 +247,65 @@ def test_a_cap_that_its_owner_had_set_is_the_highest_and_comes_back_at_release()
     assert max(owned.written) == 450.0
 
 
+def test_a_cap_that_its_owner_sets_later_is_kept_as_well() -> None:
+    """No cap was there, and none of ours: whoever sets one now has the right to."""
+    rack = simple(2, 1000.0)
+    owned = rack.servers["load-0"]
+    foreign = 0
+    for k in range(500):
+        if k == 100:
+            owned.cap_w = 300.0
+        foreign += "load-0" in rack.tick().foreign_caps
+    assert (owned.cap_w, owned.written, foreign) == (300.0, [], 1)
+    assert rack.pipeline.capping.owners["load-0"].cap_w == 300.0
+    for server in rack.servers.values():
+        server.wants_w = 550.0
+    rack.prophet.coming_w[:] = 550.0
+    for _ in range(100):
+        rack.tick()
+    assert owned.cap_w == 300.0, "400 W would be its part"
+    owned.cap_w = NO_CAP_W
+    for _ in range(100):
+        rack.tick()
+    assert owned.cap_w == pytest.approx(400.0, abs=5.0), "its owner took it off, and there is not enough"
+
+
+def test_a_cap_of_ours_that_comes_late_is_not_taken_for_its_owners() -> None:
+    rack = simple(2, 1000.0)
+    late = rack.servers["load-0"]
+    late.ignores = True
+    for _ in range(60):
+        rack.tick()
+    for server in rack.servers.values():
+        server.wants_w = 550.0
+    for _ in range(150):
+        rack.tick()
+    asked_w = [c.cap_w for c in rack.desired if c.load == "load-0"][-1]
+    assert asked_w is not None
+    late.cap_w, late.ignores = asked_w, False
+    for server in rack.servers.values():
+        server.wants_w = 100.0
+    for _ in range(900):
+        rack.tick()
+    assert late.cap_w == NO_CAP_W
+    assert not rack.pipeline.capping.owners
+
+
+def test_a_raise_that_is_under_way_at_stop_counts_as_one_that_stands() -> None:
+    loads = [load(i, demand_w=600.0) for i in range(4)]
+    rack = Rack(capped_rack(loads, 1500.0, static_w=350.0), [ModelServer(item.name, 400.0) for item in loads])
+    for _ in range(150):
+        rack.tick()
+    assert [s.cap_w for s in rack.servers.values()] == [300.0] * 4
+    assert rack.pipeline.capping.static_safe() == {}, "lower than STATIC_SAFE stays"
+    for server in rack.servers.values():
+        server.wants_w = 150.0
+    while not any(c.reason == "release" for c in rack.desired):
+        rack.tick()
+    left = {c.load for c in rack.desired if c.reason == "release"}
+    assert rack.pipeline.capping.static_safe().items() >= dict.fromkeys(left, 350.0).items()
+
+
 def test_a_released_cap_is_left_alone() -> None:
     rack = simple(4, 1500.0, wants_w=400.0)
     for _ in range(100):

@@ -110,6 +110,11 @@ def test_the_base_is_good() -> None:
             33,
             "450 W is above rating_w = 400 W of outlet a/2, which must carry it alone",
         ),
+        (
+            BASE + '[[cap]]\nload = "n1"\nhost = "h"\nuser = "u"\npassword_env = "RPI_PDU_AUTH"\nlowest_w = 350.0\n',
+            30,
+            "350 W is above static_safe_w = 300 W of outlet a/1, at which the cap is left at stop",
+        ),
         (BASE.replace("[rack]", "[rack"), 1, "not valid TOML"),
     ],
 )

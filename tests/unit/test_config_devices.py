@@ -63,6 +63,37 @@ def test_units_of_a_chain_share_an_address_and_nothing_else_does(tmp_path: Path)
     assert [pdu.unit for pdu in load_checked(path).pdu] == [None, 2]
 
 
+@pytest.mark.parametrize(
+    ("profile", "keys", "says"),
+    [
+        ("raritan_px", "port = 161", "pdu[2]: stands at the same address as PDU 'a'"),
+        ("raritan_px", "unit = 1", "profile 'raritan_px' reads unit 1 where none is said"),
+        ("apc_rpdu1", "unit = 2", "profile 'apc_rpdu1' reads unit 1 where none is said, and knows no units"),
+    ],
+)
+def test_one_device_is_not_two_pdus_however_it_is_said(tmp_path: Path, profile: str, keys: str, says: str) -> None:
+    path = written(tmp_path, profile=profile)
+    text = path.read_text()
+    second = text[text.index("[[pdu]]") : text.index("[[constraint]]")].replace('"a"', '"b"').replace("n{n}", "m{n}")
+    path.write_text(text + second.replace('id = "b"', f'id = "b"\n{keys}'))
+    (line,) = mistakes(path)
+    assert says in line
+
+
+def test_a_meter_stands_for_one_outlet_and_has_the_number(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    text = path.read_text()
+    path.write_text(text.replace('load = "n{n}"', 'load = "n{n}"\nmeter = "a/1"'))
+    (line,) = mistakes(path)
+    assert "outlet[1]" in line
+    assert "outlet a/2 would go by meter a/1, as a/1 does already" in line
+    second = text[text.index("[[pdu]]") : text.index("[[outlet]]")].replace('"a"', '"b"').replace("2.1", "2.2")
+    path.write_text(text.replace('load = "n{n}"', 'load = "n{n}"\nmeter = "b/10{n}"') + second)
+    found = mistakes(path)
+    assert len(found) == 2
+    assert "b/101: number 101 is outside 1..54 of profile 'raritan_px'" in found[0]
+
+
 def test_a_profile_that_is_not_there_is_told_beside_the_other_mistakes(tmp_path: Path) -> None:
     path = written(tmp_path, profile="raritan_xp", static_safe_w=600.0)
     os.chmod(tmp_path / "key", 0o644)

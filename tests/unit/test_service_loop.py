@@ -11,9 +11,10 @@ import pytest
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.drivers.base import PduDriver
+from rpi_daemon.found import FoundCaps
 from rpi_daemon.pdu_task import PduTask
 from rpi_daemon.pipeline import Pipeline
-from rpi_daemon.records import PduReading
+from rpi_daemon.records import CapReading, Mode, PduReading
 from rpi_daemon.service import OVERRUN_TICKS, WIRE_S, Service
 
 CONFIG = """
@@ -150,3 +151,14 @@ def test_systemd_hears_of_a_pdu_task_that_hangs(tmp_path: Path) -> None:
             await asyncio.gather(running, return_exceptions=True)
 
     asyncio.run(look())
+
+
+def test_a_cap_that_was_given_back_is_not_written_by_what_still_waits(tmp_path: Path) -> None:
+    """A wish of the tick before, behind the reading that found the cap as it was."""
+    daemon = Ticking(tmp_path, 0.0, 0)
+    daemon.mode = Mode.CLOSED_LOOP
+    daemon.found_caps = FoundCaps({"load": CapReading(0, None, None, False, ())})
+    assert daemon._cap_write_allowed("load", False)
+    daemon.operator.released = frozenset({"pdu/1"})
+    assert not daemon._cap_write_allowed("load", False)
+    assert daemon._cap_write_allowed("load", True)
