@@ -11,7 +11,7 @@ EPSILON_W = 1e-6
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=6)
+@settings(max_examples=6, deadline=None)
 @given(SEEDS, st.sampled_from([LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT]))
 def test_no_outlet_cuts_off_below_what_its_servers_cap_lets_through(seed: int, kind: LimitKind) -> None:
     """From the moment a cap stands: the limit on the PDU is above it by the margin, whatever has been written by then."""
@@ -32,7 +32,10 @@ def test_no_outlet_cuts_off_below_what_its_servers_cap_lets_through(seed: int, k
 @settings(max_examples=8)
 @given(SEEDS)
 def test_an_alarm_is_lowered_for_scarcity_only_after_its_servers_cap(seed: int) -> None:
-    """While a cap is on its way down the outlet's limit does not fall below what the server may still draw."""
+    """While a cap is on its way down the outlet's limit does not fall below what the server may still draw.
+
+    It falls from what was read back: a write whose answer is lost may stand higher, and no one knows before the next poll.
+    """
     rack, rng = random_rack(seed)
     for _ in range(300):
         wander(rack, rng)
@@ -41,9 +44,9 @@ def test_an_alarm_is_lowered_for_scarcity_only_after_its_servers_cap(seed: int) 
         assert bound_w is not None
         for desired in snapshot.desired:
             for decision in desired.decisions:
-                bound = bound_w[decision.outlet]
-                if not np.isnan(bound) and decision.to_w < decision.from_w:
-                    assert decision.to_w >= min(bound, decision.from_w) - EPSILON_W
+                bound, from_w = bound_w[decision.outlet], decision.from_w
+                if not np.isnan(bound) and from_w is not None and decision.to_w < from_w:
+                    assert decision.to_w >= min(bound, from_w) - EPSILON_W
 
 
 @settings(max_examples=8)

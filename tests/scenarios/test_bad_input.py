@@ -197,6 +197,7 @@ def test_a_second_daemon_on_the_same_pdu_or_folder(fresh: Place, rack: RackProce
 
 
 def test_a_pdu_that_denies_every_write_is_metered_only(fresh: Place, rack: RackProcess, may_write: None) -> None:
+    rack.ask(pdu="pdu-a", reboot=True)  # else STATIC_SAFE may stand there already, and nothing need be written
     rack.ask(pdu="pdu-a", faults={"read_only": True})
     try:
         with running(lambda: Daemon(fresh.write())) as daemon:
