@@ -91,6 +91,14 @@ class Sampling(Section):
     raw_ring_s: float = Field(600.0, ge=10, le=7200, description="s of raw 1 kHz scans kept in the ring in runtime_dir")
 
 
+class History(Section):
+    """What is kept on disk, see docs/history.md."""
+
+    enabled: bool = Field(True, description="keep measurements, forecasts, limits and events")
+    keep_days: float = Field(30.0, ge=1, le=3650, description="days that are kept; whole weeks are deleted after that")
+    folder: str = Field("history", description="where; a relative path is taken from daemon.state_dir")
+
+
 class Board(Section):
     """A sensor board, or what stands in for one."""
 
@@ -511,6 +519,7 @@ class Config(Section):
     rack: Rack = Rack()
     daemon: Daemon = Daemon()
     sampling: Sampling = Sampling()
+    history: History = History()
     board: list[Board] = Field([], description="sensor boards; outlets that none measures go by a slow meter")
     pdu: list[Pdu] = Field(min_length=1, description="power distribution units")
     outlet: list[Outlet] = Field(min_length=1, description="outlets")

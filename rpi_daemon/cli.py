@@ -14,6 +14,7 @@ from rich.console import Console
 
 from rpi_daemon import __version__
 from rpi_daemon.errors import AuthError, DeviceError, ModelError, NotRunningError, RpiError
+from rpi_daemon.history.choices import FORMATS, WHAT
 
 DEFAULT_CONFIG = "/etc/rpi-daemon/rpi-daemon.toml"
 TOP_PERIOD_S = 0.5
@@ -345,6 +346,77 @@ def resume(config_path: Path, as_json: bool) -> None:
     with contextlib.suppress(NotRunningError), client(config_path) as daemon:  # nothing is latched where none runs
         daemon.ask("acknowledge")
     show({"schema": 1, "ok": True, "kill_switch": False}, as_json, "kill switch released")
+
+
+def span_options(command: F) -> F:
+    """--from and --to, the same for everything that looks back."""
+    until = click.option("--to", "to_text", default="now", show_default=True, help="End; as --from.")(command)
+    return click.option(
+        "--from",
+        "from_text",
+        default="1h",
+        show_default=True,
+        help="Begin: 03:12, '2026-11-20 03:12', 2026-11-20T03:12:00Z, or 2h (ago).",
+    )(until)
+
+
+@main.command("history")
+@click.argument("outlets", nargs=-1, metavar="[PDU/NUMBERS]...")
+@click.option("--what", default="power", show_default=True, type=click.Choice(WHAT), help="What to look at.")
+@span_options
+@click.option("--format", "form", default="table", show_default=True, type=click.Choice(FORMATS))
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="File; npz and png need one.")
+@config_option
+@json_option
+def history(
+    outlets: tuple[str, ...],
+    what: str,
+    from_text: str,
+    to_text: str,
+    form: str,
+    output: Path | None,
+    config_path: Path,
+    as_json: bool,
+) -> None:
+    """What outlets drew, what was forecast, which limits stood, what passed them. Works without a running daemon."""
+    from rpi_daemon import look_back
+
+    document, text = look_back.history(look_back.question(config_path, outlets, what, from_text, to_text), form, output)
+    for note in document["notes"]:
+        click.echo(note, err=True)
+    show(document, as_json, text)
+
+
+@main.command("events")
+@span_options
+@click.option("--name", "names", multiple=True, help="Events of this name alone, such as overload; may be repeated.")
+@click.option(
+    "--verify", "check", is_flag=True, help="Check the whole chain of hashes; exit code 1 where it is broken."
+)
+@config_option
+@json_option
+@click.pass_context
+def events(
+    ctx: click.Context,
+    from_text: str,
+    to_text: str,
+    names: tuple[str, ...],
+    check: bool,
+    config_path: Path,
+    as_json: bool,
+) -> None:
+    """What the daemon said and did. Works without a running daemon."""
+    from rpi_daemon import look_back
+
+    asked = look_back.question(config_path, (), "power", from_text, to_text)
+    document, notes = look_back.events(asked, names, check, click.echo if not as_json else lambda _: None)
+    for note in notes:
+        click.echo(note, err=True)
+    if as_json:
+        show(document, True, "")
+    elif check and document["ok"]:
+        click.echo(f"the chain of all {document['checked']} events holds")
+    ctx.exit(0 if document["ok"] else 1)
 
 
 @main.group()

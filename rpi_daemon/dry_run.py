@@ -252,9 +252,9 @@ def dry_run_live(config_path: Path, seconds: float) -> dict[str, Any]:
     config = load_checked(config_path)
     with tempfile.TemporaryDirectory(prefix="rpi-dry-run-") as folder:
         daemon = config.daemon.model_copy(update={"mode": "advisory", "state_dir": folder, "runtime_dir": folder})
-        service = Service(
-            config.model_copy(update={"daemon": daemon, "trap_sink": []})
-        )  # facilities hear nothing of it
+        history = config.history.model_copy(update={"enabled": False})
+        # facilities and the history hear nothing of it
+        service = Service(config.model_copy(update={"daemon": daemon, "trap_sink": [], "history": history}))
         with logging_to_stderr("warning", "text"):
             asyncio.run(service.run(seconds=seconds))
         return {

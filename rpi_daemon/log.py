@@ -7,7 +7,8 @@ import queue
 import select
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import structlog
 
@@ -15,7 +16,41 @@ STDERR = 2
 LINES = 2000  # waiting for a reader that stalls; more are dropped and counted
 CLOSE_TIMEOUT_S = 1.0  # for what still waits at the end
 
+Listener = Callable[[str, Mapping[str, Any]], None]
+
 log = structlog.get_logger(__name__)
+LEVELS = logging.getLevelNamesMapping()
+_listeners: list[Listener] = []
+
+
+@contextlib.contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Meanwhile `listener` gets every line at info and above, whatever level is logged: its event and its fields.
+
+    It is called in the thread that logs, and must not wait.
+    """
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+class Tee:
+    """A processor that tells the listeners, then drops what is below the level that is logged."""
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+
+    def __call__(self, _: Any, __: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        severity = LEVELS[fields["level"].upper()]  # as `add_log_level` has put it
+        if severity >= logging.INFO:
+            told = {key: value for key, value in fields.items() if key != "event"}
+            for listener in _listeners:
+                listener(str(fields["event"]), told)
+        if severity < self._least:
+            raise structlog.DropEvent
+        return fields
 
 
 class LineWriter:
@@ -84,14 +119,16 @@ def logging_to_stderr(level: str, form: str) -> Iterator[None]:
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     writer = LineWriter(STDERR)
+    least = LEVELS[level.upper()]
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            Tee(least),
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        wrapper_class=structlog.make_filtering_bound_logger(min(least, logging.INFO)),
         logger_factory=lambda *_: writer,
         cache_logger_on_first_use=False,
     )

@@ -42,6 +42,7 @@ from rpi_daemon.guard import (
     static_safe_writes,
 )
 from rpi_daemon.host import WATCHDOG_S, folder_lock, keep_pinging, notify, pdu_lock, process_age_s
+from rpi_daemon.keeping import Keeping, calibration_digest
 from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.operator import Operator
 from rpi_daemon.pdu_task import Lease, PduTask
@@ -137,6 +138,7 @@ class Service:
         self.operator = Operator(self)
         self.traps = Traps(config, self.clock)
         self._outlets_of = {x.name: [self.rack.outlet_ids[i] for i in x.outlets] for x in self.rack.loads}
+        self.keeping = self._keeping()
         self._board_of = {outlet: board.id for board in config.board for outlet in board.currents()}
         self._late_ticks = 0
         self.killed_in_memory = False  # the kill switch could not be written to disk
@@ -205,6 +207,9 @@ class Service:
                     f"{folder}: {error.strerror}; create it, or change daemon.state_dir / runtime_dir"
                 ) from None
         self._stack.enter_context(folder_lock(self.runtime_dir))
+        if self.keeping is not None:
+            self.keeping.open()
+            self._stack.callback(self.keeping.close)
         for address, pdu_id in {
             address_of(pdu): pdu.id for pdu in used_pdus(self.config)
         }.items():  # a chain has one address
@@ -231,6 +236,11 @@ class Service:
         if caps.exists():
             self.found_caps = FoundCaps.from_json(caps.read_text(encoding="utf-8"))
         self.settle = SettleTimes(self.state_dir / SETTLE_FILE)
+
+    def _keeping(self) -> Keeping | None:
+        options = self.config.history
+        folder = self.state_dir / options.folder
+        return Keeping(folder, self.clock, keep_days=options.keep_days) if options.enabled else None
 
     def _save_found(self, limits: FoundLimits) -> None:
         """Before the first write: what is put back at `limit restore`."""
@@ -380,7 +390,10 @@ class Service:
         """Wait for the boards and load the model; no tick can ping systemd meanwhile, so this does."""
         alive = asyncio.create_task(keep_pinging(), name="watchdog at start")
         try:
-            return await asyncio.to_thread(self._pipeline, await boards)
+            pipeline = await asyncio.to_thread(self._pipeline, await boards)
+            if self.keeping is not None:
+                self.keeping.begin(self.rack, calibration_digest(self.boards))
+            return pipeline
         finally:
             await _end([alive])
 
@@ -515,6 +528,8 @@ class Service:
         owners = self.pipeline.capping.owners
         if owners and self._save_found_caps(FoundCaps({**self.found_caps.caps, **owners})):
             owners.clear()
+        if self.keeping is not None:
+            self.keeping.tick(snapshot)
         if self.score.ticks % COLLECT_TICKS == 0:
             gc.collect()
             self._note_settle_times()

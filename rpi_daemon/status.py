@@ -47,6 +47,7 @@ def status_document(service: "Service") -> dict[str, Any]:
         "pdus": [_pdu(service, pdu, now_ns) for pdu in service.tasks],
         "alarms": _alarms(service),
         "trap_sinks": service.traps.status(),
+        "history": service.keeping.status() if service.keeping is not None else None,
         "summary": summary(service),
     }
 

@@ -128,7 +128,7 @@ def test_the_readmes_configuration_is_good(tmp_path: Path) -> None:
 def test_every_log_event_is_explained() -> None:
     explained = set(re.findall(r"`([a-z_.]+)`", "".join(cells[0] for cells in rows(operating(), "event"))))
     used = set()
-    for path in (ROOT / "rpi_daemon").glob("*.py"):
+    for path in [*(ROOT / "rpi_daemon").glob("*.py"), *(ROOT / "rpi_daemon/history").glob("*.py")]:
         used |= set(
             re.findall(r"\blog\.(?:debug|info|warning|error)\(\s*\"([^\"]+)\"", path.read_text(encoding="utf-8"))
         )
@@ -146,7 +146,8 @@ def test_every_cause_that_can_come_is_explained() -> None:
 
 def test_every_status_key_told_is_there() -> None:
     sources = "".join(
-        (ROOT / "rpi_daemon" / name).read_text(encoding="utf-8") for name in ("status.py", "score.py", "trap_task.py")
+        (ROOT / "rpi_daemon" / name).read_text(encoding="utf-8")
+        for name in ("status.py", "score.py", "trap_task.py", "keeping.py")
     )
     counters = Sampler(Ring(np.zeros(Ring.bytes_needed(1, 100), np.uint8), n_channels=1, capacity=100)).counters()
     told = [word for cells in rows(operating(), "key") for word in re.findall(r"`([a-z_]+)", " ".join(cells))]

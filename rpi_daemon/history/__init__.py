@@ -1,0 +1,1 @@
+"""What happened: measurements, forecasts, limits and events on disk."""

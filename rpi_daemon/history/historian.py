@@ -1,0 +1,243 @@
+"""Keeps what the control loop saw: ticks into minutes in memory, minutes to disk in the writer's thread.
+
+The loop only copies numbers into arrays. Whatever the disk does, full, slow, read-only or corrupt, control never waits: what
+waits for the writer is bounded, and what is too much is dropped and counted.
+"""
+
+import os
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import structlog
+
+from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.history.blobs import pack
+from rpi_daemon.history.weeks import PATTERN, Layout, StoredLimit, insert, open_for_writing, path_of, set_aside
+from rpi_daemon.history.writer import Writer
+from rpi_daemon.records import TICK_NS, FloatArray
+
+log = structlog.get_logger(__name__)
+
+TICKS: Final = 600  # of a block: a minute
+SECOND: Final = 10  # ticks
+GAP_NS: Final = 10 * NS_PER_S  # without a tick for so long a block ends
+CLOCK_STEP_NS: Final = NS_PER_S  # wall time that moves so much against the monotonic clock ends a block, too
+WAITING: Final = 20  # minutes (1.3 MB each for 48 outlets) or bundles of limits that a slow disk may lag behind
+LIMITS_WAIT_S: Final = (
+    30.0  # between two writes of limit changes: the first is on disk at once, those after it together
+)
+
+
+class Quantity(NamedTuple):
+    """One stored quantity: its step on disk, in its unit."""
+
+    name: str
+    step: float
+
+
+POWER: Final = Quantity("power_w", 0.2)  # every tick
+BY_SECOND: Final = (  # `STATISTICS` of each second
+    Quantity("rms_a", 0.005),
+    Quantity("apparent_va", 1.0),
+    Quantity("power_factor", 0.005),
+    Quantity("peak_a", 0.02),
+    Quantity("voltage_v", 0.1),
+    Quantity("forecast_w", 1.0),
+    Quantity("forecast_max_w", 1.0),
+    Quantity("residual_w", 1.0),
+    Quantity("request_w", 1.0),
+)
+
+
+class Minute:
+    """The arrays of one minute. Filled by the loop, then handed over whole."""
+
+    def __init__(self, n: int, t_ns: int, t_mono_ns: int) -> None:
+        self.t_ns = t_ns
+        self.t_mono_ns = t_mono_ns
+        self.power_w = np.full((n, TICKS), np.nan)
+        self.others = np.full((len(BY_SECOND), n, TICKS), np.nan, dtype=np.float32)
+        self.ticks = 0
+
+    def packed(self) -> list[tuple[str, int, int, int, bytes]]:
+        """What goes to disk."""
+        at = (self.t_ns, self.t_mono_ns)
+        for values in (self.power_w, self.others):
+            values[np.isinf(values)] = np.nan  # no number that was measured
+        blocks = [(POWER.name, *at, TICK_NS, pack(self.power_w[:, : self.ticks], POWER.step))]
+        seconds = -(-self.ticks // SECOND)
+        for quantity, rows in zip(BY_SECOND, self.others, strict=True):
+            by_second = rows[:, : seconds * SECOND].reshape(len(rows), seconds, SECOND)
+            values = np.concatenate(_statistics(by_second.astype(np.float64)))
+            blocks.append((quantity.name, *at, NS_PER_S, pack(values, quantity.step)))
+        return blocks
+
+
+def _statistics(rows: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Mean, min and max over the last axis of what is known; NaN where nothing is."""
+    known = ~np.isnan(rows)
+    count = known.sum(axis=-1)
+    nothing = count == 0
+    total = np.where(known, rows, 0.0).sum(axis=-1)
+    mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=~nothing)
+    low = np.where(nothing, np.nan, np.where(known, rows, np.inf).min(axis=-1))
+    high = np.where(nothing, np.nan, np.where(known, rows, -np.inf).max(axis=-1))
+    return mean, low, high
+
+
+@dataclass(slots=True)
+class HistorianCounters:
+    """Since the start."""
+
+    blocks_written: int = 0
+    blocks_dropped: int = 0  # the disk did not take them, or lagged behind
+    limits_written: int = 0
+    limits_dropped: int = 0
+    files_deleted: int = 0
+    files_set_aside: int = 0  # damaged ones, renamed
+    size_bytes: int = 0  # of the folder, after the last block
+    failing: str | None = None  # the disk's last word, None while it works
+
+
+@dataclass(slots=True)
+class _Work:
+    minute: Minute | None
+    limits: list[StoredLimit] = field(default_factory=list)
+
+
+class Historian:
+    """One per daemon. `tick` and `limit` from the loop, never blocking; `close` hands over what is left."""
+
+    def __init__(self, writer: Writer, folder: Path, layout: Layout, *, keep_days: float) -> None:
+        self.counters = HistorianCounters()
+        self._writer = writer
+        self._folder = folder
+        self._layout = layout
+        self._keep_ns = round(keep_days * 86_400 * NS_PER_S)
+        self._minute: Minute | None = None
+        self._limits: list[StoredLimit] = []
+        self._limits_handed_ns: int | None = None
+        self._waiting: deque[_Work] = deque()
+        self._path: Path | None = None
+        self._connection: sqlite3.Connection | None = None
+
+    def tick(self, t_ns: int, t_mono_ns: int, power_w: FloatArray, others: Mapping[str, FloatArray]) -> None:
+        """Take one tick's numbers, [n] each: `power_w`, and of `BY_SECOND` what there is."""
+        minute = self._minute
+        if minute is None or not 0 <= self._place(minute, t_mono_ns) < TICKS or self._stepped(minute, t_ns, t_mono_ns):
+            self._hand_over(minute)
+            minute = self._minute = Minute(len(power_w), t_ns, t_mono_ns)
+        place = self._place(minute, t_mono_ns)
+        minute.ticks = place + 1
+        minute.power_w[:, place] = power_w
+        for k, quantity in enumerate(BY_SECOND):
+            values = others.get(quantity.name)
+            if values is not None:
+                minute.others[k, :, place] = values
+        handed_ns = self._limits_handed_ns
+        if self._limits and (handed_ns is None or t_mono_ns - handed_ns > LIMITS_WAIT_S * NS_PER_S):
+            self._limits_handed_ns = t_mono_ns
+            self._hand_over(None)
+
+    def limit(self, limit: StoredLimit) -> None:
+        """A limit was read back."""
+        self._limits.append(limit)
+
+    def close(self) -> None:
+        """Hand over what is left; it is on disk when the writer has closed."""
+        self._hand_over(self._minute)
+        self._minute = None
+        self._writer.put(self._close_file)
+
+    @staticmethod
+    def _place(minute: Minute, t_mono_ns: int) -> int:
+        """Column of a moment; a tick is late or early by less than half a period."""
+        return round((t_mono_ns - minute.t_mono_ns) / TICK_NS)
+
+    @staticmethod
+    def _stepped(minute: Minute, t_ns: int, t_mono_ns: int) -> bool:
+        """Whether the wall clock was set, or no tick came for long, since the block began."""
+        silent_ns = t_mono_ns - (minute.t_mono_ns + minute.ticks * TICK_NS)
+        return abs((t_ns - minute.t_ns) - (t_mono_ns - minute.t_mono_ns)) > CLOCK_STEP_NS or silent_ns > GAP_NS
+
+    def _hand_over(self, minute: Minute | None) -> None:
+        if minute is None and not self._limits:
+            return
+        work = _Work(minute, self._limits)
+        self._limits = []
+        if len(self._waiting) >= WAITING:
+            self._dropped(work)
+            return
+        self._waiting.append(work)
+        self._writer.put(self._write_next)
+
+    def _dropped(self, work: _Work) -> None:
+        self.counters.blocks_dropped += work.minute is not None
+        self.counters.limits_dropped += len(work.limits)
+
+    # -- the writer's thread
+
+    def _write_next(self) -> None:
+        work = self._waiting.popleft()
+        try:
+            self._write(work)
+        except (sqlite3.Error, OSError) as error:
+            self._dropped(work)
+            self._close_file()
+            self._say(str(error))
+
+    def _write(self, work: _Work) -> None:
+        t_ns = work.minute.t_ns if work.minute is not None else work.limits[0].t_ns
+        blocks = work.minute.packed() if work.minute is not None else []
+        insert(self._open(path_of(self._folder, t_ns)), self._layout, blocks, work.limits)
+        self.counters.blocks_written += work.minute is not None
+        self.counters.limits_written += len(work.limits)
+        self.counters.size_bytes = sum(entry.stat().st_size for entry in os.scandir(self._folder) if entry.is_file())
+        self._say(None)
+
+    def _open(self, path: Path) -> sqlite3.Connection:
+        """The file of the week; one that is damaged is set aside, and a new one begun."""
+        if self._connection is not None and path == self._path and path.exists():
+            return self._connection
+        self._close_file()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._forget_old(path)
+        try:
+            connection = open_for_writing(path)
+        except sqlite3.OperationalError:
+            raise  # full, read-only, locked: the file itself may be good
+        except sqlite3.DatabaseError as error:
+            set_aside(path, str(error))
+            self.counters.files_set_aside += 1
+            connection = open_for_writing(path)
+        self._connection, self._path = connection, path
+        return connection
+
+    def _forget_old(self, newest: Path) -> None:
+        """Delete the weeks that ended more than `keep_days` ago: whole files, never rows."""
+        oldest = path_of(self._folder, time.time_ns() - self._keep_ns).name
+        for path in self._folder.glob(PATTERN):
+            if path.name < oldest and path != newest:
+                for suffix in ("", "-wal", "-shm"):
+                    path.with_name(path.name + suffix).unlink(missing_ok=True)
+                self.counters.files_deleted += 1
+                log.info("history.deleted", path=str(path))
+
+    def _close_file(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _say(self, error: str | None) -> None:
+        """One line when the disk begins to fail, and one when it works again."""
+        before, self.counters.failing = self.counters.failing, error
+        if error is not None and before is None:
+            log.error("history.failing", error=error, doing="history is dropped and counted; control goes on")
+        elif error is None and before is not None:
+            log.info("history.works_again")

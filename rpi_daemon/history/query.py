@@ -1,0 +1,134 @@
+"""Questions to the history: one quantity of some outlets over a span, whatever blocks and layouts it lies in."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Final
+
+import numpy as np
+
+from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.errors import RpiError
+from rpi_daemon.history.weeks import History, StoredLimit
+from rpi_daemon.records import FloatArray, IntArray
+
+UNITS: Final = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+_AGO: Final = re.compile(r"^-?(\d+(?:\.\d+)?)\s*(s|min|m|h|d)(?:\s+ago)?$")
+_CLOCK: Final = re.compile(r"^(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?$")
+
+
+@dataclass(slots=True)
+class Series:
+    """One quantity of one outlet; t_ns [k] UTC, values [k], NaN where it was not known."""
+
+    outlet: str
+    quantity: str
+    t_ns: IntArray
+    values: FloatArray
+
+
+@dataclass(slots=True)
+class Answer:
+    """What the history holds of a question, and what it cannot say."""
+
+    series: list[Series]
+    notes: list[str] = field(default_factory=list)
+
+
+def parse_time(text: str, now: datetime) -> int:
+    """UTC nanoseconds of `now`, `2h` (ago), `03:12` (the latest one), or an ISO date and time in now's zone. Raises RpiError."""
+    said = text.strip().lower()
+    if said == "now":
+        return _ns(now)
+    if match := _AGO.match(said):
+        return _ns(now) - round(float(match.group(1)) * UNITS[match.group(2)] * NS_PER_S)
+    try:
+        if match := _CLOCK.match(said):
+            hour, minute, second = int(match.group(1)), int(match.group(2)), float(match.group(3) or 0.0)
+            today = now.replace(hour=hour, minute=minute, second=0, microsecond=0) + timedelta(seconds=second)
+            return _ns(today if today <= now else today - timedelta(days=1))
+        moment = datetime.fromisoformat(text.strip())
+    except (ValueError, OverflowError):
+        raise RpiError(
+            f"{text!r} is not a time: use 03:12, '2026-11-20 03:12', 2026-11-20T03:12:00Z, 2h (ago) or now"
+        ) from None
+    return _ns(moment if moment.tzinfo is not None else moment.replace(tzinfo=now.tzinfo))
+
+
+def _ns(moment: datetime) -> int:
+    since = moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * NS_PER_S + since.microseconds * 1000
+
+
+def read_series(history: History, rack: str, outlets: Sequence[str], quantity: str, from_ns: int, to_ns: int) -> Answer:
+    """`quantity` (`power_w`, or `forecast_w/mean` and the like) of outlets in [from_ns, to_ns), in order of time.
+
+    Of an outlet that was not there, or had no reading, there are no points: nothing is interpolated. Another rack's data
+    is left out and named; a change of calibration within the span is named.
+    """
+    times: dict[str, list[IntArray]] = {outlet: [] for outlet in outlets}
+    values: dict[str, list[FloatArray]] = {outlet: [] for outlet in outlets}
+    others, calibrations = 0, dict[str, None]()
+    back = False
+    last_ns = 0
+    for block in history.blocks(quantity, from_ns, to_ns):
+        if block.layout.rack != rack:
+            others += 1
+            continue
+        calibrations[block.layout.calibration] = None
+        back |= block.t_ns < last_ns - 2 * block.period_ns
+        t_ns = block.t_ns + block.period_ns * np.arange(block.values.shape[1], dtype=np.int64)
+        last_ns = int(t_ns[-1]) if len(t_ns) else last_ns
+        inside = (t_ns >= from_ns) & (t_ns < to_ns)
+        for row, outlet in enumerate(block.layout.outlets):
+            if outlet in times:
+                times[outlet].append(t_ns[inside])
+                values[outlet].append(block.values[row][inside])
+    series = [
+        Series(
+            outlet,
+            quantity,
+            np.concatenate(times[outlet]) if times[outlet] else np.zeros(0, np.int64),
+            np.concatenate(values[outlet]) if values[outlet] else np.zeros(0),
+        )
+        for outlet in outlets
+    ]
+    return Answer(
+        series, _notes(history, others, len(calibrations), back, [s.outlet for s in series if not len(s.t_ns)])
+    )
+
+
+def _notes(history: History, others: int, calibrations: int, back: bool, absent: Sequence[str]) -> list[str]:
+    found = (
+        (others, f"{others} blocks of another rack were left out"),
+        (calibrations > 1, "the calibration changed within the span"),
+        (back, "the wall clock was set back within the span: times overlap"),
+        (absent, f"nothing is stored of {', '.join(absent)}"),
+    )
+    return damage_notes(history) + [sentence for there, sentence in found if there]
+
+
+def damage_notes(history: History) -> list[str]:
+    """One sentence for each kind of damage that was met."""
+    damage = history.damage
+    found = (
+        (damage.blocks, f"{damage.blocks} damaged blocks were left out"),
+        (damage.limits, f"{damage.limits} damaged limit changes were left out"),
+        (damage.files, f"not readable: {', '.join(damage.files)}"),
+    )
+    return [sentence for there, sentence in found if there]
+
+
+def limit_series(history: History, outlet: str, from_ns: int, to_ns: int) -> list[StoredLimit]:
+    """The limit in force at the beginning of the span, where a change of the day before tells it, and every change in it."""
+    changes = [x for x in history.limits(from_ns - 86_400 * NS_PER_S, to_ns) if x.outlet == outlet]
+    before = [x for x in changes if x.t_ns < from_ns]
+    return [*before[-1:], *(x for x in changes if x.t_ns >= from_ns)]
+
+
+def local_zone() -> tzinfo:
+    """The zone of this box: people mean their own 03:12."""
+    zone = datetime.now().astimezone().tzinfo
+    assert zone is not None
+    return zone

@@ -1,0 +1,234 @@
+"""The history files: one SQLite database per ISO week (UTC), so that keeping 30 days means deleting a file."""
+
+import contextlib
+import json
+import os
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import structlog
+
+from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.history.blobs import DamagedBlock, unpack
+from rpi_daemon.records import FloatArray
+
+log = structlog.get_logger(__name__)
+
+SCHEMA: Final = 1
+PATTERN: Final = "history-*.sqlite"
+BUSY_S: Final = 2.0  # a reader may hold the file for a moment
+_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS layout (id INTEGER PRIMARY KEY, text TEXT UNIQUE);
+CREATE TABLE IF NOT EXISTS block (
+    t_ns INTEGER, t_mono_ns INTEGER, quantity TEXT, layout INTEGER, period_ns INTEGER, data BLOB, crc INTEGER
+);
+CREATE UNIQUE INDEX IF NOT EXISTS block_time ON block (t_ns, quantity, t_mono_ns);
+CREATE TABLE IF NOT EXISTS limit_change (
+    t_ns INTEGER, t_mono_ns INTEGER, outlet TEXT, kind TEXT, limit_w REAL, reason TEXT, rule TEXT, crc INTEGER,
+    PRIMARY KEY (t_ns, t_mono_ns, outlet)
+) WITHOUT ROWID;
+"""  # all in the order of time: new rows go to the end of a file, so that few pages are written twice
+STATISTICS: Final = ("mean", "min", "max")  # of each second, in the order of their rows in a block
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Whose rows a block has: outlets in order, and by which calibration they were measured."""
+
+    rack: str
+    outlets: tuple[str, ...]
+    calibration: str = ""
+
+    def to_text(self) -> str:
+        return json.dumps([self.rack, list(self.outlets), self.calibration])
+
+    @classmethod
+    def from_text(cls, text: str) -> "Layout":
+        rack, outlets, calibration = json.loads(text)
+        return cls(rack, tuple(outlets), calibration)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One quantity of all outlets over up to a minute; column k begins at t_ns + k x period_ns."""
+
+    quantity: str
+    t_ns: int  # UTC
+    t_mono_ns: int
+    period_ns: int
+    layout: Layout
+    values: FloatArray  # [outlets, columns]; NaN is not known
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLimit:
+    """A limit as it was read back."""
+
+    t_ns: int
+    t_mono_ns: int
+    outlet: str
+    kind: str
+    limit_w: float | None
+    reason: str
+    rule: str
+
+
+@dataclass(slots=True)
+class Damage:
+    """What a query met and left out."""
+
+    blocks: int = 0
+    limits: int = 0
+    files: tuple[str, ...] = ()
+
+
+def week_of(t_ns: int) -> str:
+    """`2026W47`."""
+    year, week, _ = datetime.fromtimestamp(t_ns / NS_PER_S, UTC).isocalendar()
+    return f"{year}W{week:02d}"
+
+
+def path_of(folder: Path, t_ns: int) -> Path:
+    return folder / f"history-{week_of(t_ns)}.sqlite"
+
+
+def open_for_writing(path: Path) -> sqlite3.Connection:
+    """The file of a week, made if need be. Raises sqlite3.Error; sqlite3.DatabaseError where it is no database."""
+    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.executescript(_TABLES)
+        connection.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(SCHEMA),))
+        found = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0]
+        if found != str(SCHEMA):
+            raise sqlite3.DatabaseError(f"schema {found}, not {SCHEMA}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def insert(
+    connection: sqlite3.Connection,
+    layout: Layout,
+    blocks: Sequence[tuple[str, int, int, int, bytes]],
+    limits: Sequence[StoredLimit],
+) -> None:
+    """Packed blocks (quantity, t_ns, t_mono_ns, period_ns, data) and limit changes, all or nothing. Raises sqlite3.Error."""
+    text = layout.to_text()
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.execute("INSERT OR IGNORE INTO layout (text) VALUES (?)", (text,))
+        number = connection.execute("SELECT id FROM layout WHERE text = ?", (text,)).fetchone()[0]
+        connection.executemany(
+            "INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (t_ns, t_mono_ns, name, number, period_ns, data, _crc(t_ns, t_mono_ns, name, text, period_ns, data))
+                for name, t_ns, t_mono_ns, period_ns, data in blocks
+            ],
+        )
+        connection.executemany(
+            "INSERT OR REPLACE INTO limit_change VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(*row, _crc(*row)) for row in map(astuple, limits)],
+        )
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):  # a full disk has rolled back already
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _crc(*values: object) -> int:
+    """Over a whole row, its keys included: a right value at a wrong time is a wrong value."""
+    return zlib.crc32(repr(values).encode())
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Rename a damaged database, for whoever may save something of it. Raises OSError."""
+    aside = path.with_name(f"{path.name}.corrupt-{time.time_ns() // NS_PER_S}")
+    path.rename(aside)
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    log.error("history.set_aside", path=str(aside), error=why)
+
+
+def open_read_only(path: Path) -> sqlite3.Connection:
+    """A database for a reader who may not be allowed to write beside it. Raises sqlite3.Error."""
+    alone = not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists()
+    # Without its helper files, and nowhere to make them, it opens only as one that nobody writes: the daemon does not run.
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro{'&immutable=1' * alone}", uri=True, timeout=BUSY_S)
+
+
+class History:
+    """The history files of one folder, read-only; another process may be writing them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.damage = Damage()
+
+    def files(self) -> list[Path]:
+        return sorted(self.folder.glob(PATTERN))
+
+    def blocks(self, quantity: str, from_ns: int, to_ns: int) -> Iterator[Block]:
+        """Blocks that reach into [from_ns, to_ns), by their time: of `power_w`, or of `rms_a/max` and the like.
+
+        Damaged ones are left out and counted in `damage`.
+        """
+        stored, _, statistic = quantity.partition("/")
+        for row in self._rows(
+            "SELECT t_ns, t_mono_ns, quantity, text, period_ns, data, crc FROM block JOIN layout ON layout.id = block.layout"
+            " WHERE quantity = ? AND t_ns < ? AND t_ns > ? ORDER BY t_ns, t_mono_ns",
+            (stored, to_ns, from_ns - 120 * NS_PER_S),
+            from_ns,
+            to_ns,
+        ):
+            try:
+                t_ns, t_mono_ns, _, text, period_ns, data, crc = row
+                if crc != _crc(*row[:-1]):
+                    raise DamagedBlock("the row's CRC is wrong")
+                values = unpack(data)
+                layout = Layout.from_text(text)
+                n = len(layout.outlets)
+                if len(values) != n * (len(STATISTICS) if statistic else 1):
+                    raise DamagedBlock("another number of outlets than its layout")
+                first = n * STATISTICS.index(statistic) if statistic else 0
+                values = values[first : first + n]
+            except (DamagedBlock, ValueError, TypeError):
+                self.damage.blocks += 1
+                continue
+            if t_ns + values.shape[1] * period_ns > from_ns:
+                yield Block(quantity, t_ns, t_mono_ns, period_ns, layout, values)
+
+    def limits(self, from_ns: int, to_ns: int) -> Iterator[StoredLimit]:
+        """Limit changes of [from_ns, to_ns), in order."""
+        for row in self._rows(
+            "SELECT * FROM limit_change WHERE t_ns >= ? AND t_ns < ? ORDER BY t_ns, t_mono_ns",
+            (from_ns, to_ns),
+            from_ns,
+            to_ns,
+        ):
+            if row[-1] == _crc(*row[:-1]):
+                yield StoredLimit(*row[:-1])
+            else:
+                self.damage.limits += 1
+
+    def _rows(self, query: str, values: tuple[object, ...], from_ns: int, to_ns: int) -> Iterator[Any]:
+        """Rows of every file that may hold the span; a file that cannot be read is named in `damage`."""
+        first, last = path_of(self.folder, from_ns - 120 * NS_PER_S).name, path_of(self.folder, to_ns).name
+        for path in self.files():
+            if not first <= path.name <= last:
+                continue
+            try:
+                with contextlib.closing(open_read_only(path)) as connection:
+                    yield from connection.execute(query, values)
+            except sqlite3.Error:
+                self.damage.files = tuple(dict.fromkeys((*self.damage.files, path.name)))

@@ -1,0 +1,39 @@
+"""The one thread that writes to disk, so that no disk ever keeps the control loop waiting."""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Final
+
+Job = Callable[[], None]
+
+CLOSE_TIMEOUT_S: Final = 5.0  # for what still waits at the end, on a disk that hangs
+
+
+class Writer:
+    """Does jobs one after the other. Any thread may call `put`, which never waits; who calls it bounds what it has waiting.
+
+    A job counts its own failures: it raises nothing.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        # A daemon thread: one that is stuck in `write` must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="history", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, job: Job) -> None:
+        """Have a job done after those before it."""
+        self._jobs.put(job)
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> bool:
+        """Do what waits, end the thread; False where the disk did not let it end in time."""
+        self._jobs.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()

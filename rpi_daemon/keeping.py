@@ -1,0 +1,169 @@
+"""What the daemon keeps: of each tick measurements, forecasts and limits, of the log its events."""
+
+import contextlib
+import hashlib
+import json
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import structlog
+
+from rpi_daemon.clock import NS_PER_S, Clock
+from rpi_daemon.history.events import Event, EventKeeper
+from rpi_daemon.history.historian import Historian, HistorianCounters
+from rpi_daemon.history.weeks import Layout, StoredLimit
+from rpi_daemon.history.writer import Writer
+from rpi_daemon.log import listening
+from rpi_daemon.pipeline import Snapshot
+from rpi_daemon.records import REQUEST_QUANTILE, Decision, FloatArray, RackModel
+from rpi_daemon.sensing import BoardLink
+
+RESTATE_NS: Final = 3600 * NS_PER_S  # a limit that stands is told again, so that a question need not look back for ever
+LEFT_OUT: Final = frozenset({"limit"})  # decisions: many, and their outcome is in the history of limits
+DECISIONS: Final = 20  # of an outlet that may be on their way when one is read back
+SAME_W: Final = 1.0  # a read-back that is so near the decision is its result: devices round down to a step
+
+
+log = structlog.get_logger(__name__)
+
+
+class Keeping:
+    """One per daemon. `open`, `begin` once the boards are known, `tick`, `close`; none of them waits for the disk."""
+
+    def __init__(self, folder: Path, clock: Clock, *, keep_days: float) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._keep_days = keep_days
+        self._writer = Writer()
+        self._events = EventKeeper(self._writer, folder)
+        self._historian: Historian | None = None
+        self._limits: StandingLimits | None = None
+        self._stack = contextlib.ExitStack()
+
+    def open(self) -> None:
+        """From here on what is logged is kept."""
+        self._writer.start()
+        self._stack.enter_context(listening(self._event))
+
+    def begin(self, rack: RackModel, calibration: str) -> None:
+        """Whose measurements the ticks bring."""
+        layout = Layout(rack.rack, rack.outlet_ids, calibration)
+        self._historian = Historian(self._writer, self._folder, layout, keep_days=self._keep_days)
+        self._limits = StandingLimits(rack)
+
+    def tick(self, snapshot: Snapshot) -> None:
+        """One tick, once its limits are on their way."""
+        if self._historian is None or self._limits is None:
+            return
+        readings = snapshot.readings
+        self._historian.tick(
+            snapshot.t_utc_ns, snapshot.t_mono_ns, np.where(readings.valid, readings.power_w, np.nan), _others(snapshot)
+        )
+        for limit in self._limits.changes(snapshot):
+            self._historian.limit(limit)
+
+    def status(self) -> dict[str, Any]:
+        kept = HistorianCounters() if self._historian is None else self._historian.counters
+        events = self._events.counters
+        return {
+            "folder": str(self._folder),
+            "size_mb": kept.size_bytes / 1e6,
+            "blocks_written": kept.blocks_written,
+            "blocks_dropped": kept.blocks_dropped,
+            "limits_written": kept.limits_written,
+            "limits_dropped": kept.limits_dropped,
+            "events_written": events.written,
+            "events_dropped": events.dropped,
+            "files_deleted": kept.files_deleted,
+            "files_set_aside": kept.files_set_aside,
+            "failing": kept.failing or events.failing,
+        }
+
+    def close(self) -> None:
+        """Write what is left, for a few seconds at most: a disk that hangs does not keep the daemon from ending."""
+        self._stack.close()
+        if self._historian is not None:
+            self._historian.close()
+        self._events.close()
+        if not self._writer.close():
+            log.error("history.not_finished", **self.status())
+
+    def _event(self, name: str, fields: Mapping[str, Any]) -> None:
+        if name in LEFT_OUT:
+            return
+        try:
+            data = json.loads(json.dumps(fields, default=str))  # as it is now: a field may be a live object
+        except (TypeError, ValueError):
+            data = {key: str(value) for key, value in fields.items()}
+        self._events.take(Event(self._clock.utc_ns(), self._clock.mono_ns(), name, data))
+
+
+def _others(snapshot: Snapshot) -> Mapping[str, FloatArray]:
+    """The quantities beside power; a forecast stands at the time when it was made."""
+    readings, valid = snapshot.readings, snapshot.readings.valid
+    measured = {
+        name: np.where(valid, getattr(readings, name), np.nan)
+        for name in ("rms_a", "apparent_va", "power_factor", "peak_a", "voltage_v")
+    }
+    residual = {} if snapshot.residual is None else {"residual_w": snapshot.residual.value_w}
+    return {
+        **measured,
+        **residual,
+        "forecast_w": snapshot.forecast.value_w[:, -1, 0],
+        "forecast_max_w": snapshot.forecast.running_max_w[:, -1, REQUEST_QUANTILE],
+        "request_w": snapshot.request.request_w,
+    }
+
+
+class StandingLimits:
+    """Finds the limits that changed on the PDUs, whoever changed them, and why they did."""
+
+    def __init__(self, rack: RackModel) -> None:
+        self._rack = rack
+        self._limit_w = np.full(rack.n, np.nan)
+        self._kind: tuple[str, ...] = ()
+        self._told_ns = 0
+        self._decided: dict[int, deque[Decision]] = {}
+
+    def changes(self, snapshot: Snapshot) -> list[StoredLimit]:
+        """Limits that were read back as something else since the tick before; now and then all that stand."""
+        limit_w, kind = snapshot.in_force.limit_w, snapshot.in_force.kind
+        for decision in (d for desired in snapshot.desired for d in desired.decisions):
+            self._decided.setdefault(decision.outlet, deque(maxlen=DECISIONS)).append(decision)
+        restate = snapshot.t_mono_ns - self._told_ns >= RESTATE_NS
+        changed = ~((limit_w == self._limit_w) | (np.isnan(limit_w) & np.isnan(self._limit_w)))
+        if kind != self._kind:
+            changed |= np.array([a != b for a, b in zip(kind, self._kind or kind, strict=True)])
+        if not (restate or changed.any()):
+            return []
+        told = changed | (~np.isnan(limit_w) if restate else False)
+        self._limit_w, self._kind = limit_w.copy(), kind
+        self._told_ns = snapshot.t_mono_ns if restate else self._told_ns
+        return [self._stored(snapshot, int(i), bool(changed[i])) for i in np.flatnonzero(told)]
+
+    def _stored(self, snapshot: Snapshot, i: int, changed: bool) -> StoredLimit:
+        limit_w, name = float(snapshot.in_force.limit_w[i]), self._rack.outlet_ids[i]
+        near_w = max(SAME_W, float(snapshot.in_force.step_w[i]))
+        ours = [d for d in self._decided.get(i, ()) if abs(d.to_w - limit_w) <= near_w]
+        reason, rule = "read", ""
+        if not changed:
+            reason = "stands"
+        elif name in snapshot.foreign:
+            reason = "foreign_change"
+        elif ours:
+            reason, rule = ours[-1].reason, ours[-1].rule
+        known = None if np.isnan(limit_w) else limit_w
+        kind = snapshot.in_force.kind[i].value
+        return StoredLimit(snapshot.t_utc_ns, snapshot.t_mono_ns, name, kind, known, reason, rule)
+
+
+def calibration_digest(boards: Sequence[BoardLink]) -> str:
+    """What the readings' scale comes from, as 16 hexadecimal digits: each board's own word, and its calibration file."""
+    words = [
+        (link.board.id, link.description, None if link.calibration is None else link.calibration.to_json())
+        for link in boards
+    ]
+    return hashlib.sha256(repr(words).encode()).hexdigest()[:16]

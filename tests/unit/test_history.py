@@ -1,0 +1,266 @@
+"""History on disk: minutes, weeks, gaps, clock steps, disks that fail."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from history_rig import Alone
+
+from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.history.historian import GAP_NS, WAITING
+from rpi_daemon.history.weeks import Block, History, Layout, StoredLimit, path_of, week_of
+from rpi_daemon.records import TICK_NS
+
+LAYOUT = Layout("rack", ("a/1", "a/2", "a/3"), "cal-1")
+T0 = 1_763_700_000 * NS_PER_S  # a Friday, in 2025W47
+MONO0 = 5_000 * NS_PER_S
+DAYS = 36_500.0
+END = 4 * 10**18  # in 2096
+
+
+def power(k: int) -> np.ndarray:
+    return np.array([100.0 + k % 50, 200.0, np.nan])
+
+
+def fill(historian: Alone, ticks: range, *, shift_ns: int = 0) -> None:
+    for k in ticks:
+        forecast = {"forecast_w": power(k) + 10.0}
+        historian.tick(T0 + k * TICK_NS + shift_ns, MONO0 + k * TICK_NS, power(k), forecast)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "history"
+
+
+@pytest.fixture
+def historian(folder: Path) -> Iterator[Alone]:
+    historian = Alone(folder, LAYOUT, keep_days=DAYS)
+    historian.start()
+    yield historian
+    historian.close()
+
+
+def blocks(folder: Path, quantity: str) -> list[Block]:
+    history = History(folder)
+    found = list(history.blocks(quantity, T0 - NS_PER_S, T0 + 10**15))
+    assert history.damage.blocks == 0
+    assert history.damage.files == ()
+    return found
+
+
+def test_every_tick_comes_back_where_it_was(historian: Alone, folder: Path) -> None:
+    fill(historian, range(1500))
+    historian.close()
+    found = blocks(folder, "power_w")
+    assert [block.t_ns for block in found] == [T0, T0 + 600 * TICK_NS, T0 + 1200 * TICK_NS]
+    assert [block.values.shape for block in found] == [(3, 600), (3, 600), (3, 300)]
+    whole = np.concatenate([block.values for block in found], axis=1)
+    expected = np.array([power(k) for k in range(1500)]).T
+    np.testing.assert_allclose(whole, expected, atol=0.1, equal_nan=True)
+    assert found[0].layout == LAYOUT
+
+
+def test_the_others_are_kept_by_the_second(historian: Alone, folder: Path) -> None:
+    fill(historian, range(25))
+    historian.close()
+    rows = {name: blocks(folder, f"forecast_w/{name}")[0].values for name in ("mean", "min", "max")}
+    np.testing.assert_allclose(rows["min"][0], [110.0, 120.0, 130.0])
+    np.testing.assert_allclose(rows["max"][0], [119.0, 129.0, 134.0])
+    np.testing.assert_allclose(rows["mean"][0], [114.5, 124.5, 132.0], atol=0.5)  # stored to 1 W
+    assert np.isnan(rows["mean"][2]).all()
+    assert np.isnan(blocks(folder, "voltage_v/mean")[0].values).all()  # it was never told
+
+
+def test_a_gap_stays_a_gap(historian: Alone, folder: Path) -> None:
+    fill(historian, range(20))
+    fill(historian, range(30, 40))
+    later = 40 + GAP_NS // TICK_NS + 20
+    fill(historian, range(later, later + 10))
+    historian.close()
+    first, second = blocks(folder, "power_w")
+    assert np.isnan(first.values[0, 20:30]).all()
+    assert not np.isnan(first.values[0, :20]).any()
+    assert first.values.shape[1] == 40
+    assert second.t_ns == T0 + later * TICK_NS
+
+
+def test_a_clock_step_begins_a_new_block(historian: Alone, folder: Path) -> None:
+    fill(historian, range(20))
+    fill(historian, range(20, 40), shift_ns=-3600 * NS_PER_S)
+    historian.close()
+    found = list(History(folder).blocks("power_w", T0 - 7200 * NS_PER_S, T0 + 10**12))
+    assert [(block.t_ns - T0) // NS_PER_S for block in found] == [-3598, 0]
+    assert [block.t_mono_ns for block in found] == [MONO0 + 20 * TICK_NS, MONO0]
+
+
+def test_limits_are_kept_in_order(historian: Alone, folder: Path) -> None:
+    limits = [StoredLimit(T0 + k, MONO0 + k, "a/1", "alarm", 300.0 + k, "raise", "granted") for k in range(5)]
+    limits.append(StoredLimit(T0 + 9, MONO0 + 9, "a/2", "alarm", None, "lower", "room"))
+    for limit in limits:
+        historian.limit(limit)
+    historian.close()
+    assert list(History(folder).limits(T0 + 1, T0 + 100)) == limits[1:]
+
+
+def test_a_span_reaches_over_the_end_of_a_week(folder: Path) -> None:
+    historian = Alone(folder, LAYOUT, keep_days=DAYS)
+    historian.start()
+    sunday_ns = 1_763_942_340 * NS_PER_S  # 23:59 UTC
+    for k in range(1300):
+        historian.tick(sunday_ns + k * TICK_NS, k * TICK_NS, power(k), {})
+    historian.close()
+    assert [path.name for path in History(folder).files()] == ["history-2025W47.sqlite", "history-2025W48.sqlite"]
+    found = list(History(folder).blocks("power_w", sunday_ns, sunday_ns + 130 * NS_PER_S))
+    assert sum(block.values.shape[1] for block in found) == 1300
+
+
+def test_old_weeks_are_deleted_as_files(tmp_path: Path) -> None:
+    import time
+
+    now_ns = time.time_ns()
+    old, kept = (path_of(tmp_path, now_ns - days * 86_400 * NS_PER_S) for days in (60, 20))
+    for path in (old, kept):
+        path.touch()
+    historian = Alone(tmp_path, LAYOUT, keep_days=30.0)
+    historian.start()
+    historian.tick(now_ns, MONO0, power(0), {})
+    historian.close()
+    assert not old.exists()
+    assert kept.exists()
+    assert historian.counters.files_deleted == 1
+
+
+def test_a_damaged_file_is_set_aside_and_a_new_one_begun(historian: Alone, folder: Path) -> None:
+    folder.mkdir()
+    path = path_of(folder, T0)
+    path.write_bytes(b"this is no database, but it is long enough to be taken for one" * 100)
+    fill(historian, range(10))
+    historian.close()
+    assert historian.counters.files_set_aside == 1
+    assert len(list(folder.glob("*.corrupt-*"))) == 1
+    assert blocks(folder, "power_w")[0].values.shape == (3, 10)
+
+
+def test_a_disk_that_takes_nothing_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "history").write_text("a file where the folder should be")
+    historian = Alone(tmp_path / "history", LAYOUT, keep_days=DAYS)
+    historian.start()
+    fill(historian, range(1300))
+    historian.limit(StoredLimit(T0, MONO0, "a/1", "alarm", 300.0, "raise", "granted"))
+    historian.close()
+    assert historian.counters.blocks_written == 0
+    assert historian.counters.blocks_dropped == 3
+    assert historian.counters.limits_dropped == 1
+    assert historian.counters.failing is not None
+
+
+def test_a_writer_that_hangs_drops_and_never_blocks(folder: Path) -> None:
+    historian = Alone(folder, LAYOUT, keep_days=DAYS)  # its thread is not started: nobody takes from the queue
+    fill(historian, range(600 * 25))
+    assert historian.counters.blocks_dropped == 24 - WAITING
+    historian.start()
+    while historian.counters.blocks_written < WAITING:
+        pass
+    historian.close()
+    assert historian.counters.blocks_written == WAITING + 1
+
+
+def test_bit_flips_never_come_out_as_numbers(historian: Alone, folder: Path) -> None:
+    fill(historian, range(1200))
+    for k in range(50):
+        historian.limit(StoredLimit(T0 + k, MONO0 + k, f"a/{k % 3}", "alarm", 300.0 + k, "raise", "granted"))
+    historian.close()
+    good = {(b.t_ns, b.values.tobytes()) for b in blocks(folder, "power_w")}
+    limits = set(History(folder).limits(0, END))
+    whole = path_of(folder, T0).read_bytes()
+    rng = np.random.default_rng(7)
+    lost = 0
+    for _ in range(200):
+        damaged = folder.parent / "damaged"
+        damaged.mkdir()
+        bits = bytearray(whole)
+        at = int(rng.integers(len(bits)))
+        bits[at] ^= 1 << int(rng.integers(8))
+        path_of(damaged, T0).write_bytes(bits)
+        history = History(damaged)
+        served = {(b.t_ns, b.values.tobytes()) for b in history.blocks("power_w", 0, END)}
+        assert served <= good
+        assert set(history.limits(0, END)) <= limits
+        lost += served != good
+        shutil.rmtree(damaged)
+    assert lost > 0  # the flips did hit something
+
+
+WRITER = """
+import sys, numpy as np
+from pathlib import Path
+from rpi_daemon.history.historian import Historian
+from rpi_daemon.history.weeks import Layout
+from rpi_daemon.history.writer import Writer
+writer = Writer()
+writer.start()
+h = Historian(writer, Path(sys.argv[1]), Layout("rack", ("a/1",)), keep_days=36500.0)
+k = acknowledged = 0
+while True:
+    h.tick(1763700000_000000000 + k * 100_000_000, k * 100_000_000, np.array([float(k % 1000)]), {})
+    k += 1
+    if h.counters.blocks_written > acknowledged:
+        acknowledged = h.counters.blocks_written
+        print(acknowledged, flush=True)
+"""
+
+
+def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path) -> None:
+    for turn in range(8):
+        folder = tmp_path / str(turn)
+        with subprocess.Popen(
+            [sys.executable, "-P", "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout is not None
+            acknowledged = [int(child.stdout.readline()) for _ in range(3 + turn)][-1]
+            os.kill(child.pid, signal.SIGKILL)
+            acknowledged = max([acknowledged, *(int(line) for line in child.stdout.read().split("\n")[:-1])])
+        history = History(folder)
+        kept = list(history.blocks("power_w", 0, END))
+        assert len(kept) >= acknowledged
+        for block in kept:  # the writer outruns the disk: some blocks were dropped, none is torn
+            first = (block.t_ns - T0) // TICK_NS
+            np.testing.assert_allclose(block.values[0], np.arange(first, first + 600) % 1000)
+
+
+@pytest.mark.parametrize("torn", range(12))
+def test_a_torn_write_ahead_log_keeps_whole_blocks(tmp_path: Path, torn: int) -> None:
+    folder = tmp_path / "history"
+    historian = Alone(folder, LAYOUT, keep_days=DAYS)
+    historian.start()
+    fill(historian, range(600 * 6))
+    path = path_of(folder, T0)
+    while historian.counters.blocks_written < 5:
+        pass
+    wal = path.with_name(path.name + "-wal").read_bytes()
+    copy = tmp_path / "after"
+    copy.mkdir()
+    shutil.copy(path, copy)
+    cut = int(np.random.default_rng(torn).integers(len(wal)))
+    (copy / (path.name + "-wal")).write_bytes(wal[:cut])
+    historian.close()
+    served = list(History(copy).blocks("power_w", 0, END))
+    for block in served:
+        first = (block.t_ns - T0) // TICK_NS
+        np.testing.assert_allclose(block.values[0], [power(k)[0] for k in range(first, first + block.values.shape[1])])
+    again = Alone(copy, LAYOUT, keep_days=DAYS)
+    again.start()
+    fill(again, range(60_000, 60_010))
+    again.close()
+    assert again.counters.blocks_written == 1
+
+
+def test_weeks_are_those_of_the_calendar() -> None:
+    assert week_of(1_767_225_599 * NS_PER_S) == "2026W01"  # 2025-12-31 23:59:59 UTC

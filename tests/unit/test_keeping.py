@@ -1,0 +1,140 @@
+"""What the daemon keeps: which limits changed and why, events from every thread, and a disk that takes nothing."""
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import structlog
+from history_rig import CONFIG, END, T0
+
+from rpi_daemon.clock import NS_PER_S, ManualClock
+from rpi_daemon.config.load import parse_config
+from rpi_daemon.config.rack import rack_model
+from rpi_daemon.history.events import WAITING, Event, EventKeeper, read_events, verify
+from rpi_daemon.history.writer import Writer
+from rpi_daemon.keeping import RESTATE_NS, Keeping, StandingLimits
+from rpi_daemon.log import logging_to_stderr
+from rpi_daemon.pipeline import Snapshot
+from rpi_daemon.records import Decision, Desired, LimitKind, RackModel
+
+
+def rack(folder: Path) -> RackModel:
+    return rack_model(parse_config(CONFIG, "test", base_dir=folder, env={"KEY": "a secret of 16 characters"}))
+
+
+def tick(k: int, limit_w: list[float], *decided: tuple[int, float], foreign: tuple[str, ...] = ()) -> Snapshot:
+    """As much of a snapshot as limits are found from."""
+    decisions = tuple(
+        Decision(0, outlet, None, to_w, "raise", "granted", 0.0, 0.0, 0.0, protective=False) for outlet, to_w in decided
+    )
+    in_force = SimpleNamespace(limit_w=np.array(limit_w), kind=(LimitKind.ALARM,) * 2, step_w=np.ones(2))
+    found: Any = SimpleNamespace(
+        t_mono_ns=k * NS_PER_S,
+        t_utc_ns=T0 + k * NS_PER_S,
+        in_force=in_force,
+        desired=(Desired("a", 0, (), decisions),) if decisions else (),
+        foreign=foreign,
+    )
+    return cast(Snapshot, found)
+
+
+def test_a_limit_that_changed_is_told_once_with_its_reason(tmp_path: Path) -> None:
+    limits = StandingLimits(rack(tmp_path))
+    nan = float("nan")
+
+    def told(*args: Any, **others: Any) -> list[tuple[str, float | None, str]]:
+        return [(change.outlet, change.limit_w, change.reason) for change in limits.changes(tick(*args, **others))]
+
+    assert told(1, [nan, nan]) == []
+    assert told(2, [300.0, nan]) == [("a/1", 300.0, "read")]
+    assert told(3, [300.0, nan], (0, 410.4), (0, 430.0)) == []
+    assert told(4, [410.0, nan]) == [("a/1", 410.0, "raise")]  # the device's step; a newer decision is on its way
+    assert told(5, [430.0, 300.0], foreign=("a/2",)) == [("a/1", 430.0, "raise"), ("a/2", 300.0, "foreign_change")]
+    assert told(6, [nan, 300.0]) == [("a/1", None, "read")]
+    assert told(6 + RESTATE_NS // NS_PER_S, [nan, 300.0]) == [("a/2", 300.0, "stands")]
+
+
+def test_what_is_logged_is_kept_whatever_level_is_shown(tmp_path: Path, capfd: Any) -> None:
+    keeping = Keeping(tmp_path, ManualClock(5, T0), keep_days=30.0)
+    log = structlog.get_logger("test")
+    with logging_to_stderr("error", "json"):
+        keeping.open()
+        log.info("mode", mode="advisory", who={1, 2})
+        log.debug("board.absent")
+        log.info("limit", outlet="a/1")
+        log.error("overload", constraint="rack")
+        keeping.close()
+        log.info("mode", mode="closed_loop")
+    kept = list(read_events(tmp_path, 0, END))
+    assert [event.name for event in kept] == ["mode", "overload"]
+    assert kept[0] == Event(T0, 5, "mode", {"level": "info", "mode": "advisory", "who": "{1, 2}"}, 1)
+    assert verify(tmp_path).broken == ()
+    assert keeping.status()["events_written"] == 2
+    shown = capfd.readouterr().err
+    assert "overload" in shown
+    assert "advisory" not in shown
+
+
+def test_events_of_many_threads_are_all_there(tmp_path: Path) -> None:
+    writer = Writer()
+    keeper = EventKeeper(writer, tmp_path)
+    writer.start()
+
+    def many(thread: int) -> None:
+        for k in range(100):
+            keeper.take(Event(T0, k, "state", {"thread": thread}))
+
+    threads = [threading.Thread(target=many, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    keeper.close()
+    assert writer.close()
+    kept = list(read_events(tmp_path, 0, END))
+    assert keeper.counters.written == len(kept) == 400
+    for number in range(4):
+        assert [event.t_mono_ns for event in kept if event.data["thread"] == number] == list(range(100))
+
+
+def test_events_that_no_disk_takes_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "history").write_text("a file where the folder should be")
+    keeping = Keeping(tmp_path / "history", ManualClock(), keep_days=30.0)
+    with logging_to_stderr("error", "json"):
+        keeping.open()
+        structlog.get_logger("test").info("mode")
+        keeping.close()
+    status = keeping.status()
+    assert status["events_dropped"] >= 1
+    assert status["events_written"] == 0
+    assert "File exists" in status["failing"]
+
+
+def test_a_disk_that_hangs_holds_nobody(tmp_path: Path) -> None:
+    writer = Writer()
+    hang = threading.Event()
+    writer.start()
+    writer.put(hang.wait)  # type: ignore[arg-type]
+    keeper = EventKeeper(writer, tmp_path)
+    for k in range(WAITING + 7):
+        keeper.take(Event(T0, k, "state", {}))
+    keeper.close()
+    assert keeper.counters.dropped == 7
+    assert not writer.close(timeout_s=0.01)
+    hang.set()
+    assert writer.close()
+    assert keeper.counters.written == WAITING
+
+
+def test_a_damaged_file_of_events_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "events-2025.sqlite").write_bytes(b"no database" * 100)
+    writer = Writer()
+    writer.start()
+    keeper = EventKeeper(writer, tmp_path)
+    keeper.take(Event(T0, 1, "state", {}))
+    keeper.close()
+    assert writer.close()
+    assert [event.seq for event in read_events(tmp_path, 0, END)] == [1]
+    assert len(list(tmp_path.glob("events-2025.sqlite.corrupt-*"))) == 1
