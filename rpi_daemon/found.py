@@ -29,6 +29,13 @@ class FoundLimits:
         state = self.pdus.get(pdu, {}).get(outlet)
         return state is not None and bool(state.raw)
 
+    def moved(self, pdu: str, reading: PduReading) -> list[int]:
+        """Outlets whose limit stands in another place of the device than when it was found: behind the number is another outlet."""
+        known = ((n, self.pdus.get(pdu, {}).get(n), state) for n, state in reading.limits.items())
+        return [
+            n for n, then, now in known if then is not None and then.raw and now.raw and then.raw[0][0] != now.raw[0][0]
+        ]
+
     def writes(self, pdu: str, outlets: Collection[int]) -> tuple[LimitWrite, ...]:
         """What puts the found limits of these outlets of a PDU back exactly, by outlet number; not of unknown ones."""
         states = sorted(self.pdus.get(pdu, {}).items())

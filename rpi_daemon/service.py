@@ -288,6 +288,12 @@ class Service:
             reading = await driver.read()
             if why_not := _no_limits(reading):
                 self._opt_out(options.id, why_not)
+            if moved := self.found.moved(options.id, reading):
+                self._opt_out(
+                    options.id,
+                    f"outlets {moved} stand at other places of the device than when it was first met: a feed or tower is away, or"
+                    f" it, or its profile, is another one; meters only. If that is right, take {options.id!r} out of {FOUND_FILE} and start again",
+                )
             self.found = self.found.with_pdu(options.id, reading)
             self.tasks[options.id] = PduTask(
                 options.id,

@@ -145,6 +145,7 @@ class SnmpPdu:
         self._unit = self.profile.index.unit if options.unit is None else options.unit
         self._where = f"{options.endpoint.host} port {options.endpoint.port}"
         self._device: _Device | None = None
+        self._met: Mapping[int, str] = {}  # the rows of the outlets when it was identified; outlives `open`
         self._polls = 0
         self._facts: dict[int, _Facts] | None = None
         self._facts_due_ns = 0
@@ -177,6 +178,7 @@ class SnmpPdu:
         descr = _text(answers.get(SYS_DESCR)) or "a device that does not say what it is"
         self._check_family(_text(answers.get(SYS_OBJECT_ID)), descr)
         await self._check_outlets(descr)
+        self._met = (await self._known_device()).places
 
         def told(template: str | None, pattern: str | None = None) -> str:
             text = "" if template is None else _text(answers.get(self._oid(template)))
@@ -432,7 +434,8 @@ class SnmpPdu:
     async def _known_device(self) -> _Device:
         """Asked once after each start of the device: where its outlets are, how many it meters, which rows it has."""
         if self._device is None:
-            places = await self._places()
+            # a feed that is away after a restart must not give its outlets' numbers to those of the next one
+            places = self._met or await self._places()
             meter = self.profile.metering
             candidates = [(rows, place) for rows in self.profile.rows for place in rows.suffixes()]
             columns = [[self._oid(oid, row=place) for oid in _oids(rows, rows.state)] for rows, place in candidates]

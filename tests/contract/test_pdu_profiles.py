@@ -287,6 +287,26 @@ def test_outlets_of_several_feeds_are_numbered_feed_by_feed() -> None:
     run(scene)
 
 
+def test_a_feed_that_stays_away_after_a_restart_moves_no_outlet() -> None:
+    """Its rows are gone, and those of the next feed come first now: outlet 4 is what it was, outlets 1 to 3 are nowhere."""
+
+    async def scene() -> None:
+        simulator = PduSimulator(load_profile("sentry4"), 5, power_w=draw_w)
+        async with on_wire(simulator, 5) as pdu:
+            await pdu.identify()
+            for outlet in ("1.1", "1.2", "1.3"):
+                for column in ("8.3.1.1", "8.3.1.7"):
+                    simulator.remove(f"1.3.6.1.4.1.1718.4.1.{column}.1.{outlet}")
+            simulator.reboot()
+            await pdu.open()
+            reading = await pdu.read()
+            assert reading.power_w == {1: None, 2: None, 3: None, 4: draw_w(4), 5: draw_w(5)}
+            assert (await pdu.apply([LimitWrite(4, 500.0)])).outcomes[0].verified
+            assert simulator.peek("1.3.6.1.4.1.1718.4.1.8.4.1.9.1.2.1") == 500
+
+    run(scene)
+
+
 def test_a_current_is_metered_finer_than_its_threshold_is_set() -> None:
     async def scene() -> None:
         simulator = PduSimulator(load_profile("sentry4"), 2, power_w=lambda outlet: 100.0)

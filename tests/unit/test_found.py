@@ -83,3 +83,12 @@ def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
     write_durably(path, "two")
     assert path.read_text() == "two"
     assert [p.name for p in tmp_path.iterdir()] == ["found.json"]
+
+
+def test_an_outlet_whose_limit_stands_elsewhere_now_is_another_outlet() -> None:
+    found = FoundLimits({}).with_pdu("pdu-0", _reading({1: _state(800.0, 8), 2: _state(800.0, 8)}))
+    elsewhere = replace(_state(800.0, 8), raw=(("1.3.7", 66, 8),))
+    now = _reading({1: _state(1.0, 1), 2: elsewhere, 3: elsewhere})
+    assert found.moved("pdu-0", now) == [2]
+    assert found.moved("pdu-0", _reading({2: replace(elsewhere, raw=())})) == []
+    assert found.moved("pdu-1", now) == []
