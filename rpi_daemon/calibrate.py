@@ -16,10 +16,11 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from rpi_daemon._fastpath import core
 from rpi_daemon.calibration import Calibration, ChannelRecord, Instrument, load_calibration
@@ -549,8 +550,8 @@ def _compared(name: str, reference: Reference, seen: NDArray[np.float64], bound_
 # --- for people ---------------------------------------------------------------------------------------------------
 
 
-def table_of(file: Calibration) -> Table:
-    """One row per channel."""
+def table_of(file: Calibration) -> Group:
+    """One row per channel, and why each refused one is refused."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("nr", "name", "gain", "offset", "delay", "noise", "repeats", "worst", "verdict"):
         table.add_column(
@@ -567,9 +568,9 @@ def table_of(file: Calibration) -> Table:
             _percent(record.noise_percent),
             _percent(record.repeatability_percent),
             _percent(worst),
-            f"[green]{escape(record.verdict)}[/green]" if record.good else f"[red]{escape(record.verdict)}[/red]",
+            "[green]good[/green]" if record.good else "[red]refused[/red]",
         )
-    return table
+    return Group(table, *(Text(record.verdict, style="red") for record in file.channels if not record.good))
 
 
 def worst_percent(record: ChannelRecord) -> float | None:

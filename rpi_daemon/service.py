@@ -123,6 +123,7 @@ class Service:
         self.loop_started_ns = 0
         self.loop_started_cpu_s = 0.0
         self.static_safe_s: float | None = None
+        self.meters_only: dict[str, str] = {}  # PDUs whose outlets would be written but for this reason
         self.static_safe_differs: dict[str, list[int]] = {}  # outlets that stand elsewhere and may not be written
         self.model_refused: str | None = None
         self.tick_ms: deque[float] = deque(maxlen=TICK_HISTORY)
@@ -327,6 +328,7 @@ class Service:
     def _opt_out(self, pdu: str, reason: str) -> None:
         mine = np.array([p == pdu for p in self.rack.pdu_of])
         if (self.rack.opted_in & mine).any():
+            self.meters_only[pdu] = reason
             log.warning("pdu.meters_only", pdu=pdu, reason=reason)
         self.opted_in &= ~mine
         self.rack = replace(self.rack, opted_in=self.opted_in.copy())
@@ -390,7 +392,8 @@ class Service:
             log.warning("static_safe.compared", after_s=round(after_s, 3), differs=self.static_safe_differs)
             return
         self.static_safe_s = after_s
-        log.info("static_safe.verified", after_s=round(after_s, 3), mode=self.mode.value)
+        opted_in = int(self.rack.opted_in.sum())
+        log.info("static_safe.verified", after_s=round(after_s, 3), mode=self.mode.value, outlets=opted_in)
 
     async def _built(self, boards: "asyncio.Task[list[BoardSetup]]") -> Pipeline:
         """Wait for the boards and load the model; no tick can ping systemd meanwhile, so this does."""
@@ -744,7 +747,7 @@ class Service:
             log.error("static_safe.not_left", error=str(error))
             return False
         if not self.static_safe_differs:
-            log.info("static_safe.left")
+            log.info("static_safe.left", outlets=int(self.rack.opted_in.sum()))
         return True
 
     async def _read_meters(self) -> None:

@@ -216,6 +216,7 @@ def _pdu(service: "Service", pdu: str, now_ns: int) -> dict[str, Any]:
         "firmware": identity.firmware,
         "proven": identity.proven,
         "insecure": options.version == "2c" if options.driver == "snmp" else options.driver == "modbus_tcp",
+        "meters_only": service.meters_only.get(pdu),
         "reachable": task.reachable,
         "last_answer_s": (now_ns - task.last_ok_ns) / NS_PER_S,
         "polls": task.polls,

@@ -116,7 +116,7 @@ def _kinds(outlet: Mapping[str, Any]) -> str:
 
 
 def _told(status: Status) -> list[Text]:
-    """The alarms that stand, the gravest first, and receivers that need a look."""
+    """The alarms that stand, the gravest first, and devices and receivers that need a look."""
     ranked = sorted(status["alarms"], key=lambda alarm: ALARM_STYLES.index(alarm["severity"]))
     lines = []
     for alarm in ranked[:ALARMS]:
@@ -124,6 +124,14 @@ def _told(status: Status) -> list[Text]:
         lines.append(Text(f"{alarm['severity']}: {alarm['text']} ({ago})", style=ALARM_STYLE[alarm["severity"]]))
     if len(ranked) > ALARMS:
         lines.append(Text(f"and {len(ranked) - ALARMS} more alarms, see `rpi-daemon status --json`", style="dim"))
+    for pdu in status["pdus"]:
+        if pdu["meters_only"]:
+            lines.append(Text(f"{pdu['id']}: {pdu['meters_only']}", style="yellow"))
+        if pdu["insecure"]:
+            lines.append(Text(f"{pdu['id']} is spoken to in plain text (allow_insecure)", style="yellow"))
+    for cap in status["caps"]:
+        if cap["insecure"]:
+            lines.append(Text(f"the BMC of {cap['load']} is not verified (allow_insecure)", style="yellow"))
     for sink in status["trap_sinks"]:
         if sink["reachable"] is False:
             lines.append(Text(f"traps to {sink['id']}: {sink['queued']} wait: {sink['error']}", style="yellow"))

@@ -171,8 +171,10 @@ def shown(value: object) -> str:
     """A figure for people; what is not known is a dash."""
     if value is None:
         return "-"
+    if isinstance(value, int | float) and abs(value) >= 1000:
+        return f"{value:,.0f}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000.0 else f"{value:.4g}"
+        return f"{value:.4g}"
     return str(value)
 
 
@@ -207,7 +209,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem
 h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 p.about { color: #5a6472; margin-top: 0 }
 table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #e3e7ec }
-th { color: #5a6472; font-weight: 600 } td.number { text-align: right; font-variant-numeric: tabular-nums }
+th { color: #5a6472; font-weight: 600 } th:nth-child(2), td.number { text-align: right; font-variant-numeric: tabular-nums }
 .ok { color: #17723b; font-weight: 600 } .fail { color: #b3261e; font-weight: 600 }
 svg { width: 100%; height: auto }
 """

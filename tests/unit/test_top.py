@@ -37,7 +37,7 @@ def _status(**changes: Any) -> dict[str, Any]:
     return {
         "rack": "lab", "t_utc_ns": 110 * NS_PER_S, "state": "HOLD", "mode": "closed_loop", "uptime_s": 12.3, "why": ["sensor_stale: pdu-a/2"],
         "kill_switch": False, "outlets": [outlet, dark], "constraints": [constraint], "summary": summary, "caps": [],
-        "alarms": [], "trap_sinks": [], **changes,
+        "alarms": [], "pdus": [], "trap_sinks": [], **changes,
     }  # fmt: skip
 
 
@@ -65,6 +65,15 @@ def test_the_kill_switch_is_not_to_be_overlooked() -> None:
     assert "KILL SWITCH" in _shown(_status(kill_switch=True))
     assert "KILL SWITCH" in plain_line(_status(kill_switch=True))
     assert "KILL SWITCH" not in _shown(_status())
+
+
+def test_what_is_in_plain_text_and_what_only_meters_stays_visible() -> None:
+    good = {"id": "pdu-a", "meters_only": None, "insecure": False}
+    status = _status(
+        pdus=[good, {**good, "id": "pdu-b", "insecure": True}, {**good, "id": "pdu-c", "meters_only": "denied"}]
+    )
+    told = [line for line in _shown(status).splitlines() if line.startswith("pdu-") and "/" not in line]
+    assert told == ["pdu-b is spoken to in plain text (allow_insecure)", "pdu-c: denied"]
 
 
 def test_the_gravest_alarms_stand_first_and_a_silent_receiver_is_shown() -> None:
@@ -121,7 +130,7 @@ def test_a_sparkline(values: list[float | None], top: float, marks: str) -> None
 def test_a_servers_cap_stands_beside_its_outlets_own_alarm() -> None:
     cap = {
         "load": "server-1", "cap_w": 350.0, "asked_w": 350.0, "settle_s": 0.42, "error": None, "too_slow": None,
-        "held": True, "why": "L1 (A)",
+        "held": True, "insecure": False, "why": "L1 (A)",
     }  # fmt: skip
     mute = {**cap, "load": "server-2", "cap_w": None, "asked_w": None, "settle_s": None, "error": "no answer"}
     status = _status(caps=[cap, mute])
