@@ -8,13 +8,25 @@ from hypothesis import strategies as st
 from rack_examples import make_limits, make_readings, make_request, racks, watts
 
 from rpi_daemon.allocator import AllocatorConfig, allocate
-from rpi_daemon.guard import CAUSES, GuardConfig, HealthFlags, at_start, held, ladder, permit, writable
+from rpi_daemon.guard import (
+    CAUSES,
+    GuardConfig,
+    HealthFlags,
+    at_start,
+    held,
+    ladder,
+    permit,
+    static_safe_writes,
+    writable,
+)
 from rpi_daemon.records import (
     Allocation,
     FloatArray,
     LimitKind,
     LimitsInForce,
+    LimitState,
     Mode,
+    PduReading,
     Permitted,
     RackModel,
     Readings,
@@ -238,3 +250,37 @@ def test_the_ladder_is_a_pure_function(flags: HealthFlags, t: int) -> None:
 def test_more_causes_never_relax(flags: HealthFlags) -> None:
     more = replace(flags, lease_expired=True)
     assert ladder(NORMAL, 1, more).state >= max(ladder(NORMAL, 1, flags).state, SafeState.STATIC_SAFE)
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases(), st.data())
+def test_static_safe_from_a_poll_never_cuts_off_what_anybody_knows_to_flow(case: Case, data: st.DataObject) -> None:
+    """Neither watts nor amperes, told by the PDU or by others; only outlets that are ours; nothing that stands there already."""
+    rack, n = case.rack, case.rack.n
+    pdu = data.draw(st.sampled_from(rack.pdu_of))
+    mine = {rack.number_of[i]: i for i in range(n) if rack.pdu_of[i] == pdu}
+    some_w = st.none() | st.integers(0, 1500).map(float)
+    told_w = {number: data.draw(some_w) for number in mine}
+    told_a = {number: data.draw(st.none() | st.floats(0.0, 10.0)) for number in mine}
+    volts = data.draw(st.none() | st.sampled_from([48.0, 230.0]))
+    step_w = data.draw(st.none() | st.sampled_from([1.0, 5.4, 230.0]))
+    limits = {
+        number: LimitState(
+            data.draw(some_w), data.draw(st.none() | st.booleans()), case.limits.kind[i], (), step_w, volts
+        )
+        for number, i in mine.items()
+    }
+    reading = PduReading(5, None, told_w, told_a, {}, limits)
+    for write in static_safe_writes(rack, pdu, reading, CONFIG, case.readings):
+        i = mine[write.outlet]
+        assert rack.opted_in[i]
+        assert write.limit_w == rack.static_safe_w[i]
+        if case.limits.kind[i] not in CUTS:
+            continue
+        taken_w = write.limit_w - (write.limit_w % step_w if step_w else 0.0)
+        flows_w = [told_w[write.outlet], case.readings.power_w[i]]
+        if volts is not None:
+            flows_w += [amps * volts for amps in (told_a[write.outlet], case.readings.rms_a[i]) if amps is not None]
+        known = [w for w in flows_w if w is not None and np.isfinite(w)]
+        assert known
+        assert taken_w > max(known)
