@@ -1,25 +1,22 @@
 """One server's I/O task: newest desired cap, polls, back-off. A slow or silent management controller delays nobody else."""
 
-import asyncio
-import random
 from collections.abc import Callable
 
 import structlog
 
 from rpi_daemon.clock import NS_PER_S, Clock
+from rpi_daemon.device_task import PROBE_S, DeviceTask, jittered
 from rpi_daemon.drivers.base import CapDriver
 from rpi_daemon.errors import AuthError, DeviceError
 from rpi_daemon.records import CapDesired, CapIdentity, CapOutcome, CapReading, CapReport
 
-PROBE_S = 1.0  # until the first probe of a silent controller; twice as long after each ...
-PROBE_MOST_S = 30.0  # ... up to this
+PROBE_MOST_S = 30.0  # between two probes of a silent controller: twice as long after each, up to this
 LOCKED_OUT_S = 60.0  # after a refused log-in: many controllers lock an account that tries on
-PROBE_JITTER = 0.2
 
 log = structlog.get_logger(__name__)
 
 
-class CapTask:
+class CapTask(DeviceTask[CapReport]):
     """Owns one driver. `submit` hands it the newest desired cap and returns at once; reports wait in an inbox.
 
     It connects by itself, so that a silent controller keeps nothing from starting.
@@ -36,6 +33,7 @@ class CapTask:
         write_allowed: Callable[[bool], bool],
     ) -> None:
         """`write_allowed(restoring)`: whether this server's cap may be written now."""
+        super().__init__(clock)
         self.load = load
         self.host = host
         self.reachable = True  # until it is asked
@@ -45,17 +43,11 @@ class CapTask:
         self.failures = 0
         self.polls = self.writes = self.verified = 0
         self.last_ok_ns = 0
-        self.beat_ns = clock.mono_ns()  # when `run` last went round
         self._driver = driver
-        self._clock = clock
         self._poll_s = poll_s
         self._write_allowed = write_allowed
         self._connected = False
         self._pending: CapDesired | None = None
-        self._inbox: list[CapReport] = []
-        self._wake = asyncio.Event()
-        self._wire = asyncio.Lock()
-        self._stop = False
 
     def submit(self, desired: CapDesired) -> None:
         """Replace what is still waiting; never blocks."""
@@ -68,15 +60,6 @@ class CapTask:
             self._pending = None
             self._inbox.append(CapReport(self.load, lost=True))
 
-    def take_reports(self) -> list[CapReport]:
-        """What came in since the last call."""
-        reports, self._inbox = self._inbox, []
-        return reports
-
-    def inbox(self, report: CapReport) -> None:
-        """Put a report there that came about otherwise (what earlier runs knew)."""
-        self._inbox.append(report)
-
     async def run(self) -> None:
         """Until `stop`: writes first, then the poll when it is due. An error other than DeviceError ends it."""
         next_poll_ns = self._clock.mono_ns()
@@ -88,7 +71,7 @@ class CapTask:
                     await self.write_now(desired.cap_w, asked_ns=desired.t_mono_ns)
                 elif now_ns >= next_poll_ns:
                     next_poll_ns = now_ns + round(self._poll_s * NS_PER_S)
-                    await self._poll()
+                    await self.read()
                 else:
                     await self._wait((next_poll_ns - now_ns) / NS_PER_S)
             except DeviceError as error:
@@ -96,11 +79,6 @@ class CapTask:
                 pause_s = self._pause_s(error)
                 next_poll_ns = self._clock.mono_ns() + round(pause_s * NS_PER_S)
                 await self._wait(pause_s)
-
-    def stop(self) -> None:
-        """Let `run` end after what it is doing."""
-        self._stop = True
-        self._wake.set()
 
     async def write_now(self, cap_w: float | None, *, asked_ns: int | None = None) -> CapOutcome | None:
         """Set the cap and read it back; None where the kill switch, or whoever else is asked, forbids it."""
@@ -132,9 +110,6 @@ class CapTask:
         self._inbox.append(CapReport(self.load, reading=self.reading))
         return self.reading
 
-    async def _poll(self) -> None:
-        await self.read()
-
     async def _connect(self) -> None:
         if self._connected:
             return
@@ -165,19 +140,10 @@ class CapTask:
         self._inbox.append(CapReport(self.load, outcome=outcome))
         return outcome
 
-    async def _wait(self, seconds: float) -> None:
-        self._wake.clear()
-        if self._stop:
-            return
-        try:
-            await asyncio.wait_for(self._wake.wait(), max(0.0, seconds))
-        except TimeoutError:
-            return
-
     def _pause_s(self, error: DeviceError) -> float:
         pause_s = min(PROBE_MOST_S, PROBE_S * 2.0 ** (self.failures - 1))
         pause_s = max(pause_s, LOCKED_OUT_S) if isinstance(error, AuthError) else pause_s
-        return pause_s * random.uniform(1.0 - PROBE_JITTER, 1.0 + PROBE_JITTER)
+        return jittered(pause_s)
 
     def _succeeded(self) -> None:
         self.last_ok_ns = self._clock.mono_ns()

@@ -1,24 +1,21 @@
 """One PDU's I/O task: newest desired limits, polls, back-off and circuit breaker. It never makes another PDU wait."""
 
-import asyncio
-import random
 from collections.abc import Sequence
 
 import structlog
 
 from rpi_daemon.clock import NS_PER_S, Clock
+from rpi_daemon.device_task import PROBE_S, DeviceTask, jittered
 from rpi_daemon.drivers.base import MayWrite, PduDriver
 from rpi_daemon.errors import DeviceError
 from rpi_daemon.records import ApplyResult, Desired, LimitWrite, PduReport
 
 FAILURES_TO_OPEN = 1  # the session has retried already; 2 x 250 ms of silence is enough
-PROBE_S = 1.0  # between two probes of an unreachable PDU
-PROBE_JITTER = 0.2
 
 log = structlog.get_logger(__name__)
 
 
-class PduTask:
+class PduTask(DeviceTask[PduReport]):
     """Owns one driver. `submit` hands it the newest desired state and returns at once; reports wait in an inbox."""
 
     def __init__(
@@ -30,23 +27,18 @@ class PduTask:
         poll_s: float,
         write_allowed: MayWrite,
     ) -> None:
+        super().__init__(clock)
         self.pdu = pdu
         self.reachable = True
         self.last_ok_ns = clock.mono_ns()
-        self.beat_ns = clock.mono_ns()  # when `run` last went round: at least every `poll_s` and the time on the wire
         self.failures = 0
         self.polls = 0
         self._away_ns = 0
         self._driver = driver
-        self._clock = clock
         self._poll_s = poll_s
         self._write_allowed = write_allowed
         self._pending: tuple[LimitWrite, ...] = ()
         self._measured_ns = 0
-        self._inbox: list[PduReport] = []
-        self._wake = asyncio.Event()
-        self._wire = asyncio.Lock()
-        self._stop = False
 
     def submit(self, desired: Desired, measured_ns: int) -> None:
         """Replace what is still waiting, whole; never blocks. `measured_ns`: the newest scan that the decision has seen."""
@@ -61,15 +53,6 @@ class PduTask:
     def away_s(self) -> float:
         """For how long it has been unreachable; 0 while it answers."""
         return 0.0 if self.reachable else (self._clock.mono_ns() - self._away_ns) / NS_PER_S
-
-    def take_reports(self) -> list[PduReport]:
-        """What came in since the last call."""
-        reports, self._inbox = self._inbox, []
-        return reports
-
-    def inbox(self, report: PduReport) -> None:
-        """Put a report there that came about otherwise (a read at start)."""
-        self._inbox.append(report)
 
     async def write_exclusive(self, writes: Sequence[LimitWrite]) -> ApplyResult | None:
         """Write on somebody's word (restore): what waits is dropped, and the wire is used once `run` lets go of it."""
@@ -94,11 +77,6 @@ class PduTask:
                 self._failed(str(error))
                 next_poll_ns = self._clock.mono_ns() + round(self._pause_s() * NS_PER_S)
                 await self._wait(self._pause_s())
-
-    def stop(self) -> None:
-        """Let `run` end after what it is doing."""
-        self._stop = True
-        self._wake.set()
 
     async def write_now(self, writes: Sequence[LimitWrite], measured_ns: int | None = None) -> ApplyResult | None:
         """Write one batch and read it back; also used at start and stop, when `run` is not running."""
@@ -127,19 +105,10 @@ class PduTask:
             log.warning("pdu.rebooted", pdu=self.pdu, uptime_s=reading.uptime_s)
         self._inbox.append(PduReport(self.pdu, reading=reading))
 
-    async def _wait(self, seconds: float) -> None:
-        self._wake.clear()
-        if self._stop:
-            return
-        try:
-            await asyncio.wait_for(self._wake.wait(), max(0.0, seconds))
-        except TimeoutError:
-            return
-
     def _pause_s(self) -> float:
         if self.reachable:
             return self._poll_s
-        return PROBE_S * random.uniform(1.0 - PROBE_JITTER, 1.0 + PROBE_JITTER)
+        return jittered(PROBE_S)
 
     def _succeeded(self) -> None:
         self.last_ok_ns = self._clock.mono_ns()

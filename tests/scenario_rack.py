@@ -30,6 +30,20 @@ T = TypeVar("T")
 Status = Mapping[str, Any]
 RPI = [sys.executable, "-P", "-m", "rpi_daemon"]
 
+# holds are short, so that seconds show what takes minutes in a real rack
+QUICK = """
+[guard]
+recover_s = 1.0
+
+[corrector]
+hold_s = 1.0
+alarm_hold_s = 1.0
+worst_half_life_s = 2.0
+fall_per_s = 1.0
+
+[actuator]
+lower_hold_s = 0.5
+"""
 CONFIG = """\
 [rack]
 id = "scenario"
@@ -44,19 +58,7 @@ log_level = "debug"
 
 [sampling]
 raw_ring_s = 20.0
-
-[guard]
-recover_s = 1.0
-
-[corrector]
-hold_s = 1.0
-alarm_hold_s = 1.0
-worst_half_life_s = 2.0
-fall_per_s = 1.0
-
-[actuator]
-lower_hold_s = 0.5
-{actuator}
+{quick}{actuator}
 {forecast}
 
 [[board]]
@@ -140,8 +142,17 @@ outlets = ["*"]
 
 def free_udp_ports(n: int) -> list[int]:
     """Ports that were free a moment ago."""
+    return _free_ports(n, socket.SOCK_DGRAM)
+
+
+def free_tcp_ports(n: int) -> list[int]:
+    """As `free_udp_ports`."""
+    return _free_ports(n, socket.SOCK_STREAM)
+
+
+def _free_ports(n: int, kind: socket.SocketKind) -> list[int]:
     with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(n)]
+        probes = [stack.enter_context(socket.socket(socket.AF_INET, kind)) for _ in range(n)]
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [int(probe.getsockname()[1]) for probe in probes]
@@ -177,7 +188,7 @@ class Place:
         unknown = set(changes) - set(values)
         assert not unknown, unknown
         path = self.folder / f"config-{abs(hash(tuple(sorted(changes.items()))))}.toml"
-        path.write_text(CONFIG.format(**{**values, **changes}), encoding="utf-8")
+        path.write_text(CONFIG.format(quick=QUICK, **{**values, **changes}), encoding="utf-8")
         return path
 
 

@@ -1,14 +1,12 @@
 """9: servers on a PDU whose limits only alarm step over their breaker's budget together; their BMCs hold them under it."""
 
-import contextlib
 import json
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scenario_rack import Daemon, RackProcess, Status, cli, free_udp_ports, running
+from scenario_rack import QUICK, Daemon, RackProcess, Status, cli, free_tcp_ports, free_udp_ports, running
 
 from rpi_daemon.config.load import read_config
 from rpi_daemon.simulate import bmc_certificate, make_keys
@@ -34,19 +32,7 @@ log_level = "debug"
 
 [sampling]
 raw_ring_s = 20.0
-
-[guard]
-recover_s = 1.0
-
-[corrector]
-hold_s = 1.0
-alarm_hold_s = 1.0
-worst_half_life_s = 2.0
-fall_per_s = 1.0
-
-[actuator]
-lower_hold_s = 0.5
-
+{quick}
 [forecast]
 primary = "ewma"
 
@@ -96,18 +82,10 @@ timeout_s = 1.0
 """
 
 
-def _free_tcp_ports(n: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    text = HEAD.format(pdu=free_udp_ports(1)[0], rating=RATING_W)
-    text += "".join(CAP.format(load=load, port=port) for load, port in zip(LOADS, _free_tcp_ports(4), strict=True))
+    text = HEAD.format(pdu=free_udp_ports(1)[0], rating=RATING_W, quick=QUICK)
+    text += "".join(CAP.format(load=load, port=port) for load, port in zip(LOADS, free_tcp_ports(4), strict=True))
     path = tmp_path / "config.toml"
     path.write_text(text, encoding="utf-8")
     t_s = np.arange(0.0, LOW_S + HIGH_S, 0.1)

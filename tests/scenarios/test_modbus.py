@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scenario_rack import Daemon, RackProcess, cli, free_udp_ports, limit_of, outlet_of, running
+from scenario_rack import QUICK, Daemon, RackProcess, cli, free_tcp_ports, limit_of, outlet_of, running
 
 CONFIG = """\
 [rack]
@@ -20,18 +20,7 @@ mode = "closed_loop"
 state_dir = "state"
 runtime_dir = "run"
 log_format = "json"
-
-[guard]
-recover_s = 1.0
-
-[corrector]
-hold_s = 1.0
-worst_half_life_s = 2.0
-fall_per_s = 1.0
-
-[actuator]
-lower_hold_s = 0.5
-
+{quick}
 [[pdu]]
 id = "shelf"
 driver = "modbus_tcp"
@@ -92,7 +81,7 @@ DRAW_W = 300.0
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("modbus") / "rack.toml"
-    path.write_text(CONFIG.format(port=free_udp_ports(1)[0]), encoding="utf-8")
+    path.write_text(CONFIG.format(quick=QUICK, port=free_tcp_ports(1)[0]), encoding="utf-8")
     return path
 
 

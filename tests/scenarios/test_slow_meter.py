@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scenario_rack import Daemon, RackProcess, Status, cli, free_udp_ports, limit_of, outlet_of, running
+from scenario_rack import QUICK, Daemon, RackProcess, Status, cli, free_udp_ports, limit_of, outlet_of, running
 
 CONFIG = """\
 [rack]
@@ -17,19 +17,7 @@ mode = "closed_loop"
 state_dir = "state"
 runtime_dir = "run"
 log_format = "json"
-
-[guard]
-recover_s = 1.0
-
-[corrector]
-hold_s = 1.0
-alarm_hold_s = 1.0
-worst_half_life_s = 2.0
-fall_per_s = 1.0
-
-[actuator]
-lower_hold_s = 0.5
-
+{quick}
 [[pdu]]
 id = "pdu"
 profile = "raritan_px"
@@ -85,7 +73,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unboarded")
     pdu, meter = free_udp_ports(2)
     path = folder / "rack.toml"
-    path.write_text(CONFIG.format(pdu=pdu, meter=meter), encoding="utf-8")
+    path.write_text(CONFIG.format(quick=QUICK, pdu=pdu, meter=meter), encoding="utf-8")
     return path
 
 
