@@ -11,7 +11,11 @@ from scenario_rack import QUICK, Daemon, RackProcess, Status, cli, free_tcp_port
 from rpi_daemon.config.load import read_config
 from rpi_daemon.simulate import bmc_certificate, make_keys
 
-LOW_S, HIGH_S = 45.0, 12.0  # the servers' work: a quiet part, then all of them at once
+BEGIN_S, HIGH_S, PERIOD_S = (
+    12.0,
+    12.0,
+    57.0,
+)  # the servers' work: all at once for a while, then quiet until caps are off
 LOW_W, HIGH_W = 180.0, 420.0
 LOADS = [f"server-{n}" for n in range(1, 5)]
 BUDGET_W = 1280.0  # rating x derate
@@ -88,8 +92,8 @@ def config(tmp_path: Path) -> Path:
     text += "".join(CAP.format(load=load, port=port) for load, port in zip(LOADS, free_tcp_ports(4), strict=True))
     path = tmp_path / "config.toml"
     path.write_text(text, encoding="utf-8")
-    t_s = np.arange(0.0, LOW_S + HIGH_S, 0.1)
-    power_w = np.where(t_s < LOW_S, LOW_W, HIGH_W)
+    t_s = np.arange(0.0, PERIOD_S, 0.1)
+    power_w = np.where((t_s >= BEGIN_S) & (t_s < BEGIN_S + HIGH_S), HIGH_W, LOW_W)
     rows = [f"{t:.1f},{','.join([f'{w:.1f}'] * len(LOADS))}" for t, w in zip(t_s, power_w, strict=True)]
     (tmp_path / "work.csv").write_text("\n".join([f"t_s,{','.join(LOADS)}", *rows]), encoding="utf-8")
     return path
@@ -135,8 +139,7 @@ def test_together_over_the_budget_and_held_under_it_within_a_second(rack: RackPr
 
     verified = [line["after_s"] for line in daemon.log("cap.verified") if line["cap_w"] is not None]
     first = verified[: len(LOADS)]
-    print(f"decision to verified cap: {first} s")
-    # a quarter of the promise is the figure on a quiet machine; here eight others work on two cores
+    # loop_hil measures it; a busy machine may be late with some of them
     assert min(verified) <= PROMISED_S
     assert np.median(first) <= 3.0 * PROMISED_S
     assert {line["reason"] for line in daemon.log("cap")} == {"lower"}
@@ -145,7 +148,6 @@ def test_together_over_the_budget_and_held_under_it_within_a_second(rack: RackPr
     assert {line["reason"] for line in daemon.log("cap")} >= {"lower", "release"}
     assert all(w is None for w in rack.state()["caps_w"].values())
     settle_s = [cap["settle_s"] for cap in daemon.status()["caps"] if cap["settle_s"] is not None]
-    print(f"decision to a draw that has followed: {settle_s} s")
     assert settle_s
     assert all(0.0 < seconds < 10.0 for seconds in settle_s)
 
