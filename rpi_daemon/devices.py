@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rpi_daemon.calibration import load_calibration
+from rpi_daemon.calibration import Calibration, load_calibration
 from rpi_daemon.clock import Clock
 from rpi_daemon.config.load import Loc, load_config
-from rpi_daemon.config.schema import Cap, Config, Pdu, expand_numbers, secret_of
+from rpi_daemon.config.schema import Board, Cap, Config, Pdu, expand_numbers, secret_of
 from rpi_daemon.drivers.base import CapDriver, PduDriver
 from rpi_daemon.drivers.caps.redfish import RedfishCap, RedfishOptions
 from rpi_daemon.drivers.caps.session import RedfishEndpoint
@@ -163,9 +163,12 @@ def device_mistakes(config: Config) -> Iterator[tuple[Loc, str]]:
     for i, board in enumerate(config.board):
         if board.calibration is not None and config.path(board.calibration).is_file():
             try:
-                load_calibration(config.path(board.calibration))
+                file = load_calibration(config.path(board.calibration))
             except ConfigError as error:
                 yield ("board", i, "calibration"), str(error)
+            else:
+                if why := _not_its_own(config, board, file):
+                    yield ("board", i, "calibration"), f"{config.path(board.calibration)}: {why}"
     units: dict[tuple[str | None, int, int], Pdu] = {}
     for i, pdu in enumerate(config.pdu):
         try:
@@ -191,6 +194,15 @@ def device_mistakes(config: Config) -> Iterator[tuple[Loc, str]]:
                     ("pdu", i, "device_id"),
                     f"{pdu.device_id} is outside {ids[0]}..{ids[1]} of register map {profile.name!r}",
                 )
+
+
+def _not_its_own(config: Config, board: Board, file: Calibration) -> str | None:
+    """Why a calibration is not of this board, as far as that can be told before it is asked."""
+    if file.supply != config.rack.supply:
+        return f"made on {file.supply.upper()}, rack.supply is {config.rack.supply!r}: calibrate again"
+    if board.driver == "iio" and file.board != board.id:  # two of one kind have one name, and no serial number
+        return f"of board {file.board!r}, this is {board.id!r}; a Linux IIO device has no serial number, so its file goes by the board's id"
+    return None
 
 
 def _numbers_beyond(config: Config, pdu: str, profile: str, most: int) -> Iterator[tuple[Loc, str]]:

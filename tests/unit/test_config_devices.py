@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from calibration_rig import calibration
 
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.devices import load_checked, used_pdus
@@ -161,3 +162,26 @@ outlets = ["*"]
         env={},
     )
     assert [pdu.id for pdu in used_pdus(metered)] == ["pdu", "reference"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "changes", "says"),
+    [
+        ('driver = "iio"\niio_device = "adc"', {"board": "b"}, None),
+        ('driver = "iio"\niio_device = "adc"', {"board": "c"}, "of board 'c', this is 'b'"),
+        ('port = "/dev/null"', {"board": "c"}, None),  # the board's own serial number decides, once it is asked
+        ('port = "/dev/null"', {"supply": "dc"}, "made on DC, rack.supply is 'ac'"),
+    ],
+)
+def test_a_calibration_of_another_board_or_supply_is_a_mistake(
+    tmp_path: Path, driver: str, changes: dict[str, str], says: str | None
+) -> None:
+    path = written(tmp_path)
+    (tmp_path / "b.json").write_text(calibration(**changes).to_json())
+    board = f'[[board]]\nid = "b"\n{driver}\nchannels = ["current:a/1"]\ncalibration = "b.json"\n'
+    path.write_text(path.read_text() + board)
+    if says is None:
+        load_checked(path)
+    else:
+        (line,) = mistakes(path)
+        assert says in line
