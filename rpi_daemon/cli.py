@@ -419,6 +419,30 @@ def events(
     ctx.exit(0 if document["ok"] else 1)
 
 
+@main.command("capture")
+@click.option("--at", help="Middle of the capture; as --from of `history`.")
+@click.option("--last", is_flag=True, help="The newest scans instead.")
+@click.option(
+    "--seconds", default=2.0, show_default=True, type=click.FloatRange(0.05, 600.0), help="Length of the capture."
+)
+@click.option("--board", help="Board of the configuration; the only one if not given.")
+@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="NAME of NAME.cfg, .dat, .png.")
+@config_option
+@json_option
+def capture(
+    at: str | None, last: bool, seconds: float, board: str | None, output: Path, config_path: Path, as_json: bool
+) -> None:
+    """Raw 1 kHz waveforms as COMTRADE (IEEE C37.111) and a picture. Works without a running daemon, until the box restarts."""
+    from rpi_daemon import capture as flow
+
+    if (at is None) != last:
+        raise click.UsageError("give --at TIME or --last")
+    document, text = flow.capture(config_path, board, at, seconds, output)
+    for note in document["notes"]:
+        click.echo(note, err=True)
+    show(document, as_json, text)
+
+
 @main.group()
 def limit() -> None:
     """Limits by hand."""

@@ -20,6 +20,7 @@ from rpi_daemon.drivers.sensors.serial import SerialOptions
 from rpi_daemon.drivers.sensors.simulated import SimulatedSource
 from rpi_daemon.errors import DeviceError
 from rpi_daemon.features import BoardSetup
+from rpi_daemon.raw import write_scale
 
 NOTIFY_EVERY = 100  # scans a window hop
 
@@ -162,6 +163,7 @@ class BoardLink:
         self.correction = own_word(description)
         if self.calibration is not None:
             self.correction = correction(self.calibration, description, str(self.calibration_path))
+        write_scale(self._ring_path, self.board.id, description.serial_number, self.board.channels, self.correction)
         return board_setup(self.ring, description, self.wiring, self.correction, self._dc, self._first)
 
     def _check(self, description: BoardDescription) -> None:

@@ -127,13 +127,23 @@ def write_png(
         raise RpiError(f"{path}: {error.strerror}") from None
 
 
+def with_gaps(series: Series) -> tuple[IntArray, FloatArray]:
+    """Times and values with a NaN in each gap, so that no line is drawn across what is not there."""
+    steps = np.diff(series.t_ns)
+    if not len(steps):
+        return series.t_ns, series.values
+    behind = np.flatnonzero((steps > 1.5 * np.quantile(steps, 0.5, method="lower")) | (steps < 0)) + 1
+    return np.insert(series.t_ns, behind, series.t_ns[behind - 1]), np.insert(series.values, behind, np.nan)
+
+
 def _draw(
     axis: Any, series: Series, changes: Sequence[StoredLimit], from_ns: int, to_ns: int, zone: tzinfo | None
 ) -> None:
     def moments(t_ns: Sequence[int]) -> list[datetime]:
         return [datetime.fromtimestamp(t / NS_PER_S, zone) for t in t_ns]
 
-    axis.plot(moments(series.t_ns.tolist()), series.values, linewidth=0.8, label=series.quantity)
+    t_ns, values = with_gaps(series)
+    axis.plot(moments(t_ns.tolist()), values, linewidth=0.8, label=series.quantity)
     if changes:
         known = [max(change.t_ns, from_ns) for change in changes]
         levels = [np.nan if change.limit_w is None else change.limit_w for change in changes]

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import comtrade
+import numpy as np
+import pytest
 from scenario_rack import Daemon, Place, RackProcess, cli, running
 
 
@@ -31,6 +34,22 @@ def test_what_happened_is_there_after_kill_9(place: Place, rack: RackProcess) ->
     assert "static_safe.verified" in names
     assert "limit" not in names
     assert events["ok"]
+    words = (
+        "capture",
+        "--last",
+        "--seconds",
+        "1",
+        "--board",
+        "board-a",
+        "--output",
+        str(place.folder / "wave"),
+        "--json",
+    )
+    assert cli(config, *words).returncode == 0
+    wave = comtrade.load(str(place.folder / "wave.cfg"), str(place.folder / "wave.dat"))
+    assert wave.frequency == pytest.approx(50.0, abs=0.5)
+    volts = np.array(wave.analog[wave.analog_channel_ids.index("voltage:L1")])
+    assert np.sqrt(np.nanmean(volts**2)) == pytest.approx(230.0, rel=0.03)
 
 
 def test_control_goes_on_where_nothing_can_be_kept(place: Place, rack: RackProcess) -> None:

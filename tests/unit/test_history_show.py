@@ -8,7 +8,7 @@ import pytest
 
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.history.query import Answer, Series
-from rpi_daemon.history.show import Escape, as_csv, bins, escapes, limit_at, write_npz, write_png
+from rpi_daemon.history.show import Escape, as_csv, bins, escapes, limit_at, with_gaps, write_npz, write_png
 from rpi_daemon.history.weeks import StoredLimit
 from rpi_daemon.records import TICK_NS
 
@@ -76,3 +76,13 @@ def test_the_picture_is_one(tmp_path: Path) -> None:
         tmp_path / "x.png",
     )
     assert (tmp_path / "x.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_no_line_is_drawn_across_a_gap() -> None:
+    whole = series([1.0, 2.0, 3.0, 4.0])
+    there = np.array([True, True, False, True])
+    t_ns, values = with_gaps(Series("a/1", "power_w", whole.t_ns[there], whole.values[there]))
+    np.testing.assert_array_equal(values, [1.0, 2.0, np.nan, 4.0])
+    np.testing.assert_array_equal(t_ns, [T0, T0 + TICK_NS, T0 + TICK_NS, T0 + 3 * TICK_NS])
+    np.testing.assert_array_equal(with_gaps(whole)[1], whole.values)
+    assert len(with_gaps(series([]))[0]) == 0
