@@ -17,6 +17,7 @@ from rpi_daemon.errors import RpiError
 from rpi_daemon.records import FloatArray, IntArray
 
 SUFFIX: Final = ".ring.json"
+REVERSED: Final = ":reversed"  # the transformer is mounted the wrong way round
 CODES: Final = (COUNT_HIGH, COUNT_LOW, COUNT_FAULT)
 
 
@@ -52,7 +53,15 @@ def write_scale(ring_path: Path, board: str, serial_number: str, names: Sequence
     """Beside the ring: what turns its counts into amps and volts. Raises OSError."""
     units = {"current": "A", "voltage": "V"}
     channels = [
-        asdict(Channel(name, units.get(name.partition(":")[0], ""), gain, offset, delay))
+        asdict(
+            Channel(
+                name.removesuffix(REVERSED),
+                units.get(name.partition(":")[0], ""),
+                -gain if name.endswith(REVERSED) else gain,
+                offset,
+                delay,
+            )
+        )
         for name, gain, offset, delay in zip(names, scale.gain, scale.offset_counts, scale.delay_ns, strict=True)
     ]
     document = {"schema": 1, "board": board, "serial_number": serial_number, "channels": channels}

@@ -158,3 +158,13 @@ def test_every_waveform_reads_back(values: np.ndarray, late_ns: int, line_hz: fl
         known = ~np.isnan(values[:, k])
         size = np.abs(values[known, k]).max(initial=0.0)
         np.testing.assert_allclose(np.array(record.analog[k])[known], values[known, k], atol=max(size / 32_767, 1e-9))
+
+
+def test_a_transformer_mounted_the_wrong_way_round_is_turned(config: Path, tmp_path: Path) -> None:
+    ring = tmp_path / "run/b.ring"
+    before = read_waveform(ring, "b", NS_PER_S, None)
+    write_scale(ring, "b", "SN-1", ["current:a/1:reversed", *NAMES[1:]], SCALE)
+    turned = read_waveform(ring, "b", NS_PER_S, None)
+    assert [channel.name for channel in turned.channels] == NAMES
+    np.testing.assert_array_equal(turned.values[:, 0], -before.values[:, 0])
+    np.testing.assert_array_equal(turned.values[:, 2], before.values[:, 2])
