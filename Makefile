@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find rpi_daemon _fastpath drivers models config -type f ! -name '*.so' ! -name '*.pyc' ! -name core.c) setup.py
 PEER_PACKAGES := clang gcc-aarch64-linux-gnu libc6-dev-arm64-cross libmodbus-dev libsnmp-dev qemu-user rt-tests smitools snmp snmpd snmptrapd
+# a module of tests goes to one worker: its simulated rack serves all of them
+PYTEST_WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
@@ -13,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/rpi-daemon demo
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -m "not peers and not hil" $(PYTEST_ARGS)
+	$(BIN)/pytest $(PYTEST_WORKERS) -m "not peers and not hil" $(PYTEST_ARGS)
 
 check: lint types contracts test
 
@@ -30,7 +32,7 @@ contracts: $(VENV)/.installed
 
 # The tests that talk to other people's programs; installs them (root, Debian).
 peers: peer-packages $(VENV)/.installed
-	$(BIN)/pytest -m peers $(PYTEST_ARGS)
+	$(BIN)/pytest $(PYTEST_WORKERS) -m peers $(PYTEST_ARGS)
 
 peer-packages:
 	apt-get install -y --no-install-recommends $(PEER_PACKAGES)

@@ -28,6 +28,7 @@ from rpi_daemon.records import (
 
 DAY_NS = 86_400 * NS_PER_S
 NEVER_NS = -(1 << 62)
+PARTIAL_RAISE_S = 1.0  # between two raises below the dead band that still do not reach what is needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,6 @@ class ActuatorConfig:
     raise_reserve: float = 0.25  # part of those writes that lowering may not use
     lease_s: float = 10.0  # a write without an answer is forgotten after this: the next poll tells what became of it
     retry_s: float = 0.4  # between two attempts on one outlet
-    partial_raise_s: float = 1.0  # between two raises below the dead band that still do not reach what is needed
     attempts: int = 3  # then the outlet counts as uncontrolled ...
     uncontrolled_s: float = 600.0  # ... for this long
     foreign_changes: int = 3  # on one PDU ...
@@ -48,7 +48,7 @@ class ActuatorConfig:
     step_w: float = 1.0  # device step where the profile does not tell
 
     def __post_init__(self) -> None:
-        for name in ("deadband", "lower_hold_s", "retry_s", "partial_raise_s", "raise_reserve"):
+        for name in ("deadband", "lower_hold_s", "retry_s", "raise_reserve"):
             if not getattr(self, name) >= 0.0:
                 raise ConfigError(f"actuator {name} is {getattr(self, name)}; choose 0 or more")
         for name in ("writes_per_day", "lease_s", "attempts", "uncontrolled_s", "foreign_changes", "foreign_window_s"):
@@ -229,7 +229,7 @@ class Actuator:
         |--------------------------------|----------------------------------------------------------------------------|
         | the first known                | always                                                                     |
         | higher                         | it differs by the dead band, or the old one is below `need_w`; where the   |
-        |                                | new one is too: once in `partial_raise_s`                                  |
+        |                                | new one is too: once in `PARTIAL_RAISE_S`                                  |
         | lower, `exceeded`              | always                                                                     |
         | lower, `urgent`                | it differs by the dead band                                                |
         | lower                          | it has differed by the dead band for `lower_hold_s`; keeps `raise_reserve` |
@@ -251,7 +251,7 @@ class Actuator:
         used = self.writes_used(now_ns)
         budget = permitted.protective | (used < self._budget)
         spare = permitted.protective | (used < self._budget * (1.0 - config.raise_reserve))
-        rested = now_ns - self._asked_ns >= round(config.partial_raise_s * NS_PER_S)
+        rested = now_ns - self._asked_ns >= round(PARTIAL_RAISE_S * NS_PER_S)
         may = self._retry_ns <= now_ns
         hurry = permitted.exceeded | (permitted.urgent & worth)
         return _Reasons(

@@ -26,7 +26,7 @@ from rpi_daemon.features import Features
 from rpi_daemon.records import Quality
 from rpi_daemon.sensing import BoardLink
 
-PATIENCE_S = 5.0
+PATIENCE_S = 15.0
 PERIOD_NS = 1_000_000
 MV_PER_COUNT = 0.05
 GAINS = (20.0, 400.0)  # A per V behind the transformer and its burden, V per V of the divider
