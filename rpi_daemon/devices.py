@@ -178,6 +178,8 @@ def device_mistakes(config: Config) -> Iterator[tuple[Loc, str]]:
         else:
             most = profile.outlets if isinstance(profile, RegisterMap) else profile.index.max_outlets
             yield from _numbers_beyond(config, pdu.id, profile.name, most)
+            if not any(getattr(profile.metering, name) for name in ("power", "apparent", "current")):
+                yield from _unmeasured(config, pdu.id, profile.name)
             if isinstance(profile, Profile):
                 unit = profile.index.unit if pdu.unit is None else pdu.unit
                 unit = unit if "{unit}" in profile.model_dump_json() else -1
@@ -214,7 +216,7 @@ def _numbers_beyond(config: Config, pdu: str, profile: str, most: int) -> Iterat
                 ("outlet", i, "numbers"),
                 f"outlet {beyond[0]} is outside 1..{most} of profile {profile!r} of PDU {pdu!r}",
             )
-    measured = {name for board in config.board for name in board.currents()}
+    measured = _measured_by_boards(config)
     for row in config.outlets():
         meter, _, number = row.meter.partition("/")
         if meter == pdu != row.pdu and row.id not in measured and not 1 <= int(number) <= most:
@@ -222,3 +224,21 @@ def _numbers_beyond(config: Config, pdu: str, profile: str, most: int) -> Iterat
                 ("outlet", row.group, "meter"),
                 f"{row.meter}: number {number} is outside 1..{most} of profile {profile!r}",
             )
+
+
+def _unmeasured(config: Config, pdu: str, profile: str) -> Iterator[tuple[Loc, str]]:
+    """Groups with outlets that would never have a reading: the device that stands for them measures no draw."""
+    measured = _measured_by_boards(config)
+    blind = {
+        row.group: row for row in config.outlets() if row.meter.partition("/")[0] == pdu and row.id not in measured
+    }
+    for group, row in blind.items():
+        yield (
+            ("outlet", group, "meter"),
+            f"nothing measures outlet {row.id}: profile {profile!r} of PDU {pdu!r} has no power and no current; "
+            "name a meter, or give it a channel of a board",
+        )
+
+
+def _measured_by_boards(config: Config) -> set[str]:
+    return {name for board in config.board for name in board.currents()}

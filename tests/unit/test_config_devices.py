@@ -54,6 +54,19 @@ def test_a_good_file_loads_and_knows_its_folder(tmp_path: Path) -> None:
     assert config.path("key") == tmp_path / "key"
 
 
+def test_an_outlet_that_nothing_measures_is_a_mistake(tmp_path: Path) -> None:
+    """APC's MasterSwitch switches and meters nothing: without a board or a meter its outlets would stay blind."""
+    path = written(tmp_path, profile="apc_spdu")
+    (told,) = mistakes(path)
+    assert told.endswith(
+        "nothing measures outlet a/2: profile 'apc_spdu' of PDU 'a' has no power and no current; "
+        "name a meter, or give it a channel of a board"
+    )
+    board = """[[board]]\nid = "b"\nport = "/dev/x"\nchannels = ["current:a/1", "current:a/2", "voltage:L1"]\n"""
+    path.write_text(f"{path.read_text()}{board}")
+    assert load_checked(path).outlets()[1].id == "a/2"
+
+
 def test_units_of_a_chain_share_an_address_and_nothing_else_does(tmp_path: Path) -> None:
     path = written(tmp_path)
     text = path.read_text()
