@@ -252,7 +252,7 @@ def test_more_causes_never_relax(flags: HealthFlags) -> None:
     assert ladder(NORMAL, 1, more).state >= max(ladder(NORMAL, 1, flags).state, SafeState.STATIC_SAFE)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases(), st.data())
 def test_static_safe_from_a_poll_never_cuts_off_what_anybody_knows_to_flow(case: Case, data: st.DataObject) -> None:
     """Neither watts nor amperes, told by the PDU or by others; only outlets that are ours; nothing that stands there already."""

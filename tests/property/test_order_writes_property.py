@@ -11,7 +11,7 @@ EPSILON_W = 1e-6
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(SEEDS, st.sampled_from([LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT]))
 def test_no_outlet_cuts_off_below_what_its_servers_cap_lets_through(seed: int, kind: LimitKind) -> None:
     """From the moment a cap stands: the limit on the PDU is above it by the margin, whatever has been written by then."""
