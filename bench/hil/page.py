@@ -59,6 +59,7 @@ class Measured:
     rows: list[Row] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: str = ""  # what this run did not look at, in a few words
 
     def add(
         self,
@@ -80,6 +81,11 @@ class Measured:
     @property
     def passed(self) -> bool:
         return all(row.ok is not False for row in self.rows)
+
+    @property
+    def verdict(self) -> str:
+        """In words; a run that left out what the bench is for says so."""
+        return ("passed" if self.passed else "not passed") + (f", {self.left_out}" if self.left_out else "")
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -114,7 +120,7 @@ def named(sections: Sequence[N], name: str | None, option: str) -> N:
 
 
 def publish(measured: Measured, options: argparse.Namespace) -> int:
-    """Print the table, write JSON and page; the exit code: 0 when every bound is kept."""
+    """Print the table, write JSON and page; the exit code: 0 when every bound is kept and nothing was left out."""
     before = options.compare
     now = datetime.now(UTC)
     result = {
@@ -135,10 +141,10 @@ def publish(measured: Measured, options: argparse.Namespace) -> int:
     _print_table(_cells(measured.rows, before))
     for note in measured.notes:
         print(f"- {note}")
-    print(f"{'passed' if measured.passed else 'NOT PASSED'}; {data} and {page}")
+    print(f"{measured.verdict}; {data} and {page}")
     if options.json:
         print(json.dumps({key: value for key, value in result.items() if key != "plots"}, allow_nan=False))
-    return 0 if measured.passed else 1
+    return 0 if measured.passed and not measured.left_out else 1
 
 
 def _known(value: Any) -> Any:
@@ -220,7 +226,7 @@ def _page(measured: Measured, result: dict[str, Any], before: dict[str, Any] | N
     cells = _cells(measured.rows, before)
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in cells[0])
     body = "\n".join(f"<tr>{''.join(_cell(i, cell) for i, cell in enumerate(line))}</tr>" for line in cells[1:])
-    verdict = '<span class="ok">passed</span>' if measured.passed else '<span class="fail">not passed</span>'
+    verdict = f'<span class="{"ok" if measured.passed else "fail"}">{html.escape(measured.verdict)}</span>'
     about = f"{result['time_utc']}, commit {result['commit']}, {result['machine']['cpu']}, {result['machine']['cores']} cores"
     if before:
         about += f"; before: {before['time_utc']}, commit {before['commit']}, {before['target']}"

@@ -329,7 +329,7 @@ async def run(b: Bench, options: argparse.Namespace) -> None:
             b.measured.notes.append("no outlet has a limit that could be written and put back: nothing was written")
             return
         if not (b.simulated or options.yes or confirmed(b.pdu, chosen, rounds)):
-            b.measured.notes.append("nothing was written: not confirmed")
+            b.measured.left_out = "but nothing was written: not confirmed"
             return
         found = FoundLimits({}).with_pdu(b.pdu.id, reading)
         folder.mkdir(parents=True, exist_ok=True)

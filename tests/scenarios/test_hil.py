@@ -14,6 +14,30 @@ ENVIRONMENT = {
     "MPLBACKEND": "Agg",
 }  # as from a user's shell: a script finds what lies beside it
 
+RACK = """
+[[pdu]]
+id = "a"
+profile = "raritan_px"
+host = "127.0.0.1"
+port = {port}
+version = "2c"
+community_file = "community"
+allow_insecure = true
+
+[[outlet]]
+pdu = "a"
+numbers = "1-2"
+load = "x-{{n}}"
+rating_w = 500.0
+static_safe_w = 100.0
+
+[[constraint]]
+id = "rack"
+kind = "rack"
+rating_w = 1000.0
+outlets = ["*"]
+"""
+
 
 def hil(bench: str, output: Path, *options: str, code: int = 0) -> dict[str, Any]:
     """One bench to its end; its result, by the names of its rows."""
@@ -83,3 +107,26 @@ def test_a_result_of_another_bench_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "not a result of pdu_hil" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_declined_write_is_no_pass(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "rpi_daemon.drivers.pdu.sim", "--outlets", "2"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as simulator:
+        assert simulator.stdout is not None
+        port = json.loads(simulator.stdout.readline())["port"]
+        (tmp_path / "community").touch(mode=0o600)
+        (tmp_path / "community").write_text("public")
+        config = tmp_path / "rack.toml"
+        config.write_text(RACK.format(port=port))
+        bench = [sys.executable, str(ROOT / "bench/hil/pdu_hil.py"), "--quick", "--config", str(config)]
+        done = subprocess.run(
+            [*bench, "--output", str(tmp_path)],
+            input="no\n",
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=ENVIRONMENT,
+        )
+        simulator.terminate()
+    assert done.returncode == 1
+    assert "passed, but nothing was written: not confirmed" in done.stdout
