@@ -57,6 +57,7 @@ class Inputs:
     restarted: BoolArray  # the outlet begins afresh: forget its state before this step
     live: BoolArray  # a reading in this tick: state moves
     ready: BoolArray  # enough readings, and none of them old, for an answer
+    off: BoolArray  # since 20 s, or since it began, nothing that can be told from 0 W
 
 
 class InputStream:
@@ -146,7 +147,8 @@ class InputStream:
         out[_TELEMETRY + 4 :] = x.telemetry_mask.T
         np.clip(out, -LIMIT, LIMIT, out=out)
         ready = (self._age >= PRIME_TICKS) & (self._gap <= HOLD_TICKS)
-        return Inputs(np.ascontiguousarray(out.T, np.float32), power_w, scale_w, restarted, live, ready)
+        off = high_20s <= SCALE_FLOOR * rating_w
+        return Inputs(np.ascontiguousarray(out.T, np.float32), power_w, scale_w, restarted, live, ready, off)
 
     def _begin(self, rows: BoolArray, power_w: FloatArray) -> None:
         self._history[:, rows] = UNKNOWN_W

@@ -312,15 +312,18 @@ def _escapes(rack: RackModel, snapshot: "Snapshot", stands: frozenset[str]) -> I
 
 
 def _shortfalls(rack: RackModel, snapshot: "Snapshot") -> Iterator[Condition]:
-    """Where a constraint binds; a request above the load's own rating or demand is no matter of the budget."""
-    shortfall_w, rule = snapshot.allocation.shortfall_w, snapshot.allocation.rule
-    bound = np.isin(rule, snapshot.allocation.envelope.rows)
-    for i in np.flatnonzero(bound & (shortfall_w > SHORTFALL_W)):
-        name, request_w = rack.outlet_ids[i], float(snapshot.request.request_w[i])
-        text = f"{name} may need {request_w:.4g} W, {shortfall_w[i]:.4g} W more than {rule[i]} allows"
-        yield Condition(
-            f"budget_shortfall:{name}", "budget_shortfall", name, text, float(shortfall_w[i]), request_w, "W"
-        )
+    """Constraints that bind, for all their outlets; a request above the load's own rating or demand is no matter of the budget."""
+    allocation = snapshot.allocation
+    short: dict[str, list[int]] = {}  # outlets by the constraint, in whichever unit, that bound them
+    for i in np.flatnonzero(allocation.shortfall_w > SHORTFALL_W):
+        if allocation.rule[i] in allocation.envelope.rows:
+            short.setdefault(allocation.rule[i].partition(" (")[0], []).append(int(i))
+    for name, outlets in short.items():
+        short_w = float(allocation.shortfall_w[outlets].sum())
+        request_w = float(snapshot.request.request_w[outlets].sum())
+        who = rack.outlet_ids[outlets[0]] if len(outlets) == 1 else f"{len(outlets)} outlets"
+        text = f"{who} may need {request_w:.4g} W, {short_w:.4g} W more than {name} allows"
+        yield Condition(f"budget_shortfall:{name}", "budget_shortfall", name, text, short_w, request_w, "W")
 
 
 def _uncontrolled(rack: RackModel, snapshot: "Snapshot") -> Iterator[Condition]:

@@ -59,8 +59,8 @@ def test_a_quiet_rack_has_none() -> None:
 def test_overload_and_derating_carry_their_numbers() -> None:
     conditions = found(snapshot([550.0, 500.0, 100.0, 100.0]))
     assert set(conditions) == {
-        "overload:breaker-1", "over_derating:breaker-1", "overload_predicted:breaker-1", "budget_shortfall:pdu-0/1",
-        "budget_shortfall:pdu-0/2",
+        "overload:breaker-1", "over_derating:breaker-1", "overload_predicted:breaker-1",
+        "budget_shortfall:breaker-1",
     }  # fmt: skip
     overload = conditions["overload:breaker-1"]
     assert (overload.value, overload.threshold, overload.unit) == (1050.0, 1000.0, "W")
@@ -125,11 +125,29 @@ def test_an_escape_is_of_a_limit_that_we_wrote() -> None:
 def test_a_shortfall_is_of_the_budget_and_not_of_the_load() -> None:
     assert found(snapshot([0.0, 0.0, 900.0, 0.0]), Facts()) == {}  # its rating is 800 W
     alarms = found(snapshot([500.0, 400.0, 0.0, 0.0]))
-    assert {"budget_shortfall:pdu-0/1", "budget_shortfall:pdu-0/2"} <= set(alarms)
-    short = alarms["budget_shortfall:pdu-0/1"]
-    assert short.threshold == 500.0
-    assert short.value == pytest.approx(500.0 - 800.0 * 5.0 / 9.0)
-    assert short.text == "pdu-0/1 may need 500 W, 55.56 W more than breaker-1 (W) allows"
+    assert [name for name in alarms if name.startswith("budget_shortfall")] == ["budget_shortfall:breaker-1"]
+    short = alarms["budget_shortfall:breaker-1"]
+    assert (short.subject, short.threshold, short.unit) == ("breaker-1", 900.0, "W")
+    assert short.value == pytest.approx(100.0)
+    assert short.text == "2 outlets may need 900 W, 100 W more than breaker-1 allows"
+
+
+def test_each_constraint_that_binds_tells_its_own_shortfall() -> None:
+    shot = snapshot([500.0, 400.0, 600.0, 0.0])
+    rule = ("breaker-1 (W)", "breaker-1 (A)", "feed (A)", "demand or rating of the load")
+    allocation = replace(
+        shot.allocation,
+        rule=rule,
+        shortfall_w=np.array([50.0, 30.0, 20.0, 70.0]),
+        envelope=replace(shot.allocation.envelope, rows=rule[:3]),
+    )
+    alarms = found(replace(shot, allocation=allocation))
+    short = {name: c for name, c in alarms.items() if c.kind == "budget_shortfall"}
+    assert {name: (c.value, c.threshold) for name, c in short.items()} == {
+        "budget_shortfall:breaker-1": (80.0, 900.0),
+        "budget_shortfall:feed": (20.0, 600.0),
+    }
+    assert short["budget_shortfall:feed"].text == "pdu-1/1 may need 600 W, 20 W more than feed allows"
 
 
 def test_a_fault_of_a_whole_board_is_one_alarm() -> None:

@@ -83,6 +83,25 @@ def test_a_flat_load_is_forecast_flat(model: LoadedModel) -> None:
         assert answer.running_max_w[:, -1, -1].max() < 360.0, name
 
 
+@pytest.mark.parametrize("quality", [0, Quality.SLOW_METER])
+def test_an_outlet_that_is_off_is_forecast_off_from_the_start(model: LoadedModel, quality: int) -> None:
+    stack = default_stack(3, model)
+    power_w = np.array([0.0, 0.5, 0.0])
+    planned_w = np.zeros((3, 5))
+    planned_w[2, 3:] = 200.0
+    highest = []
+    for k in range(300):
+        held = Quality.HELD if quality and k % 10 else 0
+        highest.append(stack.step(tick(k, power_w, planned_w, quality=quality | held)).running_max_w)
+    late = np.array(highest[4:])  # the first answer, and all others
+    assert late[:, :2].max() < 0.01 * RATING_W
+    announced_w = late[:, 2, 3:, 1]
+    assert announced_w.min() >= 200.0
+    assert announced_w.max() < 210.0
+    power_w[0] = 100.0
+    assert stack.step(tick(300, power_w, planned_w)).running_max_w[0, -1, 1] > 100.0
+
+
 def test_baseline_bands_hold_their_share() -> None:
     """The 0.9 quantile of a noisy level is passed in one tick of ten, whatever the baseline."""
     rng = np.random.default_rng(3)
