@@ -1,9 +1,11 @@
 """Rules for every test: nothing may be left behind, and a skip must be one that CI knows of."""
 
 import contextlib
+import gc
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,12 @@ def _descriptors() -> dict[int, str]:
     return found
 
 
+def _left(before: dict[int, str]) -> dict[int, str]:
+    """What was opened since; matplotlib keeps its fonts open."""
+    opened = {fd: name for fd, name in _descriptors().items() if before.get(fd) != name}
+    return {fd: name for fd, name in opened.items() if not name.endswith(".ttf")}
+
+
 def _children() -> set[str]:
     found: set[str] = set()
     for task in Path("/proc/self/task").iterdir():
@@ -45,8 +53,10 @@ def nothing_left_behind() -> Iterator[None]:
     for thread in set(threading.enumerate()) - threads:
         thread.join(PATIENCE_S)
         assert not thread.is_alive(), f"left the thread {thread.name}"
-    opened = {fd: name for fd, name in _descriptors().items() if descriptors.get(fd) != name}
-    left = {fd: name for fd, name in opened.items() if not name.endswith(".ttf")}  # matplotlib keeps its fonts open
+    deadline = time.monotonic() + PATIENCE_S
+    while (left := _left(descriptors)) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.05)
     assert not left, f"left descriptors open: {left}"
     assert not _children() - children, "left a child process"
 
