@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rpi_daemon._fastpath import core
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.errors import ConfigError
-from rpi_daemon.records import TICK_NS, FloatArray, IntArray, PduReading, Quality, RackModel, Readings
+from rpi_daemon.records import TICK_NS, TICK_S, FloatArray, IntArray, PduReading, Quality, RackModel, Readings
 
 # of apparent power: what 2 degrees of phase that nobody took out make of a purely capacitive load, an idle supply
 NOISE_SHARE = 0.035
@@ -71,6 +71,8 @@ class Features:
         self._noise_w = noise_w
         self._boards = [_Board(setup) for setup in boards]
         self._meters = _Meters(meters, self._nominal_v)
+        self._interval_ticks = np.ones(rack.n, np.int64)
+        self._interval_ticks[self._meters.outlets] = [max(1, round(setup.poll_s / TICK_S)) for setup in meters]
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -141,6 +143,7 @@ class Features:
             missing=rows[core.F_MISSING].astype(np.int64),
             quality=quality,
             valid=np.isfinite(rows[core.F_POWER_W]),
+            interval_ticks=self._interval_ticks,
         )
 
 

@@ -221,6 +221,7 @@ class Pipeline:
             telemetry=self._nothing,
             telemetry_mask=self._nothing,
             quality=readings.quality,
+            interval_ticks=readings.interval_ticks,
         )
 
     def _allocate(

@@ -20,6 +20,16 @@ QUANTILES = (0.5, 0.9, 0.99)
 REQUEST_QUANTILE = QUANTILES.index(0.9)
 
 
+def reach_ticks(interval_ticks: IntArray, horizon_s: float = HORIZONS_S[-1]) -> IntArray:
+    """How far ahead a forecast reaches, ticks: to the outlet's first reading at or after t + `horizon_s`.
+
+    With a reading per tick that is the horizon itself; a meter read every 2 s is known again at 6 s, not at 5.
+    """
+    ticks = round(horizon_s / TICK_S)
+    reach: IntArray = -(-ticks // interval_ticks) * interval_ticks
+    return reach
+
+
 class LimitKind(StrEnum):
     """What happens when a limit is exceeded (DESIGN section 7)."""
 
@@ -84,6 +94,7 @@ class Readings:
     missing: IntArray
     quality: IntArray  # Quality bits
     valid: BoolArray
+    interval_ticks: IntArray = field(default_factory=lambda: np.ones((), np.int64))  # between two readings; 1: a board
 
     @property
     def fresh(self) -> BoolArray:
@@ -107,6 +118,13 @@ class ForecastInput:
     telemetry: FloatArray  # [n, 4] CPU, memory, network, disk in 0..1; 0 where masked
     telemetry_mask: FloatArray  # [n, 4] 1 where known
     quality: IntArray = field(default_factory=lambda: np.zeros((), np.int64))  # Quality bits; without outlets: of all
+    interval_ticks: IntArray = field(default_factory=lambda: np.ones((), np.int64))  # between two readings; 1: a board
+
+    @property
+    def fresh(self) -> BoolArray:
+        """Outlets [n] with a reading that was taken for this tick."""
+        fresh: BoolArray = self.valid & np.isfinite(self.power_w) & (self.quality & Quality.HELD == 0)
+        return fresh
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,6 +260,7 @@ def test_a_slow_meter_stands_for_an_outlet_that_no_board_measures() -> None:
     assert r.power_w.tolist() == [120.0, 300.0]
     assert r.valid.all()
     assert r.fresh.all()
+    assert r.interval_ticks.tolist() == [10, 10]
     assert r.quality.tolist() == [Quality.SLOW_METER] * 2
     assert r.apparent_va[0] == pytest.approx(135.0)
     assert r.power_factor[0] == pytest.approx(120.0 / 135.0)
