@@ -9,9 +9,10 @@ from common import median_ratio, parse_arguments, report
 from onnx import helper, numpy_helper
 
 from rpi_daemon.models.baseline import Ewma, Persistence, Ridge
-from rpi_daemon.models.forecaster import SHIPPED, ForecasterStack, LstmForecaster, baselines
+from rpi_daemon.models.forecaster import SHIPPED, ForecasterStack, baselines
 from rpi_daemon.models.inputs import N_COLUMNS, InputStream
 from rpi_daemon.models.manifest import LoadedModel, load_model, open_session
+from rpi_daemon.models.network import LstmForecaster
 from rpi_daemon.records import TICK_NS, ForecastInput
 
 WINDOW = 200

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from rpi_daemon.models import lstm
 from rpi_daemon.models.baseline import Ewma, Persistence, Ridge
 from rpi_daemon.models.dataset import Examples, SeriesSet, examples, read_series, targets
-from rpi_daemon.models.forecaster import Forecaster, LstmForecaster
+from rpi_daemon.models.forecaster import Forecaster
 from rpi_daemon.models.inputs import COLUMNS, N_COLUMNS, PLANNED, PRIME_TICKS
 from rpi_daemon.models.manifest import MODEL, LoadedModel, load_model, write_model
+from rpi_daemon.models.network import LstmForecaster
 from rpi_daemon.records import HORIZONS_S, QUANTILES, TICK_S, FloatArray
 
 Report = Callable[[str], None]

@@ -71,7 +71,8 @@ def settings(kind: type[T], section: Section) -> T:
 def build_forecaster(config: Config, n: int, clock: Clock, *, without_model: bool = False) -> "ForecasterStack":
     """The configured forecaster first, the baselines behind it. Raises ModelError for a refused model."""
     # onnxruntime takes 0.3 s to import: only once STATIC_SAFE is verified
-    from rpi_daemon.models.forecaster import SHIPPED, ForecasterStack, LstmForecaster, baselines
+    from rpi_daemon.models.forecaster import SHIPPED, ForecasterStack, baselines
+    from rpi_daemon.models.network import LstmForecaster
 
     name, model = config.forecast.primary, config.forecast.model
     behind = baselines(n)

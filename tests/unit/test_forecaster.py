@@ -14,12 +14,12 @@ from rpi_daemon.models.forecaster import (
     SHIPPED,
     Forecaster,
     ForecasterStack,
-    LstmForecaster,
     baselines,
     default_stack,
 )
 from rpi_daemon.models.inputs import InputStream
 from rpi_daemon.models.manifest import LoadedModel, load_model
+from rpi_daemon.models.network import LstmForecaster
 from rpi_daemon.records import TICK_NS, BoolArray, FloatArray, Forecast, ForecastInput, Quality
 
 RATING_W = 600.0
