@@ -139,17 +139,17 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """The back edge: what was measured up to t minus what was forecast for it at t - 5 s."""
+    """The back edge: what was measured up to t minus what was forecast for it at t - reach (`reach_ticks`)."""
 
     t_mono_ns: int
-    t_made_ns: int
+    t_made_ns: IntArray  # [n] when it was forecast; meaningless where not valid
     value_w: FloatArray  # measured at t - median forecast for t; NaN where not valid
-    running_max_w: FloatArray  # measured maximum over (t - 5 s, t] - forecast of it (the quantile in use)
+    running_max_w: FloatArray  # measured maximum over (t - reach, t] - forecast of it (the quantile in use)
     measured_max_w: FloatArray
-    request_w: FloatArray  # the request that was made at t - 5 s
+    request_w: FloatArray  # the request that was made at t - reach
     escaped: BoolArray  # measured_max_w > request_w
     valid: BoolArray  # every window of the span was valid, and a forecast had been made
-    persistence_w: FloatArray  # measured at t - measured at t - 5 s
+    persistence_w: FloatArray  # measured at t - measured at t - reach
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,14 @@
 """What the run was worth: escapes, pre-allocated rises, forecast error against persistence, limits against static ones."""
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from rpi_daemon.clock import NS_PER_S
-from rpi_daemon.records import TICK_NS, BoolArray, FloatArray, Forecast, RackModel, Readings, Residual
+from rpi_daemon.reach import Reach
+from rpi_daemon.records import BoolArray, FloatArray, Forecast, RackModel, Readings, Residual
 
-HORIZON_NS = 5 * NS_PER_S
 PREALLOCATED_S = (
     1.0  # a new limit counts as given in advance when it was verified this long before the draw passed the old one
 )
@@ -131,30 +130,33 @@ class RunScore:
 
 
 class MemberScores:
-    """Mean absolute error 5 s ahead of every forecaster by itself, over the same moments."""
+    """Mean absolute error 5 s ahead of every forecaster by itself, over the same moments, by the one rule of reach."""
 
     def __init__(self) -> None:
-        self._made: deque[tuple[int, Mapping[str, FloatArray]]] = deque()
-        self._sums: dict[str, float] = {}
+        self._names: tuple[str, ...] = ()
+        self._reach: Reach | None = None
+        self._sums: FloatArray = np.zeros(0)
         self._n = 0
 
     def update(self, readings: Readings, latest: Mapping[str, Forecast]) -> None:
-        """Judge what was forecast for now, and keep what each says now."""
-        now_ns = readings.t_mono_ns
-        while self._made and now_ns - self._made[0][0] > HORIZON_NS + TICK_NS // 2:
-            self._made.popleft()
-        if self._made and abs(now_ns - self._made[0][0] - HORIZON_NS) <= TICK_NS // 2:
-            _, said = self._made.popleft()
-            errors = {name: np.abs(value_w - readings.power_w) for name, value_w in said.items()}
-            judged = readings.fresh & np.all([np.isfinite(error) for error in errors.values()], axis=0)
+        """Judge what was forecast for now, and keep what each says now. With a new name all begin anew."""
+        if self._reach is None or not latest.keys() <= set(self._names):
+            self._names = tuple(latest)
+            self._reach = Reach(len(readings.power_w), len(latest))
+            self._sums, self._n = np.zeros(len(latest)), 0
+        due = self._reach.take(readings)
+        if due is not None:
+            errors_w = np.abs(due.said - due.now_w)
+            judged = np.isfinite(errors_w).all(axis=0)
             self._n += int(np.count_nonzero(judged))
-            for name, error in errors.items():
-                self._sums[name] = self._sums.get(name, 0.0) + float(error[judged].sum())
-        self._made.append((now_ns, {name: forecast.value_w[:, -1, 0].copy() for name, forecast in latest.items()}))
+            self._sums += errors_w[:, judged].sum(axis=1)
+        silent_w = np.full(len(readings.power_w), np.nan)
+        said = [latest[name].value_w[:, -1, 0] if name in latest else silent_w for name in self._names]
+        self._reach.keep(np.array(said))
 
     def mae_w(self) -> dict[str, float]:
         """By forecaster, W; empty when nothing could be judged."""
-        return {name: total / self._n for name, total in self._sums.items()} if self._n else {}
+        return dict(zip(self._names, (self._sums / self._n).tolist(), strict=True)) if self._n else {}
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -76,7 +76,7 @@ def _residual(now_ns: int, request_w: FloatArray, measured_w: FloatArray) -> Res
     n = len(request_w)
     return Residual(
         t_mono_ns=now_ns,
-        t_made_ns=now_ns - DELAY * TICK_NS,
+        t_made_ns=np.full(n, now_ns - DELAY * TICK_NS),
         value_w=measured_w - BASE_W,
         running_max_w=measured_w - BASE_W,
         measured_max_w=measured_w,

@@ -34,7 +34,15 @@ class Run:
         if score_w is not None:
             one = np.array([score_w])
             residual = Residual(
-                now_ns, now_ns - 50 * TICK_NS, one, one, one, one, np.array([score_w > 0]), np.array([True]), one
+                now_ns,
+                np.array([now_ns - 50 * TICK_NS]),
+                one,
+                one,
+                one,
+                one,
+                np.array([score_w > 0]),
+                np.array([True]),
+                one,
             )
         return self.corrector.step(
             make_forecast(now_ns, np.array([forecast_w])),
@@ -82,7 +90,7 @@ def test_an_invalid_residual_teaches_nothing() -> None:
     before = run.tick(100.0, 100.0).margin_w[0]
     now_ns = run.k * TICK_NS
     one = np.array([500.0])
-    residual = Residual(now_ns, 0, one, one, one, one, np.array([True]), np.array([False]), one)
+    residual = Residual(now_ns, np.array([0]), one, one, one, one, np.array([True]), np.array([False]), one)
     request = run.corrector.step(
         make_forecast(now_ns, one), residual, make_readings(now_ns, one), make_limits(np.array([RATING_W]))
     )

@@ -1,13 +1,14 @@
 """What counts as a rise, as given in advance, as an escape: on hand-made series."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from rack_examples import make_rack
 
 from rpi_daemon.clock import NS_PER_S
-from rpi_daemon.records import TICK_NS, Forecast, Readings, Residual
+from rpi_daemon.records import TICK_NS, Forecast, Quality, Readings, Residual
 from rpi_daemon.score import WINDOW_CENTRE_NS, MemberScores, RunScore
 
 
@@ -113,7 +114,15 @@ def test_requests_and_forecast_errors_are_those_that_could_be_judged() -> None:
     def residual(valid: Sequence[bool], value_w: Sequence[float], escaped: Sequence[bool]) -> Residual:
         zero = np.zeros(2)
         return Residual(
-            0, 0, np.array(value_w), zero, zero, zero, np.array(escaped), np.array(valid), np.array([20.0, 20.0])
+            0,
+            np.zeros(2, np.int64),
+            np.array(value_w),
+            zero,
+            zero,
+            zero,
+            np.array(escaped),
+            np.array(valid),
+            np.array([20.0, 20.0]),
         )
 
     score = RunScore(make_rack(2))
@@ -135,3 +144,28 @@ def test_members_are_judged_five_seconds_later_over_the_same_moments() -> None:
         scores.update(_readings(tick, 110.0), latest)
     assert 5 * NS_PER_S == 50 * TICK_NS
     assert scores.mae_w() == pytest.approx({"a": 10.0, "b": 20.0})
+
+
+def test_a_member_that_is_silent_spoils_the_moment_for_all() -> None:
+    def forecast(value_w: float) -> Forecast:
+        return Forecast(0, np.full((1, 5, 3), value_w), np.full((1, 5, 3), value_w), ("x",))
+
+    scores = MemberScores()
+    for tick in range(55):
+        silent = tick == 2
+        latest = {"b": forecast(0.0 if silent else 130.0)} | ({} if silent else {"a": forecast(100.0)})
+        scores.update(_readings(tick, 110.0), latest)
+    assert scores.mae_w() == pytest.approx({"a": 10.0, "b": 20.0})
+
+
+def test_members_at_a_slow_meter_are_judged_at_the_reading_that_they_were_about() -> None:
+    scores = MemberScores()
+    for tick in range(81):
+        now = replace(
+            _readings(tick, float(tick // 20)),
+            quality=np.array([0 if tick % 20 == 0 else int(Quality.HELD)]),
+            interval_ticks=np.array([20]),
+        )
+        said = np.full((1, 5, 3), float(tick // 20))
+        scores.update(now, {"a": Forecast(0, said, said, ("x",))})
+    assert scores.mae_w() == {"a": 3.0}
