@@ -79,6 +79,11 @@ class Features:
         """One past the last scan of the window in use, per board."""
         return tuple(board.end for board in self._boards)
 
+    @property
+    def interval_ticks(self) -> IntArray:
+        """Ticks between two readings of each outlet, [n]; 1: a board."""
+        return self._interval_ticks
+
     def observe(self, pdu: str, reading: PduReading) -> None:
         """Take in one poll of a PDU or meter."""
         self._meters.observe(pdu, reading)

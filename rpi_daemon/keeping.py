@@ -13,17 +13,32 @@ import structlog
 
 from rpi_daemon.clock import NS_PER_S, Clock
 from rpi_daemon.history.events import Event, EventKeeper
-from rpi_daemon.history.historian import Historian, HistorianCounters
-from rpi_daemon.history.weeks import Layout, StoredLimit
+from rpi_daemon.history.historian import CLOCK_STEP_NS, Historian, HistorianCounters
+from rpi_daemon.history.weeks import Layout, Mark, StoredLimit
 from rpi_daemon.history.writer import Writer
 from rpi_daemon.log import listening
 from rpi_daemon.pipeline import Snapshot
-from rpi_daemon.records import REQUEST_QUANTILE, Decision, FloatArray, RackModel
+from rpi_daemon.records import (
+    REQUEST_QUANTILE,
+    Decision,
+    FloatArray,
+    IntArray,
+    Mode,
+    Quality,
+    RackModel,
+    SafeState,
+)
 from rpi_daemon.sensing import BoardLink
 
 RESTATE_NS: Final = 3600 * NS_PER_S  # a limit that stands is told again, so that a question need not look back for ever
 LEFT_OUT: Final = frozenset({"limit"})  # decisions: many, and their outcome is in the history of limits
 DECISIONS: Final = 20  # of an outlet that may be on their way when one is read back
+_STATES: Final = {
+    SafeState.NORMAL: 0,
+    SafeState.HOLD: int(Mark.HOLD),
+    SafeState.STATIC_SAFE: int(Mark.STATIC_SAFE),
+    SafeState.DEVICE_DEFAULT: int(Mark.DEVICE_DEFAULT),
+}
 SAME_W: Final = 1.0  # a read-back that is so near the decision is its result: devices round down to a step
 
 
@@ -48,9 +63,10 @@ class Keeping:
         self._writer.start()
         self._stack.enter_context(listening(self._event))
 
-    def begin(self, rack: RackModel, calibration: str) -> None:
+    def begin(self, rack: RackModel, calibration: str, interval_ticks: IntArray) -> None:
         """Whose measurements the ticks bring."""
-        layout = Layout(rack.rack, rack.outlet_ids, calibration)
+        loads = tuple(rack.loads[k].name for k in rack.load_of)
+        layout = Layout(rack.rack, rack.outlet_ids, calibration, loads, tuple(interval_ticks.tolist()))
         self._historian = Historian(self._writer, self._folder, layout, keep_days=self._keep_days)
         self._limits = StandingLimits(rack)
 
@@ -60,7 +76,12 @@ class Keeping:
             return
         readings = snapshot.readings
         self._historian.tick(
-            snapshot.t_utc_ns, snapshot.t_mono_ns, np.where(readings.valid, readings.power_w, np.nan), _others(snapshot)
+            snapshot.t_utc_ns,
+            snapshot.t_mono_ns,
+            np.where(readings.valid, readings.power_w, np.nan),
+            _others(snapshot),
+            readings.fresh,
+            _marks(snapshot),
         )
         for limit in self._limits.changes(snapshot):
             self._historian.limit(limit)
@@ -118,6 +139,17 @@ def _others(snapshot: Snapshot) -> Mapping[str, FloatArray]:
     }
 
 
+def _marks(snapshot: Snapshot) -> IntArray:
+    """`Mark`s of one tick, [n]. That a slow meter's reading is held shows in the ticks that brought a fresh one."""
+    marks: IntArray = snapshot.readings.quality & ~int(Quality.HELD) | _STATES[snapshot.safe.state]
+    marks |= np.where(snapshot.request.censored, Mark.CENSORED, 0)
+    if snapshot.mode is Mode.CLOSED_LOOP:
+        marks |= Mark.CLOSED_LOOP
+    if snapshot.residual is not None:
+        marks |= np.where(snapshot.residual.valid & snapshot.residual.escaped, Mark.ESCAPED, 0)
+    return marks
+
+
 class StandingLimits:
     """Finds the limits that changed on the PDUs, whoever changed them, and why they did."""
 
@@ -126,6 +158,7 @@ class StandingLimits:
         self._limit_w = np.full(rack.n, np.nan)
         self._kind: tuple[str, ...] = ()
         self._told_ns = 0
+        self._since_utc_ns: int | None = None  # wall time at which CLOCK_MONOTONIC was 0
         self._decided: dict[int, deque[Decision]] = {}
 
     def changes(self, snapshot: Snapshot) -> list[StoredLimit]:
@@ -133,7 +166,7 @@ class StandingLimits:
         limit_w, kind = snapshot.in_force.limit_w, snapshot.in_force.kind
         for decision in (d for desired in snapshot.desired for d in desired.decisions):
             self._decided.setdefault(decision.outlet, deque(maxlen=DECISIONS)).append(decision)
-        restate = snapshot.t_mono_ns - self._told_ns >= RESTATE_NS
+        restate = self._clock_set(snapshot) or snapshot.t_mono_ns - self._told_ns >= RESTATE_NS
         changed = ~((limit_w == self._limit_w) | (np.isnan(limit_w) & np.isnan(self._limit_w)))
         if kind != self._kind:
             changed |= np.array([a != b for a, b in zip(kind, self._kind or kind, strict=True)])
@@ -143,6 +176,12 @@ class StandingLimits:
         self._limit_w, self._kind = limit_w.copy(), kind
         self._told_ns = snapshot.t_mono_ns if restate else self._told_ns
         return [self._stored(snapshot, int(i), bool(changed[i])) for i in np.flatnonzero(told)]
+
+    def _clock_set(self, snapshot: Snapshot) -> bool:
+        """Whether somebody set the wall clock: what stands is told again in the new time, for nothing ties it to the old."""
+        since_ns = snapshot.t_utc_ns - snapshot.t_mono_ns
+        before_ns, self._since_utc_ns = self._since_utc_ns, since_ns
+        return before_ns is not None and abs(since_ns - before_ns) > CLOCK_STEP_NS
 
     def _stored(self, snapshot: Snapshot, i: int, changed: bool) -> StoredLimit:
         limit_w, name = float(snapshot.in_force.limit_w[i]), self._rack.outlet_ids[i]

@@ -16,9 +16,10 @@ from rpi_daemon.config.schema import Config
 from rpi_daemon.errors import ConfigError, RpiError
 from rpi_daemon.history import events as event_files
 from rpi_daemon.history.choices import LIMIT, QUANTITIES
-from rpi_daemon.history.query import Answer, damage_notes, limit_series, local_zone, parse_time, read_series
-from rpi_daemon.history.show import as_csv, bins, escapes, stamp, write_npz, write_png
-from rpi_daemon.history.weeks import History, StoredLimit
+from rpi_daemon.history.query import Answer, Series, damage_notes, limit_series, local_zone, parse_time, read_series
+from rpi_daemon.history.show import Escape, as_csv, bins, escapes, joined, stamp, write_npz, write_png
+from rpi_daemon.history.stretches import POWER, stretches
+from rpi_daemon.history.weeks import History
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,10 @@ def _quantity(asked: Question, form: str, output: Path | None) -> tuple[list[dic
         there = Answer([series for series in answer.series if len(series.t_ns)], answer.notes)
         if not there.series:
             raise RpiError("nothing is stored of these outlets in this span: there is nothing to draw")
-        limits = {s.outlet: limit_series(files, s.outlet, asked.from_ns, asked.to_ns) for s in there.series}
+        limits = {
+            s.outlet: limit_series(files, asked.config.rack.id, s.outlet, asked.from_ns, asked.to_ns)
+            for s in there.series
+        }
         write_png(
             there,
             limits if quantity.endswith(("_w", "_w/max", "_w/mean")) else {},
@@ -129,24 +133,30 @@ def _limits(asked: Question) -> tuple[list[dict[str, Any]], list[str]]:
         {"outlet": change.outlet, "t_utc_ns": change.t_ns, "local_time": stamp(change.t_ns, asked.now.tzinfo, 1),
          "limit_w": change.limit_w, "kind": change.kind, "reason": change.reason, "rule": change.rule}
         for outlet in asked.outlets
-        for change in limit_series(files, outlet, asked.from_ns, asked.to_ns)
+        for change in limit_series(files, asked.config.rack.id, outlet, asked.from_ns, asked.to_ns)
     ]  # fmt: skip
     return rows, damage_notes(files)
 
 
 def _escapes(asked: Question) -> tuple[list[dict[str, Any]], list[str]]:
+    """By stretches: where the wall clock was set, each draw meets the limits of its own time."""
     files = History(asked.folder)
-    power = read_series(files, asked.config.rack.id, asked.outlets, "power_w", asked.from_ns, asked.to_ns)
-    limits: dict[str, list[StoredLimit]] = {
-        outlet: limit_series(files, outlet, asked.from_ns, asked.to_ns) for outlet in asked.outlets
-    }
+    found: list[Escape] = []
+    stored, limited = set[str](), set[str]()
+    for stretch in stretches(files, asked.config.rack.id, asked.from_ns, asked.to_ns):
+        for outlet, power_w in zip(stretch.layout.outlets, stretch.power_w, strict=True):
+            if outlet in asked.outlets:
+                stored.add(outlet)
+                limited |= {outlet} if stretch.limits[outlet] else set()
+                found += escapes(Series(outlet, POWER, stretch.t_ns, power_w), stretch.limits[outlet])
     rows = [
         {"local_time": stamp(escape.t_ns, asked.now.tzinfo, 1), **asdict(escape)}
-        for series in power.series
-        for escape in escapes(series, limits[series.outlet])
+        for escape in joined(sorted(found, key=lambda escape: (escape.outlet, escape.t_ns)))
     ]
-    unknown = [outlet for outlet in asked.outlets if not limits[outlet]]
-    notes = power.notes + ([f"no limit is stored of {', '.join(unknown)}"] if unknown else [])
+    absent = [outlet for outlet in asked.outlets if outlet not in stored]
+    unknown = [outlet for outlet in asked.outlets if outlet not in limited]
+    notes = damage_notes(files) + ([f"nothing is stored of {', '.join(absent)}"] if absent else [])
+    notes += [f"no limit is stored of {', '.join(unknown)}"] if unknown else []
     return sorted(rows, key=lambda row: row["t_ns"]), notes
 
 

@@ -401,7 +401,7 @@ class Service:
         try:
             pipeline = await asyncio.to_thread(self._pipeline, await boards)
             if self.keeping is not None:
-                self.keeping.begin(self.rack, calibration_digest(self.boards))
+                self.keeping.begin(self.rack, calibration_digest(self.boards), pipeline.features.interval_ticks)
             return pipeline
         finally:
             await _end([alive])

@@ -18,9 +18,19 @@ import structlog
 
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.history.blobs import pack
-from rpi_daemon.history.weeks import PATTERN, Layout, StoredLimit, insert, open_for_writing, path_of, set_aside
+from rpi_daemon.history.weeks import (
+    FRESH_SHIFT,
+    MARKS,
+    PATTERN,
+    Layout,
+    StoredLimit,
+    insert,
+    open_for_writing,
+    path_of,
+    set_aside,
+)
 from rpi_daemon.history.writer import Writer
-from rpi_daemon.records import TICK_NS, FloatArray
+from rpi_daemon.records import TICK_NS, BoolArray, FloatArray, IntArray
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +73,7 @@ class Minute:
         self.t_mono_ns = t_mono_ns
         self.power_w = np.full((n, TICKS), np.nan)
         self.others = np.full((len(BY_SECOND), n, TICKS), np.nan, dtype=np.float32)
+        self.marks = np.zeros((n, TICKS // SECOND), dtype=np.int64)
         self.ticks = 0
 
     def packed(self) -> list[tuple[str, int, int, int, bytes]]:
@@ -76,6 +87,7 @@ class Minute:
             by_second = rows[:, : seconds * SECOND].reshape(len(rows), seconds, SECOND)
             values = np.concatenate(_statistics(by_second.astype(np.float64)))
             blocks.append((quantity.name, *at, NS_PER_S, pack(values, quantity.step)))
+        blocks.append((MARKS, *at, NS_PER_S, pack(self.marks[:, :seconds], 1.0)))
         return blocks
 
 
@@ -127,8 +139,16 @@ class Historian:
         self._path: Path | None = None
         self._connection: sqlite3.Connection | None = None
 
-    def tick(self, t_ns: int, t_mono_ns: int, power_w: FloatArray, others: Mapping[str, FloatArray]) -> None:
-        """Take one tick's numbers, [n] each: `power_w`, and of `BY_SECOND` what there is."""
+    def tick(
+        self,
+        t_ns: int,
+        t_mono_ns: int,
+        power_w: FloatArray,
+        others: Mapping[str, FloatArray],
+        fresh: BoolArray,
+        marks: IntArray,
+    ) -> None:
+        """Take one tick's numbers, [n] each: `power_w`, of `BY_SECOND` what there is, who was measured for it, `Mark`s."""
         minute = self._minute
         if minute is None or not 0 <= self._place(minute, t_mono_ns) < TICKS or self._stepped(minute, t_ns, t_mono_ns):
             self._hand_over(minute)
@@ -140,6 +160,7 @@ class Historian:
             values = others.get(quantity.name)
             if values is not None:
                 minute.others[k, :, place] = values
+        minute.marks[:, place // SECOND] |= marks | fresh.astype(np.int64) << FRESH_SHIFT + place % SECOND
         handed_ns = self._limits_handed_ns
         if self._limits and (handed_ns is None or t_mono_ns - handed_ns > LIMITS_WAIT_S * NS_PER_S):
             self._limits_handed_ns = t_mono_ns

@@ -69,13 +69,10 @@ def read_series(history: History, rack: str, outlets: Sequence[str], quantity: s
     """
     times: dict[str, list[IntArray]] = {outlet: [] for outlet in outlets}
     values: dict[str, list[FloatArray]] = {outlet: [] for outlet in outlets}
-    others, calibrations = 0, dict[str, None]()
+    calibrations = dict[str, None]()
     back = False
     last_ns = 0
-    for block in history.blocks(quantity, from_ns, to_ns):
-        if block.layout.rack != rack:
-            others += 1
-            continue
+    for (block,) in history.minutes((quantity,), from_ns, to_ns, rack):
         calibrations[block.layout.calibration] = None
         back |= block.t_ns < last_ns - 2 * block.period_ns
         t_ns = block.t_ns + block.period_ns * np.arange(block.values.shape[1], dtype=np.int64)
@@ -94,14 +91,11 @@ def read_series(history: History, rack: str, outlets: Sequence[str], quantity: s
         )
         for outlet in outlets
     ]
-    return Answer(
-        series, _notes(history, others, len(calibrations), back, [s.outlet for s in series if not len(s.t_ns)])
-    )
+    return Answer(series, _notes(history, len(calibrations), back, [s.outlet for s in series if not len(s.t_ns)]))
 
 
-def _notes(history: History, others: int, calibrations: int, back: bool, absent: Sequence[str]) -> list[str]:
+def _notes(history: History, calibrations: int, back: bool, absent: Sequence[str]) -> list[str]:
     found = (
-        (others, f"{others} blocks of another rack were left out"),
         (calibrations > 1, "the calibration changed within the span"),
         (back, "the wall clock was set back within the span: times overlap"),
         (absent, f"nothing is stored of {', '.join(absent)}"),
@@ -117,12 +111,13 @@ def damage_notes(history: History) -> list[str]:
         (damage.limits, f"{damage.limits} damaged limit changes were left out"),
         (damage.files, f"not readable: {', '.join(damage.files)}"),
     )
-    return [sentence for there, sentence in found if there]
+    others = [f"{n} blocks of another rack, {rack!r}, were left out" for rack, n in damage.other_racks.items()]
+    return [sentence for there, sentence in found if there] + others
 
 
-def limit_series(history: History, outlet: str, from_ns: int, to_ns: int) -> list[StoredLimit]:
+def limit_series(history: History, rack: str, outlet: str, from_ns: int, to_ns: int) -> list[StoredLimit]:
     """The limit in force at the beginning of the span, where a change of the day before tells it, and every change in it."""
-    changes = [x for x in history.limits(from_ns - 86_400 * NS_PER_S, to_ns) if x.outlet == outlet]
+    changes = [x for x in history.limits(rack, from_ns - 86_400 * NS_PER_S, to_ns) if x.outlet == outlet]
     before = [x for x in changes if x.t_ns < from_ns]
     return [*before[-1:], *(x for x in changes if x.t_ns >= from_ns)]
 

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.errors import RpiError
 from rpi_daemon.history.query import Answer, Series
 from rpi_daemon.history.weeks import StoredLimit
-from rpi_daemon.records import FloatArray, IntArray
+from rpi_daemon.records import TICK_NS, FloatArray, IntArray
 
 ROWS: Final = 40  # of a table, at most
 STEPS_S: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21_600, 86_400)
@@ -57,6 +57,23 @@ def escapes(power: Series, changes: Sequence[StoredLimit]) -> list[Escape]:
             )
         )
     return found
+
+
+def joined(found: Sequence[Escape]) -> list[Escape]:
+    """Episodes, by outlet and time, of which one that goes on where another was cut is a part of it."""
+    whole: list[Escape] = []
+    for escape in found:
+        before = whole[-1] if whole else None
+        if before is not None and before.outlet == escape.outlet and abs(_end_ns(before) - escape.t_ns) < TICK_NS:
+            seconds = (_end_ns(escape) - before.t_ns) / NS_PER_S
+            whole[-1] = replace(before, seconds=seconds, worst_w=max(before.worst_w, escape.worst_w))
+        else:
+            whole.append(escape)
+    return whole
+
+
+def _end_ns(escape: Escape) -> int:
+    return escape.t_ns + round(escape.seconds * NS_PER_S)
 
 
 def bins(series: Series, from_ns: int, to_ns: int, rows: int = ROWS) -> list[tuple[int, FloatArray]]:

@@ -1,18 +1,22 @@
 """The history files: one SQLite database per ISO week (UTC), so that keeping 30 days means deleting a file."""
 
 import contextlib
+import functools
+import itertools
 import json
 import os
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, field
 from datetime import UTC, datetime
+from enum import IntFlag
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+import numpy as np
 import structlog
 
 from rpi_daemon.clock import NS_PER_S
@@ -32,28 +36,46 @@ CREATE TABLE IF NOT EXISTS block (
 );
 CREATE UNIQUE INDEX IF NOT EXISTS block_time ON block (t_ns, quantity, t_mono_ns);
 CREATE TABLE IF NOT EXISTS limit_change (
-    t_ns INTEGER, t_mono_ns INTEGER, outlet TEXT, kind TEXT, limit_w REAL, reason TEXT, rule TEXT, crc INTEGER,
-    PRIMARY KEY (t_ns, t_mono_ns, outlet)
+    t_ns INTEGER, t_mono_ns INTEGER, outlet TEXT, kind TEXT, limit_w REAL, reason TEXT, rule TEXT, layout INTEGER,
+    crc INTEGER, PRIMARY KEY (t_ns, t_mono_ns, outlet)
 ) WITHOUT ROWID;
 """  # all in the order of time: new rows go to the end of a file, so that few pages are written twice
 STATISTICS: Final = ("mean", "min", "max")  # of each second, in the order of their rows in a block
 
 
+MARKS: Final = "marks"  # the quantity that holds `Mark`s
+FRESH_SHIFT: Final = 16  # a mark's bits from here on: tick k of the second brought a reading that was taken for it
+
+
+class Mark(IntFlag):
+    """What holds of an outlet within a second, beside its numbers; bits 0 to 7 are those of `records.Quality`."""
+
+    CENSORED = 1 << 9  # an enforced limit of ours was within 5 % of the draw: it might have drawn more
+    ESCAPED = 1 << 10  # the draw passed what had been requested for it
+    CLOSED_LOOP = 1 << 11  # limits may be written; else advisory
+    HOLD = 1 << 12  # the ladder of safe states; none of the three is NORMAL
+    STATIC_SAFE = 1 << 13
+    DEVICE_DEFAULT = 1 << 14
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Whose rows a block has: outlets in order, and by which calibration they were measured."""
+    """Whose rows a block has: outlets in order, what they feed, how often and by which calibration they were measured."""
 
     rack: str
     outlets: tuple[str, ...]
     calibration: str = ""
+    loads: tuple[str, ...] = ()  # [n]
+    interval_ticks: tuple[int, ...] = ()  # [n] between two readings; 1: a board, 10: a meter that is read each second
 
     def to_text(self) -> str:
-        return json.dumps([self.rack, list(self.outlets), self.calibration])
+        return json.dumps(asdict(self))
 
     @classmethod
+    @functools.lru_cache(maxsize=64)  # few are in use, each in thousands of rows
     def from_text(cls, text: str) -> "Layout":
-        rack, outlets, calibration = json.loads(text)
-        return cls(rack, tuple(outlets), calibration)
+        said: dict[str, Any] = json.loads(text)
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +88,10 @@ class Block:
     period_ns: int
     layout: Layout
     values: FloatArray  # [outlets, columns]; NaN is not known
+
+    @property
+    def end_ns(self) -> int:
+        return self.t_ns + len(self.values.T) * self.period_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +114,7 @@ class Damage:
     blocks: int = 0
     limits: int = 0
     files: tuple[str, ...] = ()
+    other_racks: dict[str, int] = field(default_factory=dict)  # blocks of each that lie in the same folder
 
 
 def week_of(t_ns: int) -> str:
@@ -137,8 +164,8 @@ def insert(
             ],
         )
         connection.executemany(
-            "INSERT OR REPLACE INTO limit_change VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [(*row, _crc(*row)) for row in map(astuple, limits)],
+            "INSERT OR REPLACE INTO limit_change VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [(*row, number, _crc(*row, text)) for row in map(astuple, limits)],
         )
         connection.execute("COMMIT")
     except BaseException:
@@ -183,43 +210,68 @@ class History:
 
         Damaged ones are left out and counted in `damage`.
         """
-        stored, _, statistic = quantity.partition("/")
-        for row in self._rows(
+        for minute in self.minutes((quantity,), from_ns, to_ns):
+            yield from minute
+
+    def minutes(self, quantities: Collection[str], from_ns: int, to_ns: int, rack: str = "") -> Iterator[list[Block]]:
+        """As `blocks`, of several quantities; those that begin at the same moment come together.
+
+        With `rack` the blocks of any other are left out, and counted in `damage.other_racks`.
+        """
+        stored = {quantity.partition("/")[0] for quantity in quantities}
+        rows = self._rows(
             "SELECT t_ns, t_mono_ns, quantity, text, period_ns, data, crc FROM block JOIN layout ON layout.id = block.layout"
-            " WHERE quantity = ? AND t_ns < ? AND t_ns > ? ORDER BY t_ns, t_mono_ns",
-            (stored, to_ns, from_ns - 120 * NS_PER_S),
+            f" WHERE quantity IN ({', '.join('?' * len(stored))}) AND t_ns < ? AND t_ns > ? ORDER BY t_ns, t_mono_ns",
+            (*stored, to_ns, from_ns - 120 * NS_PER_S),
             from_ns,
             to_ns,
-        ):
-            try:
-                t_ns, t_mono_ns, _, text, period_ns, data, crc = row
-                if crc != _crc(*row[:-1]):
-                    raise DamagedBlock("the row's CRC is wrong")
-                values = unpack(data)
-                layout = Layout.from_text(text)
-                n = len(layout.outlets)
-                if len(values) != n * (len(STATISTICS) if statistic else 1):
-                    raise DamagedBlock("another number of outlets than its layout")
-                first = n * STATISTICS.index(statistic) if statistic else 0
-                values = values[first : first + n]
-            except (DamagedBlock, ValueError, TypeError):
-                self.damage.blocks += 1
-                continue
-            if t_ns + values.shape[1] * period_ns > from_ns:
-                yield Block(quantity, t_ns, t_mono_ns, period_ns, layout, values)
+        )
+        for _, together in itertools.groupby(rows, key=lambda row: row[:2]):
+            found = [block for row in together for block in self._of_row(row, quantities)]
+            found = [block for block in found if block.end_ns > from_ns]
+            if found and rack not in ("", whose := found[0].layout.rack):
+                self.damage.other_racks[whose] = self.damage.other_racks.get(whose, 0) + len(found)
+            elif found:
+                yield found
 
-    def limits(self, from_ns: int, to_ns: int) -> Iterator[StoredLimit]:
-        """Limit changes of [from_ns, to_ns), in order."""
+    def _of_row(self, row: Sequence[Any], quantities: Collection[str]) -> list[Block]:
+        """The blocks of a stored row that were asked for: one, or a row's statistics."""
+        t_ns, t_mono_ns, stored, text, period_ns, data, crc = row
+        try:
+            if crc != _crc(*row[:-1]):
+                raise DamagedBlock("the row's CRC is wrong")
+            values = unpack(data)
+            layout = Layout.from_text(text)
+            n = len(layout.outlets)
+            names = [f"{stored}/{name}" for name in STATISTICS]
+            parts = {stored: values} if len(values) == n else dict(zip(names, np.split(values, 3), strict=True))
+            if any(len(part) != n for part in parts.values()):
+                raise DamagedBlock("another number of outlets than its layout")
+        except (DamagedBlock, ValueError, TypeError):
+            self.damage.blocks += 1
+            return []
+        return [
+            Block(name, t_ns, t_mono_ns, period_ns, layout, part) for name, part in parts.items() if name in quantities
+        ]
+
+    def limits(self, rack: str, from_ns: int, to_ns: int) -> Iterator[StoredLimit]:
+        """Limit changes of a rack in [from_ns, to_ns), in order."""
         for row in self._rows(
-            "SELECT * FROM limit_change WHERE t_ns >= ? AND t_ns < ? ORDER BY t_ns, t_mono_ns",
+            "SELECT t_ns, t_mono_ns, outlet, kind, limit_w, reason, rule, text, crc FROM limit_change"
+            " JOIN layout ON layout.id = limit_change.layout WHERE t_ns >= ? AND t_ns < ? ORDER BY t_ns, t_mono_ns",
             (from_ns, to_ns),
             from_ns,
             to_ns,
         ):
-            if row[-1] == _crc(*row[:-1]):
-                yield StoredLimit(*row[:-1])
-            else:
+            try:
+                if row[-1] != _crc(*row[:-1]):
+                    raise DamagedBlock("the row's CRC is wrong")
+                whose = Layout.from_text(row[-2]).rack
+            except (DamagedBlock, ValueError, TypeError):
                 self.damage.limits += 1
+                continue
+            if whose == rack:
+                yield StoredLimit(*row[:-2])
 
     def _rows(self, query: str, values: tuple[object, ...], from_ns: int, to_ns: int) -> Iterator[Any]:
         """Rows of every file that may hold the span; a file that cannot be read is named in `damage`."""

@@ -106,7 +106,7 @@ def test_limits_are_kept_in_order(historian: Alone, folder: Path) -> None:
     for limit in limits:
         historian.limit(limit)
     historian.close()
-    assert list(History(folder).limits(T0 + 1, T0 + 100)) == limits[1:]
+    assert list(History(folder).limits("rack", T0 + 1, T0 + 100)) == limits[1:]
 
 
 def test_a_span_reaches_over_the_end_of_a_week(folder: Path) -> None:
@@ -178,7 +178,7 @@ def test_bit_flips_never_come_out_as_numbers(historian: Alone, folder: Path) -> 
         historian.limit(StoredLimit(T0 + k, MONO0 + k, f"a/{k % 3}", "alarm", 300.0 + k, "raise", "granted"))
     historian.close()
     good = {(b.t_ns, b.values.tobytes()) for b in blocks(folder, "power_w")}
-    limits = set(History(folder).limits(0, END))
+    limits = set(History(folder).limits("rack", 0, END))
     whole = path_of(folder, T0).read_bytes()
     rng = np.random.default_rng(7)
     lost = 0
@@ -192,7 +192,7 @@ def test_bit_flips_never_come_out_as_numbers(historian: Alone, folder: Path) -> 
         history = History(damaged)
         served = {(b.t_ns, b.values.tobytes()) for b in history.blocks("power_w", 0, END)}
         assert served <= good
-        assert set(history.limits(0, END)) <= limits
+        assert set(history.limits("rack", 0, END)) <= limits
         lost += served != good
         shutil.rmtree(damaged)
     assert lost > 0  # the flips did hit something
@@ -207,9 +207,10 @@ from rpi_daemon.history.writer import Writer
 writer = Writer()
 writer.start()
 h = Historian(writer, Path(sys.argv[1]), Layout("rack", ("a/1",)), keep_days=36500.0)
+yes, no = np.ones(1, bool), np.zeros(1, int)
 k = acknowledged = 0
 while True:
-    h.tick(1763700000_000000000 + k * 100_000_000, k * 100_000_000, np.array([float(k % 1000)]), {})
+    h.tick(1763700000_000000000 + k * 100_000_000, k * 100_000_000, np.array([float(k % 1000)]), {}, yes, no)
     k += 1
     if h.counters.blocks_written > acknowledged:
         acknowledged = h.counters.blocks_written

@@ -63,7 +63,7 @@ def test_one_outlet_is_followed_through_layouts_and_others_are_left_out(tmp_path
     np.testing.assert_allclose(first.values, [100.0] * 50 + [201.0] * 50)
     assert len(second.t_ns) == 0
     assert answer.notes == [
-        "1 blocks of another rack were left out",
+        "1 blocks of another rack, 'other', were left out",
         "the calibration changed within the span",
         "nothing is stored of c/3",
     ]
@@ -79,5 +79,5 @@ def test_a_limit_that_stood_before_the_span_is_told(tmp_path: Path) -> None:
     for change in changes:
         historian.limit(change)
     historian.close()
-    found = limit_series(History(tmp_path), "a/1", T0 + 4 * NS_PER_S, T0 + 6 * NS_PER_S)
+    found = limit_series(History(tmp_path), "rack", "a/1", T0 + 4 * NS_PER_S, T0 + 6 * NS_PER_S)
     assert [change.limit_w for change in found] == [300.0, 500.0]
