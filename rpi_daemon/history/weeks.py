@@ -74,8 +74,9 @@ class Layout:
     @classmethod
     @functools.lru_cache(maxsize=64)  # few are in use, each in thousands of rows
     def from_text(cls, text: str) -> "Layout":
-        said: dict[str, Any] = json.loads(text)
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})
+        said = json.loads(text)
+        loads, interval_ticks = tuple(said["loads"]), tuple(said["interval_ticks"])
+        return cls(said["rack"], tuple(said["outlets"]), said["calibration"], loads, interval_ticks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +248,7 @@ class History:
             parts = {stored: values} if len(values) == n else dict(zip(names, np.split(values, 3), strict=True))
             if any(len(part) != n for part in parts.values()):
                 raise DamagedBlock("another number of outlets than its layout")
-        except (DamagedBlock, ValueError, TypeError):
+        except (DamagedBlock, ValueError, TypeError, KeyError):
             self.damage.blocks += 1
             return []
         return [
@@ -267,7 +268,7 @@ class History:
                 if row[-1] != _crc(*row[:-1]):
                     raise DamagedBlock("the row's CRC is wrong")
                 whose = Layout.from_text(row[-2]).rack
-            except (DamagedBlock, ValueError, TypeError):
+            except (DamagedBlock, ValueError, TypeError, KeyError):
                 self.damage.limits += 1
                 continue
             if whose == rack:
