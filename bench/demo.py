@@ -10,6 +10,7 @@ SECONDS, QUICK_SECONDS = 60.0, 20.0
 SHOWN = (
     "outlets", "samples_total", "samples_lost", "samples_late", "ticks", "writes", "writes_verified", "writes_refused",
     "rises", "limit_escapes", "tick_ms_p50", "tick_ms_p99", "cpu_percent", "rss_mb", "static_safe_left",
+    "expert_weights",
 )  # fmt: skip
 
 
@@ -23,7 +24,6 @@ def main() -> None:
         "prealloc_share": summary["prealloc_share"],
         "limit_vs_static": summary["mean_limit_w"] / summary["mean_static_safe_w"],
         "mae_vs_persistence": summary["forecast_mae_w"] / summary["persistence_mae_w"],
-        "lstm_share": summary["lstm_ticks"] / summary["ticks"],
         "request_escape_rate": summary["request_escape_rate"],
     }
     report("demo", [{key: summary[key] for key in SHOWN}], ratios, arguments.json)

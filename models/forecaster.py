@@ -11,7 +11,7 @@ from rpi_daemon.errors import ModelError
 from rpi_daemon.models.baseline import Ewma, Persistence, Ridge, known_plan
 from rpi_daemon.models.manifest import LoadedModel
 from rpi_daemon.models.network import LstmForecaster
-from rpi_daemon.records import HORIZONS_S, QUANTILES, BoolArray, Forecast, ForecastInput
+from rpi_daemon.records import HORIZONS_S, QUANTILES, BoolArray, FloatArray, Forecast, ForecastInput
 
 SHIPPED: Final = Path(__file__).parent / "shipped"
 NO_FORECAST: Final = "none"
@@ -55,21 +55,31 @@ class ForecasterStack:
         self._counts = {f.name: 0 for f in (*((primary,) if primary else ()), *fallbacks)} | {NO_FORECAST: 0}
         self._latest: dict[str, Forecast] = {}
         self._owed: ForecastInput | None = None  # a tick that the fall-backs have not stepped yet
+        self._source: tuple[str, ...] = ()
 
     @property
     def model(self) -> LoadedModel | None:
         """The network that forecasts; None where none does."""
         return self._primary.model if isinstance(self._primary, LstmForecaster) else None
 
-    def swap(self, model: LoadedModel) -> None:
-        """Let `model` take over from the network of now, once it is primed; without one nothing happens."""
-        if isinstance(self._primary, LstmForecaster):
-            self._primary.swap(model)
-
     @property
     def counts(self) -> Mapping[str, int]:
         """Outlet ticks answered, by forecaster."""
         return self._counts
+
+    @property
+    def weights(self) -> Mapping[str, FloatArray]:
+        """Forecaster -> [n]: 1 where it made the outlet's row of the newest tick, else 0."""
+        return {
+            name: np.array([source == name for source in self._source], np.float64)
+            for name in self._counts
+            if name != NO_FORECAST
+        }
+
+    @property
+    def request_weights(self) -> Mapping[str, FloatArray]:
+        """The same: a row is of one forecaster, whole."""
+        return self.weights
 
     @property
     def latest(self) -> Mapping[str, Forecast]:
@@ -103,6 +113,7 @@ class ForecasterStack:
         self._owed = x
         if primary is not None and usable(primary, x).all():
             self._counts[primary.source[0]] += n
+            self._source = primary.source
             return primary
         self.catch_up()
         answers = list(self._latest.values())
@@ -120,7 +131,8 @@ class ForecasterStack:
             if not waiting.any():
                 break
         self._counts[NO_FORECAST] += int(waiting.sum())
-        return Forecast(x.t_mono_ns, value_w, running_max_w, tuple(source))
+        self._source = tuple(source)
+        return Forecast(x.t_mono_ns, value_w, running_max_w, self._source)
 
     def _ask_primary(self, x: ForecastInput) -> Forecast | None:
         if self._primary is None:

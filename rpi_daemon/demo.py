@@ -23,7 +23,7 @@ from rich.table import Table
 from rpi_daemon.config.examples.demo import UNIT_OUTLETS, demo_toml
 from rpi_daemon.control import SOCKET_NAME, ControlClient
 from rpi_daemon.errors import NotRunningError, RpiError
-from rpi_daemon.top import View, plain_line
+from rpi_daemon.top import View, by_weight, plain_line
 
 START_S = 20.0  # both processes must be up by then
 VIEW_PERIOD_S = 0.25
@@ -174,6 +174,12 @@ def _in_advance(summary: Mapping[str, Any]) -> str:
     return f"{summary['prealloc_share']:.0%} of {summary['rises']} rises had their limit verified 1 s before"
 
 
+def _passed(summary: Mapping[str, Any]) -> str:
+    if summary["request_escape_rate"] is None:
+        return "none could be judged yet: it takes 5 s"
+    return f"{summary['request_escape_rate']:.2%} of the highest draws in their 5 s passed them"
+
+
 def _print_summary(summary: Mapping[str, Any], keep: Path | None) -> None:
     def number(key: str, digits: int = 1, unit: str = "") -> str:
         value = summary[key]
@@ -182,9 +188,10 @@ def _print_summary(summary: Mapping[str, Any], keep: Path | None) -> None:
     table = Table(title="Summary", box=None, title_justify="left", show_header=False)
     for name, text in (
         ("sampled at 1 kHz", f"{summary['samples_total']} scans, {summary['samples_lost']} lost, {summary['samples_late']} late"),
-        ("control ticks", f"{summary['ticks']}, {summary['lstm_ticks']} forecast by the LSTM; p99 {number('tick_ms_p99', 2, ' ms')}"),
+        ("control ticks", f"{summary['ticks']}; p99 {number('tick_ms_p99', 2, ' ms')}"),
         ("forecast 5 s ahead", f"mean error {number('forecast_mae_w', 1, ' W')}; persistence {number('persistence_mae_w', 1, ' W')}"),
-        ("requests", f"{(summary['request_escape_rate'] or 0.0):.2%} of running maxima passed them"),
+        ("experts' mean weights", by_weight(summary["expert_weights"]) or "no data"),
+        ("requests", _passed(summary)),
         ("limits written", f"{summary['writes']}, {summary['writes_verified']} read back as written, {summary['writes_refused']} refused"),
         ("given in advance", _in_advance(summary)),
         ("mean limit", f"{number('mean_limit_w', 0, ' W')}; static limits {number('mean_static_safe_w', 0, ' W')}"),

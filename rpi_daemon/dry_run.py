@@ -43,10 +43,11 @@ from rpi_daemon.records import (
     RackModel,
     WriteOutcome,
 )
-from rpi_daemon.score import MemberScores, RunScore
+from rpi_daemon.score import MeanWeights, MemberScores, RunScore
 from rpi_daemon.sensing import board_setup, wiring
 from rpi_daemon.service import Service, note_lowest_caps
 from rpi_daemon.status import summary
+from rpi_daemon.top import by_weight
 
 SETTLE_NS = 200_000_000  # a PDU that does not exist takes a limit after this; measured ones take longer or shorter
 SCANS_PER_TICK = 100
@@ -122,7 +123,7 @@ def dry_run_replay(trace_path: Path, config_path: Path | None, seconds: float | 
     rack = rack_model(config)
     duration_s = min(trace.duration_s for trace in traces)
     duration_s = duration_s if seconds is None else min(seconds, duration_s)
-    score, digest, members = RunScore(rack), DecisionDigest(), MemberScores()
+    score, digest, members, weights = RunScore(rack), DecisionDigest(), MemberScores(), MeanWeights()
     for i in range(rack.n):
         score.limit_seen(i, float(rack.static_safe_w[i]))
     writes = caps = 0
@@ -131,6 +132,7 @@ def dry_run_replay(trace_path: Path, config_path: Path | None, seconds: float | 
     draw_w: list[float] = []
     for snapshot, reports, latest in _ticks(config, rack, traces, duration_s):
         members.update(snapshot.readings, latest)
+        weights.update(snapshot.weights, snapshot.readings.valid)
         caps += len(snapshot.cap_plan.desired)
         note_lowest_caps(lowest_caps_w, loads, snapshot.cap_plan)
         for report in reports:
@@ -159,6 +161,7 @@ def dry_run_replay(trace_path: Path, config_path: Path | None, seconds: float | 
         **figures,
         "headroom_found_w": _difference(figures["mean_static_safe_w"], figures["mean_limit_w"]),
         "member_mae_w": members.mae_w(),
+        "expert_weights": weights.mean(),
         "mae_vs_persistence": _ratio(figures["forecast_mae_w"], figures["persistence_mae_w"]),
         "decision_digest": digest.hexdigest(),
     }
@@ -347,6 +350,8 @@ def report_text(document: dict[str, Any]) -> str:
     ]
     members = ", ".join(f"{name} {mae_w:.1f} W" for name, mae_w in document.get("member_mae_w", {}).items())
     lines += [f"    each forecaster alone: {members}"] if members else []
+    shares = by_weight(document.get("expert_weights", {}))
+    lines += [f"    mean weights: {shares}"] if shares else []
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ import structlog
 
 from rpi_daemon.clock import NS_PER_S, Clock
 from rpi_daemon.history.events import Event, EventKeeper
-from rpi_daemon.history.historian import CLOCK_STEP_NS, Historian, HistorianCounters
+from rpi_daemon.history.historian import CLOCK_STEP_NS, MINUTE_NS, REQUEST_WEIGHT, WEIGHT, Historian, HistorianCounters
 from rpi_daemon.history.weeks import Layout, Mark, StoredLimit
 from rpi_daemon.history.writer import Writer
 from rpi_daemon.log import listening
@@ -26,6 +26,7 @@ from rpi_daemon.records import (
     Mode,
     Quality,
     RackModel,
+    Residual,
     SafeState,
 )
 from rpi_daemon.sensing import BoardLink
@@ -39,8 +40,9 @@ _STATES: Final = {
     SafeState.STATIC_SAFE: int(Mark.STATIC_SAFE),
     SafeState.DEVICE_DEFAULT: int(Mark.DEVICE_DEFAULT),
 }
+EPISODE_NS: Final = 5 * NS_PER_S  # without an escape for so long the next one is another episode: one rise fills 5 s
 SAME_W: Final = 1.0  # a read-back that is so near the decision is its result: devices round down to a step
-
+Scored = tuple[int, int, dict[str, FloatArray]]  # a minute: when it began (UTC, monotonic, ns), figures [n] by name
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +58,7 @@ class Keeping:
         self._events = EventKeeper(self._writer, folder)
         self._historian: Historian | None = None
         self._limits: StandingLimits | None = None
+        self._scores: MinuteScores | None = None
         self._stack = contextlib.ExitStack()
 
     def open(self) -> None:
@@ -69,10 +72,11 @@ class Keeping:
         layout = Layout(rack.rack, rack.outlet_ids, calibration, loads, tuple(interval_ticks.tolist()))
         self._historian = Historian(self._writer, self._folder, layout, keep_days=self._keep_days)
         self._limits = StandingLimits(rack)
+        self._scores = MinuteScores(rack.n)
 
     def tick(self, snapshot: Snapshot) -> None:
         """One tick, once its limits are on their way."""
-        if self._historian is None or self._limits is None:
+        if self._historian is None or self._limits is None or self._scores is None:
             return
         readings = snapshot.readings
         self._historian.tick(
@@ -85,6 +89,8 @@ class Keeping:
         )
         for limit in self._limits.changes(snapshot):
             self._historian.limit(limit)
+        if (minute := self._scores.tick(snapshot)) is not None:
+            self._historian.scores(*minute)
 
     def status(self) -> dict[str, Any]:
         kept = HistorianCounters() if self._historian is None else self._historian.counters
@@ -106,7 +112,9 @@ class Keeping:
     def close(self) -> None:
         """Write what is left, for a few seconds at most: a disk that hangs does not keep the daemon from ending."""
         self._stack.close()
-        if self._historian is not None:
+        if self._historian is not None and self._scores is not None:
+            if (minute := self._scores.rest()) is not None:
+                self._historian.scores(*minute)
             self._historian.close()
         self._events.close()
         if not self._writer.close():
@@ -148,6 +156,72 @@ def _marks(snapshot: Snapshot) -> IntArray:
     if snapshot.residual is not None:
         marks |= np.where(snapshot.residual.valid & snapshot.residual.escaped, Mark.ESCAPED, 0)
     return marks
+
+
+class _Sums:
+    """Running sums of one minute."""
+
+    def __init__(self, n: int, t_ns: int, t_mono_ns: int) -> None:
+        self.t_ns = t_ns
+        self.t_mono_ns = t_mono_ns
+        self.ticks = 0
+        self.judged, self.escaped, self.episodes = np.zeros((3, n))
+        self.compared, self.error_w, self.persistence_error_w = np.zeros((3, n))
+        self.weights: dict[str, FloatArray] = {}
+
+    def scored(self) -> Scored:
+        """The minute's figures; an error is not known where nothing was compared."""
+        compared = np.where(self.compared > 0, self.compared, np.nan)
+        figures = {
+            "judged": self.judged,
+            "escaped": self.escaped,
+            "episodes": self.episodes,
+            "error_w": self.error_w / compared,
+            "persistence_error_w": self.persistence_error_w / compared,
+        }
+        weights = {name: total / self.ticks for name, total in self.weights.items()}
+        return self.t_ns, self.t_mono_ns, figures | weights
+
+
+class MinuteScores:
+    """How good requests and forecasts of each minute were, and who made them; judged as the control loop judges them."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._escaped_ns = np.full(n, -(1 << 62), dtype=np.int64)
+        self._sums: _Sums | None = None
+
+    def tick(self, snapshot: Snapshot) -> Scored | None:
+        """Take one tick in; a minute's figures when it is over."""
+        over = None
+        if self._sums is not None and snapshot.t_mono_ns - self._sums.t_mono_ns >= MINUTE_NS:
+            over = self.rest()
+        if self._sums is None:
+            self._sums = _Sums(self._n, snapshot.t_utc_ns, snapshot.t_mono_ns)
+        sums = self._sums
+        sums.ticks += 1
+        for prefix, weights in ((WEIGHT, snapshot.weights), (REQUEST_WEIGHT, snapshot.request_weights)):
+            for expert, weight in weights.items():
+                sums.weights[prefix + expert] = sums.weights.get(prefix + expert, 0.0) + weight
+        if snapshot.residual is not None:
+            self._judge(sums, snapshot.residual, snapshot.t_mono_ns)
+        return over
+
+    def rest(self) -> Scored | None:
+        """The figures of the minute that has begun; None where nothing was seen of it."""
+        sums, self._sums = self._sums, None
+        return None if sums is None else sums.scored()
+
+    def _judge(self, sums: _Sums, residual: Residual, now_ns: int) -> None:
+        escaped = residual.valid & residual.escaped
+        sums.judged += residual.valid
+        sums.escaped += escaped
+        sums.episodes += escaped & (now_ns - self._escaped_ns > EPISODE_NS)
+        self._escaped_ns[escaped] = now_ns
+        compared = residual.valid & np.isfinite(residual.value_w) & np.isfinite(residual.persistence_w)
+        sums.compared += compared
+        sums.error_w += np.where(compared, np.abs(residual.value_w), 0.0)
+        sums.persistence_error_w += np.where(compared, np.abs(residual.persistence_w), 0.0)
 
 
 class StandingLimits:

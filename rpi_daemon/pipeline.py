@@ -1,7 +1,7 @@
 """One control tick, from windows to desired limits: the picture of DESIGN section 2 as text."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -83,6 +83,8 @@ class Snapshot:
     foreign_caps: tuple[str, ...]  # loads whose server's cap somebody else changed
     caps: CapsInForce
     cap_plan: CapPlan
+    weights: Mapping[str, FloatArray]  # expert -> [n], in the median of the draw in 5 s
+    request_weights: Mapping[str, FloatArray]  # the same in the quantile that requests build on
 
 
 class Pipeline:
@@ -146,6 +148,7 @@ class Pipeline:
         return Snapshot(
             now_ns, inputs.utc_ns, inputs.mode, readings, residual, forecast, request, allocation, self.safe,
             permitted, in_force, desired, foreign, foreign_caps, caps, cap_plan,
+            self.forecaster.weights, self.forecaster.request_weights,
         )  # fmt: skip
 
     def _foresee(

@@ -159,5 +159,23 @@ class MemberScores:
         return dict(zip(self._names, (self._sums / self._n).tolist(), strict=True)) if self._n else {}
 
 
+class MeanWeights:
+    """Each expert's mean weight over outlets and ticks, in the median of the draw in 5 s; rows without a reading apart."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._n = 0
+
+    def update(self, weights: Mapping[str, FloatArray], valid: BoolArray) -> None:
+        """Take the weights of one tick, expert -> [n]."""
+        self._n += int(np.count_nonzero(valid))
+        for name, weight in weights.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(weight[valid].sum())
+
+    def mean(self) -> dict[str, float]:
+        """By expert; empty when nothing was forecast."""
+        return {name: total / self._n for name, total in self._sums.items()} if self._n else {}
+
+
 def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None

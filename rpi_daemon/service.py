@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import structlog
 
 from rpi_daemon._fastpath import core
 from rpi_daemon.alarms import Facts
-from rpi_daemon.assembly import build_pipeline, needs_model, settings
+from rpi_daemon.assembly import build_pipeline, settings
 from rpi_daemon.cap_task import LOCKED_OUT_S, CapTask
 from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
 from rpi_daemon.config.rack import rack_model
@@ -66,13 +66,10 @@ from rpi_daemon.records import (
     SafeStatus,
     WriteOutcome,
 )
-from rpi_daemon.score import RunScore
+from rpi_daemon.score import MeanWeights, RunScore
 from rpi_daemon.sensing import BoardLink, board_link
 from rpi_daemon.settle import SettleTimes
 from rpi_daemon.trap_task import Traps
-
-if TYPE_CHECKING:
-    from rpi_daemon.retrain.standing import StandingModel
 
 FOUND_FILE = "found-limits.json"
 FOUND_CAPS_FILE = "found-caps.json"
@@ -128,13 +125,12 @@ class Service:
         self.static_safe_s: float | None = None
         self.meters_only: dict[str, str] = {}  # PDUs whose outlets would be written but for this reason
         self.static_safe_differs: dict[str, list[int]] = {}  # outlets that stand elsewhere and may not be written
-        self.model_refused: str | None = None  # the reason
+        self.model_refused: str | None = None
         self.tick_ms: deque[float] = deque(maxlen=TICK_HISTORY)
         self.write_ms: deque[float] = deque(maxlen=TICK_HISTORY)
-        self.lstm_ticks = 0
+        self.weights = MeanWeights()
         self.writes = self.writes_verified = self.writes_refused = 0
         self._guard = settings(GuardConfig, config.guard)
-        self.standing: StandingModel | None = None  # None: no network is wanted
         self._record_dir = record
         self._recorder: Recorder | None = None
         self.found = FoundLimits({})
@@ -393,7 +389,12 @@ class Service:
     def _say_static_safe(self) -> None:
         after_s = process_age_s()
         if self.static_safe_differs:
-            log.warning("static_safe.compared", after_s=round(after_s, 3), differs=self.static_safe_differs)
+            log.warning(
+                "static_safe.compared",
+                after_s=round(after_s, 3),
+                mode=self.mode.value,
+                differs=self.static_safe_differs,
+            )
             return
         self.static_safe_s = after_s
         opted_in = int(self.rack.opted_in.sum())
@@ -426,33 +427,18 @@ class Service:
             self._recorder = Recorder(self._record_dir, self.boards, clock)
             self._stack.callback(self._recorder.close)
             clock = self._recorder.clock
-        config, refused = self._with_standing_model()
-        pipeline = build_pipeline(
-            config, self.rack, setups, clock, writes_per_day=write_budgets(self.config), without_model=refused
+        build = partial(
+            build_pipeline, self.config, self.rack, setups, clock, writes_per_day=write_budgets(self.config)
         )
-        if self.standing is not None:
-            self.standing.attach(pipeline.forecaster)
-        if self._recorder is not None:
-            trained = None if refused or config.forecast.model == "shipped" else config.path(config.forecast.model)
-            self._recorder.begin(config, self.rack.opted_in.tolist(), without_model=refused, trained=trained)
-        return pipeline
-
-    def _with_standing_model(self) -> tuple[Config, bool]:
-        """The configuration with the model that stands, and whether the baselines must do without one."""
-        if not needs_model(self.config):
-            return self.config, False
-        # onnxruntime takes 0.3 s to import: only once STATIC_SAFE is verified
-        from rpi_daemon.retrain.standing import StandingModel, library_of, with_model
-
-        self.standing = StandingModel(library_of(self.config), self.clock, recorded=self._recorder is not None)
         try:
-            choice = self.standing.choose()
+            pipeline = build()
         except ModelError as error:
             self.model_refused = str(error)
             log.error("model.refused", error=str(error), doing="baselines forecast; replace the model and restart")
-            return self.config, True
-        self.model_refused = "; ".join(choice.refused) or None
-        return with_model(self.config, choice), False
+            pipeline = build(without_model=True)
+        if self._recorder is not None:
+            self._recorder.begin(self.config, self.rack.opted_in.tolist(), without_model=self.model_refused is not None)
+        return pipeline
 
     # -- the loop
 
@@ -546,10 +532,7 @@ class Service:
         snapshot = self.snapshot
         self.pipeline.forecaster.catch_up()
         self.score.update(snapshot.readings, snapshot.residual)
-        valid = snapshot.readings.valid
-        self.lstm_ticks += bool(valid.any()) and all(
-            name == "lstm" for name, there in zip(snapshot.forecast.source, valid, strict=True) if there
-        )
+        self.weights.update(snapshot.weights, snapshot.readings.valid)
         for link in self.boards:
             link.maintain()
         self.traps.watch(self.rack, snapshot, self._facts())

@@ -12,7 +12,7 @@ from rpi_daemon.alarms import KINDS
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.control import SCHEMA
 from rpi_daemon.guard import brief, loadings
-from rpi_daemon.records import REQUEST_QUANTILE, LimitKind, Quality
+from rpi_daemon.records import REQUEST_QUANTILE, FloatArray, LimitKind, Quality
 from rpi_daemon.settle import too_slow
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def summary(service: "Service") -> dict[str, Any]:
         "samples_lost": counters.get("lost", 0),
         "samples_late": counters.get("late", 0),
         **service.score.summary(),
-        "lstm_ticks": service.lstm_ticks,
+        "expert_weights": service.weights.mean(),
         "writes": service.writes,
         "writes_verified": service.writes_verified,
         "writes_refused": service.writes_refused,
@@ -109,6 +109,8 @@ def _outlets(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any]]:
             "static_safe_w": float(rack.static_safe_w[i]),
             "rating_w": float(rack.rating_w[i]),
             "source": snapshot.forecast.source[i],
+            "weights": _weights(snapshot.weights, i),
+            "request_weights": _weights(snapshot.request_weights, i),
             "rule": snapshot.permitted.rule[i],
             "quality": [
                 flag.name.lower() for flag in Quality(int(snapshot.readings.quality[i]) & ~Quality.HELD) if flag.name
@@ -119,6 +121,10 @@ def _outlets(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any]]:
         }
         for i in range(rack.n)
     ]
+
+
+def _weights(weights: Mapping[str, FloatArray], i: int) -> dict[str, float]:
+    return {expert: round(float(weight[i]), 3) for expert, weight in weights.items()}
 
 
 def _constraints(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any]]:
@@ -157,9 +163,8 @@ def _forecast(service: "Service") -> dict[str, Any]:
     stack = service.pipeline.forecaster
     return {
         "primary": service.config.forecast.primary,
-        "model": None if stack.model is None or service.standing is None else service.standing.name,
         "outlet_ticks": dict(stack.counts),
-        "primary_unused_because": (service.model_refused if stack.model is None else None) or stack.reason,
+        "primary_unused_because": service.model_refused or stack.reason,
     }
 
 

@@ -17,6 +17,7 @@ STATE_STYLE = {"NORMAL": "bold green", "HOLD": "bold yellow", "STATIC_SAFE": "bo
 ALARM_STYLE = {"critical": "bold red", "warning": "yellow", "info": "dim"}
 ALARM_STYLES = tuple(ALARM_STYLE)  # the gravest first
 ALARMS = 5  # shown
+TOLD = 0.01  # a smaller weight is not told
 
 Status = Mapping[str, Any]
 
@@ -63,7 +64,7 @@ class View:
         flags = ",".join(outlet["quality"])
         return [
             outlet["id"], outlet["load"], Text(watts(power), style=style), watts(outlet["forecast_max_w"]),
-            watts(outlet["margin_w"]), Text(watts(limit), style="bold"), _kinds(outlet), outlet["source"],
+            watts(outlet["margin_w"]), Text(watts(limit), style="bold"), _kinds(outlet), _by(outlet),
             Text(sparkline(list(history), top), style="cyan").append(f" {flags}" if flags else "", style="yellow"),
         ]  # fmt: skip
 
@@ -165,12 +166,32 @@ def counters(status: Status) -> list[str]:
     run = status["summary"]
     words = [
         f"samples {run['samples_total']} lost {run['samples_lost']} late {run['samples_late']}",
-        f"ticks {run['ticks']} (lstm {run['lstm_ticks']}) p99 {_milliseconds(run['tick_ms_p99'])}",
+        f"ticks {run['ticks']} p99 {_milliseconds(run['tick_ms_p99'])}",
         f"writes {run['writes']} verified {run['writes_verified']} refused {run['writes_refused']}",
     ]
     if run["prealloc_share"] is not None:
         words.append(f"pre-allocated {run['prealloc_share']:.0%} of {run['rises']} rises")
+    if run["request_escape_rate"] is not None:
+        words.append(f"requests passed {run['request_escape_rate']:.2%}")
+    if run["expert_weights"]:
+        words.append(f"forecast by {by_weight(run['expert_weights'])}")
     return words
+
+
+def by_weight(weights: Mapping[str, float], digits: int = 0) -> str:
+    """Experts with a share worth telling, the heaviest first: "lstm 62 %, ridge 30 %"."""
+    ranked = sorted(weights.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {100.0 * weight:.{digits}f} %" for name, weight in ranked if weight >= TOLD)
+
+
+def _by(outlet: Mapping[str, Any]) -> str:
+    """Who forecasts an outlet: the heaviest expert and its weight, or the one who alone does."""
+    weights: Mapping[str, float] = outlet["weights"]
+    source = str(outlet["source"])
+    if not weights or source in weights:
+        return source
+    name = max(weights, key=lambda expert: weights[expert])
+    return f"{name} {100.0 * weights[name]:.0f} %"
 
 
 def plain_line(status: Status) -> str:

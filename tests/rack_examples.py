@@ -201,5 +201,7 @@ def make_snapshot(
         "foreign_caps": (),
         "caps": None,
         "cap_plan": None,
+        "weights": {},
+        "request_weights": {},
     }
     return Snapshot(**(fields | changes))

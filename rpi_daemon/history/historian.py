@@ -65,6 +65,20 @@ BY_SECOND: Final = (  # `STATISTICS` of each second
 )
 
 
+BY_MINUTE: Final = (  # how good the forecasts of a minute were
+    Quantity("judged", 1.0),  # requests whose 5 s have passed
+    Quantity("escaped", 1.0),  # of them, those that the running maximum passed
+    Quantity("episodes", 1.0),  # runs of such requests that began in this minute
+    Quantity("error_w", 0.1),  # mean absolute error 5 s ahead
+    Quantity("persistence_error_w", 0.1),  # of "as it is now", over the same moments
+)
+WEIGHT: Final = "weight:"  # and the name of an expert: its mean weight in the median of the draw in 5 s
+REQUEST_WEIGHT: Final = "request_weight:"  # the same for the quantile that requests build on
+WEIGHT_STEP: Final = 0.01
+SCORES: Final = 10  # minutes of a block
+MINUTE_NS: Final = 60 * NS_PER_S
+
+
 class Minute:
     """The arrays of one minute. Filled by the loop, then handed over whole."""
 
@@ -103,6 +117,34 @@ def _statistics(rows: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     return mean, low, high
 
 
+class Scores:
+    """Figures of up to ten minutes, a column each."""
+
+    def __init__(self, t_ns: int, t_mono_ns: int) -> None:
+        self.t_ns = t_ns
+        self.t_mono_ns = t_mono_ns
+        self.minutes: list[Mapping[str, FloatArray]] = []
+
+    def goes_on(self, t_ns: int, t_mono_ns: int) -> bool:
+        """Whether a minute that begins then is the next column."""
+        begin_ns = len(self.minutes) * MINUTE_NS
+        away = abs(t_ns - self.t_ns - begin_ns), abs(t_mono_ns - self.t_mono_ns - begin_ns)
+        return len(self.minutes) < SCORES and max(away) < CLOCK_STEP_NS
+
+    def packed(self) -> list[tuple[str, int, int, int, bytes]]:
+        """What goes to disk; a figure that a minute lacks is not known there."""
+        steps = {quantity.name: quantity.step for quantity in BY_MINUTE}
+        n = len(next(iter(self.minutes[0].values())))
+        nothing = np.full(n, np.nan)
+        return [
+            (
+                name, self.t_ns, self.t_mono_ns, MINUTE_NS,
+                pack(np.stack([minute.get(name, nothing) for minute in self.minutes], axis=1), steps.get(name, WEIGHT_STEP)),
+            )
+            for name in dict.fromkeys(name for minute in self.minutes for name in minute)
+        ]  # fmt: skip
+
+
 @dataclass(slots=True)
 class HistorianCounters:
     """Since the start."""
@@ -121,10 +163,11 @@ class HistorianCounters:
 class _Work:
     minute: Minute | None
     limits: list[StoredLimit] = field(default_factory=list)
+    scores: Scores | None = None
 
 
 class Historian:
-    """One per daemon. `tick` and `limit` from the loop, never blocking; `close` hands over what is left."""
+    """One per daemon. `tick`, `limit` and `scores` from the loop, never blocking; `close` hands over what is left."""
 
     def __init__(self, writer: Writer, folder: Path, layout: Layout, *, keep_days: float) -> None:
         self.counters = HistorianCounters()
@@ -133,6 +176,7 @@ class Historian:
         self._layout = layout
         self._keep_ns = round(keep_days * 86_400 * NS_PER_S)
         self._minute: Minute | None = None
+        self._scores: Scores | None = None
         self._limits: list[StoredLimit] = []
         self._limits_handed_ns: int | None = None
         self._waiting: deque[_Work] = deque()
@@ -170,10 +214,17 @@ class Historian:
         """A limit was read back."""
         self._limits.append(limit)
 
+    def scores(self, t_ns: int, t_mono_ns: int, figures: Mapping[str, FloatArray]) -> None:
+        """The figures of the minute that began then: of `BY_MINUTE` and weights what there is, [n] each."""
+        if self._scores is None or not self._scores.goes_on(t_ns, t_mono_ns):
+            self._hand_over(None, self._scores)
+            self._scores = Scores(t_ns, t_mono_ns)
+        self._scores.minutes.append(figures)
+
     def close(self) -> None:
         """Hand over what is left; it is on disk when the writer has closed."""
-        self._hand_over(self._minute)
-        self._minute = None
+        self._hand_over(self._minute, self._scores)
+        self._minute = self._scores = None
         self._writer.put(self._close_file)
 
     @staticmethod
@@ -187,10 +238,10 @@ class Historian:
         silent_ns = t_mono_ns - (minute.t_mono_ns + minute.ticks * TICK_NS)
         return abs((t_ns - minute.t_ns) - (t_mono_ns - minute.t_mono_ns)) > CLOCK_STEP_NS or silent_ns > GAP_NS
 
-    def _hand_over(self, minute: Minute | None) -> None:
-        if minute is None and not self._limits:
+    def _hand_over(self, minute: Minute | None, scores: Scores | None = None) -> None:
+        if minute is None and scores is None and not self._limits:
             return
-        work = _Work(minute, self._limits)
+        work = _Work(minute, self._limits, scores)
         self._limits = []
         if len(self._waiting) >= WAITING:
             self._dropped(work)
@@ -214,8 +265,8 @@ class Historian:
             self._say(str(error))
 
     def _write(self, work: _Work) -> None:
-        t_ns = work.minute.t_ns if work.minute is not None else work.limits[0].t_ns
-        blocks = work.minute.packed() if work.minute is not None else []
+        t_ns = (work.minute or work.scores or work.limits[0]).t_ns
+        blocks = [block for part in (work.minute, work.scores) if part is not None for block in part.packed()]
         insert(self._open(path_of(self._folder, t_ns)), self._layout, blocks, work.limits)
         self.counters.blocks_written += work.minute is not None
         self.counters.limits_written += len(work.limits)

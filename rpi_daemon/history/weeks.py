@@ -40,6 +40,7 @@ CREATE TABLE IF NOT EXISTS limit_change (
     crc INTEGER, PRIMARY KEY (t_ns, t_mono_ns, outlet)
 ) WITHOUT ROWID;
 """  # all in the order of time: new rows go to the end of a file, so that few pages are written twice
+LONGEST_NS: Final = 610 * NS_PER_S  # of a block: figures of ten minutes
 STATISTICS: Final = ("mean", "min", "max")  # of each second, in the order of their rows in a block
 
 
@@ -223,7 +224,7 @@ class History:
         rows = self._rows(
             "SELECT t_ns, t_mono_ns, quantity, text, period_ns, data, crc FROM block JOIN layout ON layout.id = block.layout"
             f" WHERE quantity IN ({', '.join('?' * len(stored))}) AND t_ns < ? AND t_ns > ? ORDER BY t_ns, t_mono_ns",
-            (*stored, to_ns, from_ns - 120 * NS_PER_S),
+            (*stored, to_ns, from_ns - LONGEST_NS),
             from_ns,
             to_ns,
         )
@@ -276,7 +277,7 @@ class History:
 
     def _rows(self, query: str, values: tuple[object, ...], from_ns: int, to_ns: int) -> Iterator[Any]:
         """Rows of every file that may hold the span; a file that cannot be read is named in `damage`."""
-        first, last = path_of(self.folder, from_ns - 120 * NS_PER_S).name, path_of(self.folder, to_ns).name
+        first, last = path_of(self.folder, from_ns - LONGEST_NS).name, path_of(self.folder, to_ns).name
         for path in self.files():
             if not first <= path.name <= last:
                 continue

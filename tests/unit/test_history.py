@@ -13,7 +13,7 @@ import pytest
 from history_rig import Alone
 
 from rpi_daemon.clock import NS_PER_S
-from rpi_daemon.history.historian import GAP_NS, WAITING
+from rpi_daemon.history.historian import GAP_NS, MINUTE_NS, WAITING
 from rpi_daemon.history.weeks import Block, History, Layout, StoredLimit, path_of, week_of
 from rpi_daemon.records import TICK_NS
 
@@ -265,3 +265,31 @@ def test_a_torn_write_ahead_log_keeps_whole_blocks(tmp_path: Path, torn: int) ->
 
 def test_weeks_are_those_of_the_calendar() -> None:
     assert week_of(1_767_225_599 * NS_PER_S) == "2026W01"  # 2025-12-31 23:59:59 UTC
+
+
+def test_figures_of_minutes_come_back_ten_to_a_block(historian: Alone, folder: Path) -> None:
+    fill(historian, range(10))
+    for k in range(13):
+        figures = {"judged": np.full(3, 600.0), "escaped": np.array([k, 0.0, np.nan]), "weight:lstm": np.full(3, 0.25)}
+        historian.scores(T0 + k * MINUTE_NS, MONO0 + k * MINUTE_NS, figures)
+    historian.close()
+    assert [block.values.shape for block in blocks(folder, "escaped")] == [(3, 10), (3, 3)]
+    escaped = np.concatenate([block.values for block in blocks(folder, "escaped")], axis=1)
+    np.testing.assert_array_equal(escaped[0], np.arange(13))
+    assert np.isnan(escaped[2]).all()
+    assert [block.t_ns for block in blocks(folder, "judged")] == [T0, T0 + 10 * MINUTE_NS]
+    np.testing.assert_allclose(blocks(folder, "weight:lstm")[1].values, 0.25)
+    assert len(list(History(folder).blocks("escaped", T0 + 9 * MINUTE_NS, T0 + 10 * MINUTE_NS))) == 1
+
+
+def test_a_gap_or_another_expert_does_not_shift_a_minutes_figures(historian: Alone, folder: Path) -> None:
+    fill(historian, range(10))
+    historian.scores(T0, MONO0, {"judged": np.full(3, 1.0)})
+    historian.scores(T0 + MINUTE_NS, MONO0 + MINUTE_NS, {"judged": np.full(3, 2.0), "weight:ewma": np.ones(3)})
+    historian.scores(T0 + 7 * MINUTE_NS, MONO0 + 7 * MINUTE_NS, {"judged": np.full(3, 3.0)})
+    historian.close()
+    found = blocks(folder, "judged")
+    assert [(block.t_ns - T0) // MINUTE_NS for block in found] == [0, 7]
+    np.testing.assert_array_equal(found[0].values[0], [1.0, 2.0])
+    (weight,) = blocks(folder, "weight:ewma")
+    np.testing.assert_array_equal(weight.values[0], [np.nan, 1.0])

@@ -8,16 +8,18 @@ from typing import Any, cast
 import numpy as np
 import structlog
 from history_rig import CONFIG, END, T0
+from rack_examples import make_snapshot
 
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.history.events import WAITING, Event, EventKeeper, read_events, verify
+from rpi_daemon.history.weeks import History
 from rpi_daemon.history.writer import Writer
-from rpi_daemon.keeping import RESTATE_NS, Keeping, StandingLimits
+from rpi_daemon.keeping import RESTATE_NS, Keeping, MinuteScores, StandingLimits
 from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.pipeline import Snapshot
-from rpi_daemon.records import Decision, Desired, LimitKind, RackModel
+from rpi_daemon.records import TICK_NS, Decision, Desired, LimitKind, RackModel, Residual
 
 
 def rack(folder: Path) -> RackModel:
@@ -138,3 +140,60 @@ def test_a_damaged_file_of_events_is_set_aside(tmp_path: Path) -> None:
     assert writer.close()
     assert [event.seq for event in read_events(tmp_path, 0, END)] == [1]
     assert len(list(tmp_path.glob("events-2025.sqlite.corrupt-*"))) == 1
+
+
+def judged(t_ns: int, error_w: float, escaped: list[bool], valid: list[bool]) -> Residual:
+    nothing = np.full(2, np.nan)
+    return Residual(
+        t_ns, t_ns - 5 * NS_PER_S, np.full(2, error_w), nothing, nothing, nothing, np.array(escaped), np.array(valid),
+        np.full(2, 2.0 * error_w),
+    )  # fmt: skip
+
+
+def test_a_minute_of_scores_by_hand(tmp_path: Path) -> None:
+    """600 ticks; a/1 escapes in ticks 100 to 149 and 400 to 409, a/2 is not judged in the second half."""
+    model, scores = rack(tmp_path), MinuteScores(2)
+    minutes = []
+    for k in range(601):
+        t_ns = k * NS_PER_S // 10
+        escaped = [100 <= k < 150 or 400 <= k < 410, False]
+        snapshot = make_snapshot(
+            model, [100.0, 100.0], t_mono_ns=t_ns, t_utc_ns=T0 + t_ns,
+            residual=judged(t_ns, 3.0 if k % 2 else -1.0, escaped, [True, k < 300]),
+            weights={"lstm": np.array([0.75, 1.0]), "ewma": np.array([0.25, 0.0])},
+            request_weights={"lstm": np.array([float(k < 300), 1.0])},
+        )  # fmt: skip
+        minutes += [minute] if (minute := scores.tick(snapshot)) is not None else []
+    ((t_ns, t_mono_ns, figures),) = minutes
+    assert (t_ns, t_mono_ns) == (T0, 0)
+    assert figures["judged"].tolist() == [600.0, 300.0]
+    assert figures["escaped"].tolist() == [60.0, 0.0]
+    assert figures["episodes"].tolist() == [2.0, 0.0]
+    assert figures["error_w"].tolist() == [2.0, 2.0]
+    assert figures["persistence_error_w"].tolist() == [4.0, 4.0]
+    assert figures["weight:lstm"].tolist() == [0.75, 1.0]
+    assert figures["request_weight:lstm"].tolist() == [0.5, 1.0]
+    rest = scores.rest()
+    assert rest is not None
+    assert rest[2]["judged"].tolist() == [1.0, 0.0]
+    assert scores.rest() is None
+
+
+def test_scores_reach_the_disk(tmp_path: Path) -> None:
+    keeping = Keeping(tmp_path, ManualClock(), keep_days=30.0)
+    keeping.open()
+    model = rack(tmp_path)
+    keeping.begin(model, "", np.ones(2, np.int64))
+    for k in range(3):
+        keeping.tick(
+            make_snapshot(
+                model, [1.0, 2.0], t_mono_ns=k * TICK_NS, t_utc_ns=T0 + k * TICK_NS, weights={"ewma": np.ones(2)}
+            )
+        )
+    keeping.close()
+    (weight,) = History(tmp_path).blocks("weight:ewma", T0, T0 + NS_PER_S)
+    assert weight.values.tolist() == [[1.0], [1.0]]
+    (count,) = History(tmp_path).blocks("judged", T0, T0 + NS_PER_S)
+    assert count.values.tolist() == [[0.0], [0.0]]
+    (error,) = History(tmp_path).blocks("error_w", T0, T0 + NS_PER_S)
+    assert np.isnan(error.values).all()

@@ -9,7 +9,7 @@ from rack_examples import make_rack
 
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.records import TICK_NS, Forecast, Quality, Readings, Residual
-from rpi_daemon.score import WINDOW_CENTRE_NS, MemberScores, RunScore
+from rpi_daemon.score import WINDOW_CENTRE_NS, MeanWeights, MemberScores, RunScore
 
 
 def _readings(tick: int, *power_w: float) -> Readings:
@@ -169,3 +169,13 @@ def test_members_at_a_slow_meter_are_judged_at_the_reading_that_they_were_about(
         said = np.full((1, 5, 3), float(tick // 20))
         scores.update(now, {"a": Forecast(0, said, said, ("x",))})
     assert scores.mae_w() == {"a": 3.0}
+
+
+def test_mean_weights_are_of_outlets_with_a_reading() -> None:
+    weights = MeanWeights()
+    assert weights.mean() == {}
+    weights.update({"lstm": np.array([1.0, 0.5, 9.0])}, np.array([True, True, False]))
+    weights.update(
+        {"lstm": np.array([0.0, 9.0, 9.0]), "ewma": np.array([1.0, 9.0, 9.0])}, np.array([True, False, False])
+    )
+    assert weights.mean() == {"lstm": pytest.approx(0.5), "ewma": pytest.approx(1 / 3)}

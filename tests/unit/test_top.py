@@ -13,11 +13,12 @@ from rpi_daemon.top import View, plain_line, print_once, sparkline
 def _status(**changes: Any) -> dict[str, Any]:
     outlet = {
         "id": "pdu-a/1", "load": "server-1", "power_w": 312.4, "forecast_max_w": 401.6, "margin_w": 12.0, "limit_w": 450.0,
-        "limit_kind": "alarm", "server_cap_w": None, "source": "lstm", "quality": [],
+        "limit_kind": "alarm", "server_cap_w": None, "source": "lstm", "weights": {"lstm": 1.0}, "quality": [],
     }  # fmt: skip
     dark = {**outlet, "id": "pdu-a/2", "power_w": None, "forecast_max_w": None, "limit_w": None, "quality": ["stale"]}
     summary = {
-        "samples_total": 1000, "samples_lost": 3, "samples_late": 0, "ticks": 10, "lstm_ticks": 9, "tick_ms_p99": 4.2,
+        "samples_total": 1000, "samples_lost": 3, "samples_late": 0, "ticks": 10, "tick_ms_p99": 4.2,
+        "expert_weights": {"ridge": 0.3, "lstm": 0.696, "ewma": 0.004}, "request_escape_rate": 0.0123,
         "writes": 5, "writes_verified": 5, "writes_refused": 0, "prealloc_share": 0.5, "rises": 4,
     }  # fmt: skip
     ratings = [
@@ -59,6 +60,16 @@ def test_a_screen_has_every_outlet_with_a_dash_where_nothing_is_known() -> None:
     assert "sensor_stale: pdu-a/2" in text
     assert "phase L1" in text
     assert "lost 3" in text
+
+
+def test_experts_are_shown_with_their_weights_and_requests_with_their_escapes() -> None:
+    mixed = {**_status()["outlets"][0], "source": "mixture", "weights": {"ridge": 0.25, "lstm": 0.7, "ewma": 0.05}}
+    text = _shown(_status(outlets=[mixed]))
+    assert "lstm 70 %" in text
+    assert "requests passed 1.23%" in text
+    assert "forecast by lstm 70 %, ridge 30 %" in " ".join(text.split())
+    early = {**_status()["summary"], "request_escape_rate": None, "expert_weights": {}}
+    assert "requests passed" not in plain_line(_status(summary=early))
 
 
 def test_the_kill_switch_is_not_to_be_overlooked() -> None:

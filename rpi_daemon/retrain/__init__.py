@@ -1,1 +1,0 @@
-"""Learning at night: the history becomes a candidate, a gate judges it, and what stands is watched."""
