@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from common import ROOT, parse_arguments
+from common import ROOT, as_kept, parse_arguments
 
 BENCHES = (
     "ring",
@@ -12,6 +12,7 @@ BENCHES = (
     "calibration",
     "frames",
     "forecast",
+    "forecast_skill",
     "snmp",
     "silent",
     "modbus",
@@ -41,7 +42,7 @@ def main() -> None:
             failed.append(bench)
         elif not arguments.quick:
             RESULTS.mkdir(exist_ok=True)
-            (RESULTS / f"{bench}.json").write_text(json.dumps(json.loads(last), indent=2) + "\n")
+            (RESULTS / f"{bench}.json").write_text(as_kept(json.loads(last)) + "\n")
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 

@@ -51,11 +51,17 @@ def median_ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
-def parse_arguments(description: str | None, *, seconds: float | None = None) -> argparse.Namespace:
-    """`--json` and `--quick` for all, `--seconds` where a bench runs as long as asked."""
+def new_parser(description: str | None) -> argparse.ArgumentParser:
+    """With `--json` and `--quick`, which all benches take."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="end with one JSON object on the last line")
     parser.add_argument("--quick", action="store_true", help="short form of a long bench, for a first look")
+    return parser
+
+
+def parse_arguments(description: str | None, *, seconds: float | None = None) -> argparse.Namespace:
+    """`--json` and `--quick` for all, `--seconds` where a bench runs as long as asked."""
+    parser = new_parser(description)
     if seconds is not None:
         parser.add_argument(
             "--seconds", type=float, default=seconds, help=f"how long it runs; {seconds:g} if not given"
@@ -64,15 +70,23 @@ def parse_arguments(description: str | None, *, seconds: float | None = None) ->
 
 
 def report(
-    bench: str, rows: Sequence[Mapping[str, object]], ratios: Mapping[str, float], as_json: bool
+    bench: str,
+    rows: Sequence[Mapping[str, object]],
+    ratios: Mapping[str, float | None],
+    as_json: bool,
+    more: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """Print rows as a table, then the ratios; with `as_json` the whole as one JSON object on the last line."""
+    """Print rows as a table, then the ratios; with `as_json` the whole as one JSON object on the last line.
+
+    A ratio that could not be made is None. `more` goes into the object; it may replace the rows by longer ones.
+    """
     result: dict[str, object] = {
         "bench": bench,
         "commit": commit(),
         "machine": machine(),
         "rows": [dict(row) for row in rows],
-        "ratios": {name: round(value, 4) for name, value in ratios.items()},
+        "ratios": {name: None if value is None else round(value, 4) for name, value in ratios.items()},
+        **(more or {}),
     }
     print(f"{bench} at {result['commit']} on {result['machine']}")
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -81,11 +95,23 @@ def report(
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     for name, value in ratios.items():
-        print(f"{name} = {value:.3g}")
+        print(f"{name} = {'none' if value is None else format(value, '.3g')}")
     if as_json:
         print(json.dumps(result))
     return result
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def as_kept(result: Mapping[str, object]) -> str:
+    """JSON as results are kept: a line for each member, and for each row."""
+    parts = []
+    for key, value in result.items():
+        if isinstance(value, list) and value:
+            body = "[\n    " + ",\n    ".join(json.dumps(item) for item in value) + "\n  ]"
+        else:
+            body = json.dumps(value)
+        parts.append(f"  {json.dumps(key)}: {body}")
+    return "{\n" + ",\n".join(parts) + "\n}"
