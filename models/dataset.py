@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpi_daemon.errors import TraceError
-from rpi_daemon.models.inputs import COLUMNS, N_COLUMNS, TICKS_PER_S, InputStream
+from rpi_daemon.models.inputs import COLUMNS, N_COLUMNS, InputStream
+from rpi_daemon.models.past import TICKS_PER_S
 from rpi_daemon.records import HORIZONS_S, TICK_NS, FloatArray, ForecastInput
 
 Float32 = NDArray[np.float32]

@@ -62,6 +62,11 @@ class ForecasterStack:
         """The network that forecasts; None where none does."""
         return self._primary.model if isinstance(self._primary, LstmForecaster) else None
 
+    def swap(self, model: LoadedModel) -> None:
+        """Let `model` take over from the network of now, once it is primed; without one nothing happens."""
+        if isinstance(self._primary, LstmForecaster):
+            self._primary.swap(model)
+
     @property
     def counts(self) -> Mapping[str, int]:
         """Outlet ticks answered, by forecaster."""

@@ -13,7 +13,7 @@ from rpi_daemon.records import HORIZONS_S, QUANTILES, REQUEST_QUANTILE, BoolArra
 
 Float32 = NDArray[np.float32]
 
-PRIME_LENGTH: Final = 200  # ticks that a new model is run over before it takes over
+PRIME_LENGTH: Final = 200  # steps that a new model is run over before it takes over: 20 s, or 200 readings
 PRIME_STEPS_PER_TICK: Final = 5
 SLIGHTLY_NEGATIVE: Final = 0.05  # of the rating: an answer down to this far below 0 W is taken as 0 W
 _SHAPE: Final = (2, len(HORIZONS_S), len(QUANTILES))
@@ -28,7 +28,7 @@ class _State:
         self._c = np.zeros_like(self._h)
 
     def step(self, columns: Float32, restarted: BoolArray, live: BoolArray) -> Float32:
-        """One 100 ms step; outlets without a reading keep their state. Returns outputs [n, 30] in scales."""
+        """One step; outlets without a reading keep their state. Returns outputs [n, 30] in scales."""
         if restarted.any():
             self._h[:, restarted] = 0.0
             self._c[:, restarted] = 0.0
@@ -42,11 +42,13 @@ class _State:
 
 
 class LstmForecaster:
-    """One LSTM for all outlets (batch = outlets), run as a stream: one 100 ms step per tick.
+    """One LSTM for all outlets (batch = outlets), run as a stream: one step per tick, for an outlet of a slow meter one per
+    fresh reading; between two readings its answer stands.
 
-    An outlet begins afresh after a gap of more than 0.5 s and answers NaN until it was primed with 5 readings. The 0.9
-    and 0.99 quantiles of the running maximum never lie below the present draw plus the announced work, and the upper quantiles
-    not above the rating, of an outlet that is off not above 0 W, unless the draw, its announced change or the median do.
+    An outlet begins afresh after a gap of more than 0.5 s (of a slow meter three readings) and answers NaN until it was
+    primed with 5 readings (one). The 0.9 and 0.99 quantiles of the running maximum never lie below the present draw plus the announced work, and the upper quantiles
+    not above the rating, unless the draw, its announced change or the median do; of an outlet that is off no quantile is
+    above its draw and what was announced.
     """
 
     name = "lstm"
@@ -55,7 +57,9 @@ class LstmForecaster:
         self._n = n
         self._inputs = InputStream(n)
         self._state = _State(model if isinstance(model, LoadedModel) else load_model(model), n)
-        self._past: list[Inputs] = []  # newest last, at most PRIME_LENGTH
+        self._change_w = np.zeros((*_SHAPE, n))  # the newest answer, from the reading that it was made at
+        self._seen: Inputs | None = None
+        self._past: list[Inputs] = []  # of ticks with an answer; newest last, at most PRIME_LENGTH
         self._candidate: _State | None = None
         self._primed = 0  # of _past, by the candidate
 
@@ -65,12 +69,17 @@ class LstmForecaster:
         return self._state.model
 
     @property
+    def seen(self) -> Inputs | None:
+        """What the network saw in the newest tick, the strongest period of each outlet included; None before the first."""
+        return self._seen
+
+    @property
     def priming(self) -> bool:
         """A new model is being run over the past beside the present one."""
         return self._candidate is not None
 
     def swap(self, model: LoadedModel) -> None:
-        """Let `model` take over once it has been run over the last 20 s, at most 5 steps per tick."""
+        """Let `model` take over once it has been run over the last 200 steps, at most 5 of them per tick."""
         self._candidate = _State(model, self._n)
         self._primed = 0
 
@@ -80,25 +89,31 @@ class LstmForecaster:
 
     def step(self, x: ForecastInput) -> Forecast:
         """One step of the network. Raises ModelError when onnxruntime fails."""
-        seen = self._inputs.step(x)
-        self._remember(seen)
+        seen = self._seen = self._inputs.step(x)
         self._prime()
-        y = self._state.step(seen.columns, seen.restarted, seen.live)
-        quantile_w = y.T.reshape(*_SHAPE, self._n) * seen.scale_w + np.where(seen.ready, seen.base_w, np.nan)
+        if seen.due.all():
+            y = self._state.step(seen.columns, seen.restarted, seen.live)
+            self._change_w = y.T.reshape(*_SHAPE, self._n) * seen.scale_w
+        elif seen.due.any():
+            y = self._state.step(seen.columns, seen.restarted, seen.live)[seen.due]
+            self._change_w[..., seen.due] = y.T.reshape(*_SHAPE, len(y)) * seen.scale_w[seen.due]
+        self._remember(seen)
+        quantile_w = self._change_w + np.where(seen.ready, seen.base_w, np.nan)
         announced_w = seen.base_w + running_max(known_plan(x.planned_w))
         above = quantile_w[1, :, REQUEST_QUANTILE:]  # what requests build on, and beyond
         np.maximum(above, announced_w[:, None], out=above)
         # A quiet outlet's rare jumps count many scales; when an announcement widens the scale, they would count as watts
-        # that the outlet cannot draw. The median is left alone: the stack judges it.
-        # The network learned from servers that run: of one that is off it makes 3 to 7 % of the rating.
-        highest_w = np.where(seen.off, 0.0, x.rating_w)
-        ceiling_w = np.maximum(np.maximum(highest_w, announced_w[-1]), quantile_w[:, :, :1])
-        np.minimum(quantile_w[:, :, 1:], ceiling_w, out=quantile_w[:, :, 1:])
+        # that the outlet cannot draw. The median is left alone: the stack judges it. An outlet that is off stays off.
+        highest_w = np.maximum(np.where(seen.off, 0.0, x.rating_w), announced_w[-1])
+        ceiling_w = np.maximum(highest_w, np.where(seen.off, -np.inf, quantile_w[:, :, :1]))
+        np.minimum(quantile_w, ceiling_w, out=quantile_w)
         # A server that is off is forecast within a little of 0 W; a draw is never negative. Worse stays, and is refused.
         np.maximum(quantile_w, 0.0, out=quantile_w, where=quantile_w > -SLIGHTLY_NEGATIVE * x.rating_w)
         return ordered(x.t_mono_ns, quantile_w[0], quantile_w[1], self.name)
 
     def _remember(self, seen: Inputs) -> None:
+        if not seen.due.any():
+            return
         self._past.append(seen)
         if len(self._past) > PRIME_LENGTH:
             del self._past[0]
@@ -107,9 +122,9 @@ class LstmForecaster:
     def _prime(self) -> None:
         if self._candidate is None:
             return
-        waiting = self._past[self._primed : -1][:PRIME_STEPS_PER_TICK]
+        waiting = self._past[self._primed :][:PRIME_STEPS_PER_TICK]
         for past in waiting:
             self._candidate.step(past.columns, past.restarted, past.live)
         self._primed += len(waiting)
-        if self._primed == len(self._past) - 1:
+        if self._primed == len(self._past):
             self._state, self._candidate = self._candidate, None

@@ -47,8 +47,13 @@ def build_pipeline(
         at_start(clock.mono_ns()),
         allocator=settings(AllocatorConfig, config.allocator),
         guard=settings(GuardConfig, config.guard),
-        model_expected=config.forecast.primary == "lstm",
+        model_expected=needs_model(config),
     )
+
+
+def needs_model(config: Config) -> bool:
+    """Whether the configured forecaster has a network."""
+    return config.forecast.primary == "lstm"
 
 
 def slow_meters(config: Config, boards: Sequence[BoardSetup]) -> tuple[MeterSetup, ...]:

@@ -497,19 +497,56 @@ def model() -> None:
     """The forecast model."""
 
 
-@model.command("show")
-@click.argument("directory", required=False, type=click.Path(path_type=Path))
+@model.command("list")
+@config_option
 @json_option
-def model_show(directory: Path | None, as_json: bool) -> None:
-    """What a model directory holds (the shipped model if none is named): data, licences, scores, checks."""
-    from rpi_daemon.models.forecaster import SHIPPED
-    from rpi_daemon.models.manifest import describe
+def model_list(config_path: Path, as_json: bool) -> None:
+    """Every model that there is, and which one stands. Works without a running daemon."""
+    from rpi_daemon.retrain.command import list_models
 
-    document = describe(directory or SHIPPED)
+    document, text = list_models(config_path)
+    show(document, as_json, text)
+
+
+@model.command("show")
+@click.argument("name", required=False)
+@config_option
+@json_option
+def model_show(name: str | None, config_path: Path, as_json: bool) -> None:
+    """What a model holds: data, licences, scores, checks. NAME is one of `model list`, or a directory; shipped if none is named."""
+    from rpi_daemon.models.manifest import describe
+    from rpi_daemon.retrain.command import directory_of
+
+    document = describe(directory_of(config_path, name))
     show(document, as_json, json.dumps(document, indent=2))
     if not document["accepted"]:
         click.echo(document["refused_because"], err=True)
         sys.exit(ModelError.exit_code)
+
+
+@model.command("promote")
+@click.argument("name")
+@click.option("--reason", default="operator", show_default=True)
+@config_option
+@json_option
+def model_promote(name: str, reason: str, config_path: Path, as_json: bool) -> None:
+    """Let the model NAME forecast, in a running daemon at once; `shipped` is always there."""
+    from rpi_daemon.retrain.command import promote
+
+    document, text = promote(config_path, name, reason)
+    show(document, as_json, text)
+
+
+@model.command("rollback")
+@click.option("--reason", default="operator", show_default=True)
+@config_option
+@json_option
+def model_rollback(reason: str, config_path: Path, as_json: bool) -> None:
+    """Let the previous model forecast again, in a running daemon at once."""
+    from rpi_daemon.retrain.command import roll_back
+
+    document, text = roll_back(config_path, reason)
+    show(document, as_json, text)
 
 
 @main.command()

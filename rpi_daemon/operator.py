@@ -15,6 +15,7 @@ from rpi_daemon.records import CapReading, Ceiling, Hint, Mode
 from rpi_daemon.status import status_document
 
 if TYPE_CHECKING:
+    from rpi_daemon.retrain.standing import StandingModel
     from rpi_daemon.service import Service
 
 SOONEST_HINT_S = 0.2  # work that starts now is announced this far ahead, so that a tick sees it coming
@@ -58,6 +59,8 @@ class Operator:
             "limit_restore": self._limit_restore,
             "hint": self._hint,
             "traps_test": self._traps_test,
+            "model_promote": self._model_promote,
+            "model_roll_back": self._model_roll_back,
         }
         command = commands.get(request["command"])
         if command is None:
@@ -126,6 +129,22 @@ class Operator:
         if not isinstance(sink, str | None):
             raise RpiError(f"sink is {sink!r}; the name of a trap sink is needed")
         return {"sinks": await self._service.traps.test(sink)}
+
+    async def _model_promote(self, request: dict[str, Any]) -> dict[str, Any]:
+        name = request.get("name")
+        if not isinstance(name, str):
+            raise RpiError(f"name is {name!r}; the name of a model is needed")
+        found = await self._standing().promote(name, str(request.get("reason", "operator")))
+        return {"current": found.current, "previous": found.previous}
+
+    async def _model_roll_back(self, request: dict[str, Any]) -> dict[str, Any]:
+        found = await self._standing().roll_back(str(request.get("reason", "operator")))
+        return {"current": found.current, "previous": found.previous}
+
+    def _standing(self) -> "StandingModel":
+        if self._service.standing is None:
+            raise RpiError(f"forecast.primary = {self._service.config.forecast.primary!r} has no network")
+        return self._service.standing
 
     def _known_outlet(self, name: object) -> str:
         if name not in self._service.rack.outlet_ids:

@@ -1,6 +1,7 @@
 """A recorded run: configuration, boards, each tick's inputs and scans; it replays to the same decisions."""
 
 import json
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 SCHEMA = 2
 HEADER_FILE = "header.json"
 TICKS_FILE = "ticks.jsonl"
+MODEL_FOLDER = "model"  # a copy: the daemon may delete the one that it was made with
 REACH_SCANS = 1000  # how far back a window may look
 
 log = structlog.get_logger(__name__)
@@ -108,12 +110,16 @@ class Recorder:
         self._next = [max(0, link.ring.head - REACH_SCANS) for link in boards]
         self._full = False
 
-    def begin(self, config: Config, opted_in: Sequence[bool], *, without_model: bool) -> None:
-        """Write down what the pipeline was built from."""
+    def begin(
+        self, config: Config, opted_in: Sequence[bool], *, without_model: bool, trained: Path | None = None
+    ) -> None:
+        """Write down what the pipeline was built from; `trained`: the directory of a model that did not come with us."""
         boards = tuple(link.description for link in self._boards if link.description is not None)
         corrections = tuple(link.correction for link in self._boards if link.correction is not None)
         header = Header(SCHEMA, config, config.base_dir, tuple(opted_in), without_model, boards, corrections)
         (self._folder / HEADER_FILE).write_bytes(_HEADER.dump_json(header))
+        if trained is not None:
+            shutil.copytree(trained, self._folder / MODEL_FOLDER)
 
     def add(self, inputs: TickInputs, ends: Sequence[int], digest: str) -> None:
         """One tick: its inputs, the scans up to the window that it used of each board, the digest of all decisions so far."""
@@ -174,6 +180,9 @@ class Recording:
                 f"{path}: not the header of a recording of this version: {error.errors()[0]['msg']}"
             ) from None
         self.config = self.header.config.model_copy(update={"base_dir": self.header.base_dir})
+        if (model := folder / MODEL_FOLDER).is_dir():
+            forecast = self.config.forecast.model_copy(update={"model": str(model.resolve())})
+            self.config = self.config.model_copy(update={"forecast": forecast})
         self.boards = tuple(
             replace(board, channels=tuple(_CHANNEL.validate_python(channel) for channel in board.channels))
             for board in self.header.boards

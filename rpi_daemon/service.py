@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import structlog
 
 from rpi_daemon._fastpath import core
 from rpi_daemon.alarms import Facts
-from rpi_daemon.assembly import build_pipeline, settings
+from rpi_daemon.assembly import build_pipeline, needs_model, settings
 from rpi_daemon.cap_task import LOCKED_OUT_S, CapTask
 from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
 from rpi_daemon.config.rack import rack_model
@@ -70,6 +70,9 @@ from rpi_daemon.score import MeanWeights, RunScore
 from rpi_daemon.sensing import BoardLink, board_link
 from rpi_daemon.settle import SettleTimes
 from rpi_daemon.trap_task import Traps
+
+if TYPE_CHECKING:
+    from rpi_daemon.retrain.standing import StandingModel
 
 FOUND_FILE = "found-limits.json"
 FOUND_CAPS_FILE = "found-caps.json"
@@ -125,12 +128,13 @@ class Service:
         self.static_safe_s: float | None = None
         self.meters_only: dict[str, str] = {}  # PDUs whose outlets would be written but for this reason
         self.static_safe_differs: dict[str, list[int]] = {}  # outlets that stand elsewhere and may not be written
-        self.model_refused: str | None = None
+        self.model_refused: str | None = None  # the reason
         self.tick_ms: deque[float] = deque(maxlen=TICK_HISTORY)
         self.write_ms: deque[float] = deque(maxlen=TICK_HISTORY)
         self.weights = MeanWeights()
         self.writes = self.writes_verified = self.writes_refused = 0
         self._guard = settings(GuardConfig, config.guard)
+        self.standing: StandingModel | None = None  # None: no network is wanted
         self._record_dir = record
         self._recorder: Recorder | None = None
         self.found = FoundLimits({})
@@ -427,18 +431,33 @@ class Service:
             self._recorder = Recorder(self._record_dir, self.boards, clock)
             self._stack.callback(self._recorder.close)
             clock = self._recorder.clock
-        build = partial(
-            build_pipeline, self.config, self.rack, setups, clock, writes_per_day=write_budgets(self.config)
+        config, refused = self._with_standing_model()
+        pipeline = build_pipeline(
+            config, self.rack, setups, clock, writes_per_day=write_budgets(self.config), without_model=refused
         )
+        if self.standing is not None:
+            self.standing.attach(pipeline.forecaster)
+        if self._recorder is not None:
+            trained = None if refused or config.forecast.model == "shipped" else config.path(config.forecast.model)
+            self._recorder.begin(config, self.rack.opted_in.tolist(), without_model=refused, trained=trained)
+        return pipeline
+
+    def _with_standing_model(self) -> tuple[Config, bool]:
+        """The configuration with the model that stands, and whether the baselines must do without one."""
+        if not needs_model(self.config):
+            return self.config, False
+        # onnxruntime takes 0.3 s to import: only once STATIC_SAFE is verified
+        from rpi_daemon.retrain.standing import StandingModel, library_of, with_model
+
+        self.standing = StandingModel(library_of(self.config), self.clock, recorded=self._recorder is not None)
         try:
-            pipeline = build()
+            choice = self.standing.choose()
         except ModelError as error:
             self.model_refused = str(error)
             log.error("model.refused", error=str(error), doing="baselines forecast; replace the model and restart")
-            pipeline = build(without_model=True)
-        if self._recorder is not None:
-            self._recorder.begin(self.config, self.rack.opted_in.tolist(), without_model=self.model_refused is not None)
-        return pipeline
+            return self.config, True
+        self.model_refused = "; ".join(choice.refused) or None
+        return with_model(self.config, choice), False
 
     # -- the loop
 

@@ -163,8 +163,9 @@ def _forecast(service: "Service") -> dict[str, Any]:
     stack = service.pipeline.forecaster
     return {
         "primary": service.config.forecast.primary,
+        "model": None if stack.model is None or service.standing is None else service.standing.name,
         "outlet_ticks": dict(stack.counts),
-        "primary_unused_because": service.model_refused or stack.reason,
+        "primary_unused_because": (service.model_refused if stack.model is None else None) or stack.reason,
     }
 
 

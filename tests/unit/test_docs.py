@@ -128,7 +128,7 @@ def test_the_readmes_configuration_is_good(tmp_path: Path) -> None:
 def test_every_log_event_is_explained() -> None:
     explained = set(re.findall(r"`([a-z_.]+)`", "".join(cells[0] for cells in rows(operating(), "event"))))
     used = set()
-    for path in [*(ROOT / "rpi_daemon").glob("*.py"), *(ROOT / "rpi_daemon/history").glob("*.py")]:
+    for path in (ROOT / "rpi_daemon").rglob("*.py"):
         used |= set(
             re.findall(r"\blog\.(?:debug|info|warning|error)\(\s*\"([^\"]+)\"", path.read_text(encoding="utf-8"))
         )

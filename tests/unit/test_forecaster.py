@@ -89,10 +89,12 @@ def test_an_outlet_that_is_off_is_forecast_off_from_the_start(model: LoadedModel
     power_w = np.array([0.0, 0.5, 0.0])
     planned_w = np.zeros((3, 5))
     planned_w[2, 3:] = 200.0
+    interval_ticks = np.array(10 if quality else 1)
     highest = []
     for k in range(300):
         held = Quality.HELD if quality and k % 10 else 0
-        highest.append(stack.step(tick(k, power_w, planned_w, quality=quality | held)).running_max_w)
+        x = tick(k, power_w, planned_w, quality=quality | held)
+        highest.append(stack.step(replace(x, interval_ticks=interval_ticks)).running_max_w)
     late = np.array(highest[4:])  # the first answer, and all others
     assert late[:, :2].max() < 0.01 * RATING_W
     announced_w = late[:, 2, 3:, 1]
@@ -226,13 +228,13 @@ def test_new_model_is_primed_beside_the_old_one_and_takes_over(model: LoadedMode
             swapped.swap(other)
         one, two = swapped.step(tick(k, signal[k])), straight.step(tick(k, signal[k]))
         seen = stream.step(tick(k, signal[k]))
-        if k > 60:  # the 200 ticks that the new model is run over begin here
+        if k >= 60:  # the 200 ticks that the new model is run over begin here
             y, h, c = model.run(seen.columns, h, c)
         if swapped.priming:
             took += 1
             np.testing.assert_array_equal(one.value_w, two.value_w)
     assert swapped.model.name == "other"
-    assert took == 49  # 199 ticks of past, 5 a tick, 1 more coming in each tick
+    assert took == 49  # 200 ticks of past, 5 a tick, the oldest dropped in each tick
     median_w = seen.base_w[:, None] + y.reshape(2, 2, 5, 3)[:, 0, :, 0] * seen.scale_w[:, None]
     np.testing.assert_allclose(one.value_w[:, :, 0], median_w, atol=1e-3)
 
