@@ -9,6 +9,8 @@ from rpi_daemon.config.schema import Cap, Config, Constraint, Pdu, TrapSink, exp
 Loc = tuple[str | int, ...]
 Found = tuple[Loc, str]
 LOOSE_FILE_BITS = 0o077
+LONGEST_CAPTURE = 3  # times its usual length, see rpi_daemon/captures.py
+CAPTURE_LATE_S = 3.0  # a disk may be so late before the raw ring has overwritten what is to be kept
 PORTS = {"snmp": 161, "modbus_tcp": 502}  # where a PDU says none
 
 
@@ -23,6 +25,7 @@ def cross_check(config: Config, base_dir: Path, env: Mapping[str, str]) -> Itera
     yield from _boards(config, base_dir)
     yield from _caps(config, base_dir, env)
     yield from _trap_sinks(config, base_dir, env)
+    yield from _captures(config)
 
 
 def _close(name: str, known: Sequence[str]) -> str:
@@ -325,3 +328,14 @@ def _boards(config: Config, base_dir: Path) -> Iterator[Found]:
             yield ("board", i, "channels"), "a DC rack has voltage:DC, not phases"
         if config.rack.supply == "ac" and "voltage:DC" in board.channels:
             yield ("board", i, "channels"), "an AC rack has phases, not voltage:DC"
+
+
+def _captures(config: Config) -> Iterator[Found]:
+    options = config.history
+    needed_s = LONGEST_CAPTURE * (options.capture_before_s + options.capture_after_s) + CAPTURE_LATE_S
+    if options.enabled and options.capture and needed_s > config.sampling.raw_ring_s:
+        yield (
+            ("sampling", "raw_ring_s"),
+            f"{config.sampling.raw_ring_s:g} s are less than a capture may need: 3 x (history.capture_before_s +"
+            f" capture_after_s) + {CAPTURE_LATE_S:g} s = {needed_s:g} s",
+        )

@@ -97,6 +97,19 @@ class History(Section):
     enabled: bool = Field(True, description="keep measurements, forecasts, limits and events")
     keep_days: float = Field(30.0, ge=1, le=3650, description="days that are kept; whole weeks are deleted after that")
     folder: str = Field("history", description="where; a relative path is taken from daemon.state_dir")
+    capture: bool = Field(
+        True, description="keep the raw 1 kHz around draws that pass their limit, overloads, steps and faults"
+    )
+    capture_before_s: float = Field(1.0, ge=0.1, le=60, description="s before what happened")
+    capture_after_s: float = Field(
+        2.0, ge=0.1, le=60, description="s after it; what follows within lengthens the capture, three times at most"
+    )
+    capture_step_share: float = Field(
+        0.5, gt=0, le=10, description="a change within 40 ms above this share of the outlet's rating is a step"
+    )
+    capture_per_hour: int = Field(3, ge=1, le=1000, description="captures an hour of each kind; more are counted alone")
+    capture_keep: int = Field(200, ge=1, le=100_000, description="captures kept; the oldest are deleted")
+    capture_keep_mb: float = Field(200.0, ge=1, le=1e6, description="MB of captures kept")
 
 
 class Board(Section):

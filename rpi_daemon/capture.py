@@ -3,20 +3,17 @@
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
-
+from rpi_daemon.captures import as_comtrade, kept
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.config.load import read_config
 from rpi_daemon.config.schema import Config
 from rpi_daemon.errors import ConfigError, RpiError
-from rpi_daemon.history.comtrade import comtrade
 from rpi_daemon.history.query import local_zone, parse_time
+from rpi_daemon.history.show import stamp
 from rpi_daemon.raw import Waveform, read_waveform
 from rpi_daemon.records import IntArray
-
-LEAST_HZ: Final = 16.0  # railway power; slower is no mains
 
 
 def capture(
@@ -34,16 +31,7 @@ def capture(
     t_utc_ns = wave.t_mono_ns + utc_ns
     trigger_ns = int(t_utc_ns[-1]) if at_ns is None else at_ns
     used = [k for k, channel in enumerate(wave.channels) if channel.unit]
-    text, data = comtrade(
-        config.rack.id,
-        f"{chosen} {wave.serial_number}",
-        [(wave.channels[k].name, wave.channels[k].unit, wave.channels[k].delay_ns / NS_PER_S) for k in used],
-        wave.values[:, used],
-        t_utc_ns,
-        trigger_ns,
-        rate_hz=wave.rate_hz,
-        line_hz=line_hz(wave),
-    )
+    text, data = as_comtrade(config.rack.id, wave, t_utc_ns, trigger_ns)
     written = [output.with_name(output.name + suffix) for suffix in (".cfg", ".dat", ".png")]
     try:
         written[0].write_text(text, encoding="ascii", errors="replace", newline="")
@@ -70,6 +58,20 @@ def capture(
     return document, f"{len(t_utc_ns)} scans of {len(used)} channels: {', '.join(str(path) for path in written)}"
 
 
+def listed(config_path: Path) -> tuple[dict[str, Any], str]:
+    """The captures that the daemon took by itself, oldest first, as a document and as a table. Raises ConfigError."""
+    config = read_config(config_path)
+    folder = config.path(config.daemon.state_dir) / config.history.folder
+    captures, damaged = kept(folder)
+    lines = [
+        f"{stamp(item['from_utc_ns'], local_zone(), 3)}  {item['board']}  {item['scans'] / 1000:.1f} s"
+        f"  {', '.join(dict.fromkeys(t['kind'] + ' ' + t['subject'] for t in item['triggers']))}  {item['file']}"
+        for item in captures
+    ]
+    document = {"schema": 1, "ok": True, "captures": captures, "notes": damaged}
+    return document, "\n".join(lines) or f"no capture was taken yet; they are kept in {folder / 'captures'}"
+
+
 def _board(config: Config, board: str | None) -> str:
     ids = [item.id for item in config.board]
     if board is None and len(ids) == 1:
@@ -78,17 +80,6 @@ def _board(config: Config, board: str | None) -> str:
         said = "say which --board" if board is None else f"no board is called {board!r}"
         raise ConfigError(f"{said}: {', '.join(ids) or 'this rack has none, so no raw scans either'}")
     return board
-
-
-def line_hz(wave: Waveform) -> float:
-    """The mains frequency, by the rising zero crossings of the first channel that has some, voltages first; 0 on DC."""
-    for k in sorted(range(len(wave.channels)), key=lambda k: wave.channels[k].unit != "V"):
-        values = wave.values[:, k]
-        at = np.flatnonzero((values[:-1] < 0.0) & (values[1:] >= 0.0))
-        periods = np.diff(at + values[at] / (values[at] - values[at + 1]))
-        if len(periods) and (hz := wave.rate_hz / float(np.median(periods))) >= LEAST_HZ:
-            return round(hz, 1)
-    return 0.0
 
 
 def draw(wave: Waveform, used: list[int], t_utc_ns: IntArray, now: datetime, path: Path) -> None:

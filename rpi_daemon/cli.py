@@ -426,17 +426,33 @@ def events(
     "--seconds", default=2.0, show_default=True, type=click.FloatRange(0.05, 600.0), help="Length of the capture."
 )
 @click.option("--board", help="Board of the configuration; the only one if not given.")
-@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="NAME of NAME.cfg, .dat, .png.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="NAME of NAME.cfg, .dat, .png.")
+@click.option("--list", "list_kept", is_flag=True, help="The captures that the daemon took by itself.")
 @config_option
 @json_option
 def capture(
-    at: str | None, last: bool, seconds: float, board: str | None, output: Path, config_path: Path, as_json: bool
+    at: str | None,
+    last: bool,
+    seconds: float,
+    board: str | None,
+    output: Path | None,
+    list_kept: bool,
+    config_path: Path,
+    as_json: bool,
 ) -> None:
     """Raw 1 kHz waveforms as COMTRADE (IEEE C37.111) and a picture. Works without a running daemon, until the box restarts."""
     from rpi_daemon import capture as flow
 
-    if (at is None) != last:
-        raise click.UsageError("give --at TIME or --last")
+    if (at is not None) + last + list_kept != 1:
+        raise click.UsageError("give --at TIME or --last; or --list")
+    if list_kept:
+        document, text = flow.listed(config_path)
+        for note in document["notes"]:
+            click.echo(note, err=True)
+        show(document, as_json, text)
+        return
+    if output is None:
+        raise click.UsageError("give --output NAME")
     document, text = flow.capture(config_path, board, at, seconds, output)
     for note in document["notes"]:
         click.echo(note, err=True)

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Replace a small file so that a crash leaves the old one or the new: tmp, fsync, rename, fsync folder."""
+def write_durably(path: Path, content: str | bytes) -> None:
+    """Replace a file so that a crash leaves the old one or the new: tmp, fsync, rename, fsync folder."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
+    with open(temporary, "wb") as f:
+        f.write(content.encode() if isinstance(content, str) else content)
         f.flush()
         os.fsync(f.fileno())
     os.replace(temporary, path)

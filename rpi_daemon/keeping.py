@@ -11,7 +11,9 @@ from typing import Any, Final
 import numpy as np
 import structlog
 
+from rpi_daemon.captures import CaptureCounters, CaptureOptions, Captures
 from rpi_daemon.clock import NS_PER_S, Clock
+from rpi_daemon.config.schema import History
 from rpi_daemon.history.events import Event, EventKeeper
 from rpi_daemon.history.historian import CLOCK_STEP_NS, MINUTE_NS, REQUEST_WEIGHT, WEIGHT, Historian, HistorianCounters
 from rpi_daemon.history.weeks import Layout, Mark, StoredLimit
@@ -30,6 +32,7 @@ from rpi_daemon.records import (
     SafeState,
 )
 from rpi_daemon.sensing import BoardLink
+from rpi_daemon.triggers import Triggers
 
 RESTATE_NS: Final = 3600 * NS_PER_S  # a limit that stands is told again, so that a question need not look back for ever
 LEFT_OUT: Final = frozenset({"limit"})  # decisions: many, and their outcome is in the history of limits
@@ -50,15 +53,18 @@ log = structlog.get_logger(__name__)
 class Keeping:
     """One per daemon. `open`, `begin` once the boards are known, `tick`, `close`; none of them waits for the disk."""
 
-    def __init__(self, folder: Path, clock: Clock, *, keep_days: float) -> None:
+    def __init__(self, folder: Path, runtime_dir: Path, clock: Clock, options: History) -> None:
         self._folder = folder
+        self._runtime_dir = runtime_dir
         self._clock = clock
-        self._keep_days = keep_days
+        self._options = options
         self._writer = Writer()
         self._events = EventKeeper(self._writer, folder)
         self._historian: Historian | None = None
         self._limits: StandingLimits | None = None
         self._scores: MinuteScores | None = None
+        self._triggers: Triggers | None = None
+        self._captures: Captures | None = None
         self._stack = contextlib.ExitStack()
 
     def open(self) -> None:
@@ -66,13 +72,18 @@ class Keeping:
         self._writer.start()
         self._stack.enter_context(listening(self._event))
 
-    def begin(self, rack: RackModel, calibration: str, interval_ticks: IntArray) -> None:
-        """Whose measurements the ticks bring."""
+    def begin(self, rack: RackModel, calibration: str, interval_ticks: IntArray, board_of: Mapping[str, str]) -> None:
+        """Whose measurements the ticks bring. `board_of`: the board that measures each outlet, where one does."""
         loads = tuple(rack.loads[k].name for k in rack.load_of)
         layout = Layout(rack.rack, rack.outlet_ids, calibration, loads, tuple(interval_ticks.tolist()))
-        self._historian = Historian(self._writer, self._folder, layout, keep_days=self._keep_days)
+        self._historian = Historian(self._writer, self._folder, layout, keep_days=self._options.keep_days)
         self._limits = StandingLimits(rack)
         self._scores = MinuteScores(rack.n)
+        if self._options.capture and board_of:
+            self._triggers = Triggers(rack, board_of, self._options.capture_step_share)
+            self._captures = Captures(
+                self._writer, self._folder, self._runtime_dir, rack.rack, _capture_options(self._options)
+            )
 
     def tick(self, snapshot: Snapshot) -> None:
         """One tick, once its limits are on their way."""
@@ -91,10 +102,13 @@ class Keeping:
             self._historian.limit(limit)
         if (minute := self._scores.tick(snapshot)) is not None:
             self._historian.scores(*minute)
+        if self._triggers is not None and self._captures is not None:
+            self._captures.tick(snapshot.t_mono_ns, self._triggers.find(snapshot))
 
     def status(self) -> dict[str, Any]:
         kept = HistorianCounters() if self._historian is None else self._historian.counters
         events = self._events.counters
+        captures = CaptureCounters() if self._captures is None else self._captures.counters
         return {
             "folder": str(self._folder),
             "size_mb": kept.size_bytes / 1e6,
@@ -104,20 +118,27 @@ class Keeping:
             "limits_dropped": kept.limits_dropped,
             "events_written": events.written,
             "events_dropped": events.dropped,
+            "captures_written": captures.written,
+            "captures_dropped": captures.dropped,
+            "captures_left_out": captures.left_out,
+            "captures_deleted": captures.deleted,
             "files_deleted": kept.files_deleted,
             "files_set_aside": kept.files_set_aside,
-            "failing": kept.failing or events.failing,
+            "failing": kept.failing or events.failing or captures.failing,
         }
 
     def close(self) -> None:
         """Write what is left, for a few seconds at most: a disk that hangs does not keep the daemon from ending."""
-        self._stack.close()
+        if self._captures is not None:
+            self._captures.close()
         if self._historian is not None and self._scores is not None:
             if (minute := self._scores.rest()) is not None:
                 self._historian.scores(*minute)
             self._historian.close()
         self._events.close()
-        if not self._writer.close():
+        finished = self._writer.close()
+        self._stack.close()
+        if not finished:
             log.error("history.not_finished", **self.status())
 
     def _event(self, name: str, fields: Mapping[str, Any]) -> None:
@@ -128,6 +149,16 @@ class Keeping:
         except (TypeError, ValueError):
             data = {key: str(value) for key, value in fields.items()}
         self._events.take(Event(self._clock.utc_ns(), self._clock.mono_ns(), name, data))
+
+
+def _capture_options(options: History) -> CaptureOptions:
+    return CaptureOptions(
+        options.capture_before_s,
+        options.capture_after_s,
+        options.capture_per_hour,
+        options.capture_keep,
+        round(options.capture_keep_mb * 1e6),
+    )
 
 
 def _others(snapshot: Snapshot) -> Mapping[str, FloatArray]:

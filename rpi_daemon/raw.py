@@ -18,6 +18,7 @@ from rpi_daemon.records import FloatArray, IntArray
 
 SUFFIX: Final = ".ring.json"
 REVERSED: Final = ":reversed"  # the transformer is mounted the wrong way round
+LOOK_BACK: Final = 30_000  # scans that are searched first: what was just captured is among them
 CODES: Final = (COUNT_HIGH, COUNT_LOW, COUNT_FAULT)
 
 
@@ -98,14 +99,23 @@ def read_waveform(ring_path: Path, board: str, length_ns: int, end_ns: int | Non
 
 def _span(ring: Ring, length_ns: int, end_ns: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Copies of the scans of a span and which of them are present."""
-    head = ring.head
-    index, t_ns = ring.scans["index"].astype(np.int64), ring.scans["t_mono_ns"].copy()
-    valid = (t_ns > 0) & (index < head) & (index >= head - ring.capacity)
+    index, t_ns = _newest(ring, min(ring.capacity, LOOK_BACK))
     if end_ns is None:
-        end_ns = int(t_ns[valid].max(initial=0)) + 1
-    inside = np.sort(index[valid & (t_ns >= end_ns - length_ns) & (t_ns < end_ns)])
+        end_ns = int(t_ns.max(initial=0)) + 1
+    if not len(t_ns) or t_ns.min() >= end_ns - length_ns:
+        index, t_ns = _newest(ring, ring.capacity)
+    inside = np.sort(index[(t_ns >= end_ns - length_ns) & (t_ns < end_ns)])
     if not len(inside):
         return np.zeros(0, ring.scans.dtype), np.zeros(0, np.bool_)
     most = 2 * round(length_ns / NS_PER_S * ring.rate_hz) + 1  # where a board counted on while it was away
     first = max(int(inside[0]), int(inside[-1]) + 1 - most)
     return ring.read(first, int(inside[-1]) + 1 - first)
+
+
+def _newest(ring: Ring, places: int) -> tuple[IntArray, IntArray]:
+    """Index and time of what the newest places of the ring hold; the others are not touched: they may be 100 MB."""
+    head = ring.head
+    slots = np.arange(max(head - places, 0), head) % ring.capacity
+    index, t_ns = ring.scans["index"][slots].astype(np.int64), ring.scans["t_mono_ns"][slots].astype(np.int64)
+    valid = (t_ns > 0) & (index < head) & (index >= head - ring.capacity)
+    return index[valid], t_ns[valid]

@@ -245,7 +245,7 @@ class Service:
     def _keeping(self) -> Keeping | None:
         options = self.config.history
         folder = self.state_dir / options.folder
-        return Keeping(folder, self.clock, keep_days=options.keep_days) if options.enabled else None
+        return Keeping(folder, self.runtime_dir, self.clock, options) if options.enabled else None
 
     def _save_found(self, limits: FoundLimits) -> None:
         """Before the first write: what is put back at `limit restore`."""
@@ -410,7 +410,8 @@ class Service:
         try:
             pipeline = await asyncio.to_thread(self._pipeline, await boards)
             if self.keeping is not None:
-                self.keeping.begin(self.rack, calibration_digest(self.boards), pipeline.features.interval_ticks)
+                calibration = calibration_digest(self.boards)
+                self.keeping.begin(self.rack, calibration, pipeline.features.interval_ticks, self._board_of)
             return pipeline
         finally:
             await _end([alive])

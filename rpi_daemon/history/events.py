@@ -135,6 +135,7 @@ class EventKeeper:
         self._log = EventLog(folder)
         self._waiting: deque[Event] = deque()
         self._asked = False  # the writer has been asked to come, and has not looked yet
+        self._closing = False
 
     def take(self, event: Event) -> None:
         if len(self._waiting) >= WAITING:
@@ -146,7 +147,8 @@ class EventKeeper:
             self._writer.put(self._store)
 
     def close(self) -> None:
-        """What was taken is on disk when the writer has closed."""
+        """What was taken, and what the writer's last jobs still tell, is on disk when the writer has closed."""
+        self._closing = True
         self._writer.put(self._log.close)
 
     def _store(self) -> None:
@@ -162,6 +164,8 @@ class EventKeeper:
             return
         self.counters.written += len(events)
         self._say(None)
+        if self._closing:
+            self._log.close()
 
     def _say(self, error: str | None) -> None:
         before, self.counters.failing = self.counters.failing, error

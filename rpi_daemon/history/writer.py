@@ -29,11 +29,16 @@ class Writer:
         self._jobs.put(job)
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> bool:
-        """Do what waits, end the thread; False where the disk did not let it end in time."""
+        """Do what waits, and what that brings; end the thread. False where the disk did not let it end in time."""
         self._jobs.put(None)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
+        closing = False
+        while not (closing and self._jobs.empty()):
+            job = self._jobs.get()
+            if job is None:
+                closing = True
+            else:
+                job()

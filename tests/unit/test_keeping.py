@@ -13,6 +13,7 @@ from rack_examples import make_snapshot
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.config.rack import rack_model
+from rpi_daemon.config.schema import History as Options
 from rpi_daemon.history.events import WAITING, Event, EventKeeper, read_events, verify
 from rpi_daemon.history.weeks import History
 from rpi_daemon.history.writer import Writer
@@ -58,8 +59,20 @@ def test_a_limit_that_changed_is_told_once_with_its_reason(tmp_path: Path) -> No
     assert told(6 + RESTATE_NS // NS_PER_S, [nan, 300.0]) == [("a/2", 300.0, "stands")]
 
 
+def test_what_stands_is_told_again_when_the_wall_clock_was_set(tmp_path: Path) -> None:
+    limits = StandingLimits(rack(tmp_path))
+    assert len(limits.changes(tick(1, [300.0, 310.0]))) == 2
+    assert limits.changes(tick(2, [300.0, 310.0])) == []
+    set_back = tick(3, [300.0, 310.0])
+    set_back.t_utc_ns -= 3600 * NS_PER_S  # type: ignore[misc]
+    assert [(c.outlet, c.reason, c.t_ns) for c in limits.changes(set_back)] == [
+        ("a/1", "stands", T0 - 3597 * NS_PER_S),
+        ("a/2", "stands", T0 - 3597 * NS_PER_S),
+    ]
+
+
 def test_what_is_logged_is_kept_whatever_level_is_shown(tmp_path: Path, capfd: Any) -> None:
-    keeping = Keeping(tmp_path, ManualClock(5, T0), keep_days=30.0)
+    keeping = Keeping(tmp_path, tmp_path, ManualClock(5, T0), Options())
     log = structlog.get_logger("test")
     with logging_to_stderr("error", "json"):
         keeping.open()
@@ -103,7 +116,7 @@ def test_events_of_many_threads_are_all_there(tmp_path: Path) -> None:
 
 def test_events_that_no_disk_takes_are_counted(tmp_path: Path) -> None:
     (tmp_path / "history").write_text("a file where the folder should be")
-    keeping = Keeping(tmp_path / "history", ManualClock(), keep_days=30.0)
+    keeping = Keeping(tmp_path / "history", tmp_path, ManualClock(), Options())
     with logging_to_stderr("error", "json"):
         keeping.open()
         structlog.get_logger("test").info("mode")
@@ -180,10 +193,10 @@ def test_a_minute_of_scores_by_hand(tmp_path: Path) -> None:
 
 
 def test_scores_reach_the_disk(tmp_path: Path) -> None:
-    keeping = Keeping(tmp_path, ManualClock(), keep_days=30.0)
+    keeping = Keeping(tmp_path, tmp_path, ManualClock(), Options())
     keeping.open()
     model = rack(tmp_path)
-    keeping.begin(model, "", np.ones(2, np.int64))
+    keeping.begin(model, "", np.ones(2, np.int64), {})
     for k in range(3):
         keeping.tick(
             make_snapshot(
