@@ -3,8 +3,9 @@
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
 
-from rpi_daemon.config.schema import Cap, Config, Constraint, Pdu, TrapSink, expand_numbers
+from rpi_daemon.config.schema import Cap, Config, Constraint, Pdu, Telemetry, TrapSink, expand_numbers
 
 Loc = tuple[str | int, ...]
 Found = tuple[Loc, str]
@@ -24,6 +25,7 @@ def cross_check(config: Config, base_dir: Path, env: Mapping[str, str]) -> Itera
     yield from _pdus(config, base_dir, env)
     yield from _boards(config, base_dir)
     yield from _caps(config, base_dir, env)
+    yield from _telemetry(config, base_dir, env)
     yield from _trap_sinks(config, base_dir, env)
     yield from _captures(config)
 
@@ -250,10 +252,88 @@ def _caps(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Fo
         places[place] = i
         if cap.tls_ca_file is not None and not (base_dir / cap.tls_ca_file).is_file():
             yield ("cap", i, "tls_ca_file"), f"{base_dir / cap.tls_ca_file}: no such file"
-        ways = [key for key in ("tls_ca_file", "tls_fingerprint", "allow_insecure") if getattr(cap, key)]
-        if len(ways) > 1:
-            yield ("cap", i, ways[1]), f"one of {' and '.join(ways)}: each is another way to know the BMC's certificate"
+        yield from _one_way(cap, ("cap", i), "the BMC's")
         yield from _secret(cap, ("cap", i), "password", base_dir, env, least=1)
+
+
+def _one_way(section: Cap | Telemetry, place: Loc, whose: str) -> Iterator[Found]:
+    ways = [key for key in ("tls_ca_file", "tls_fingerprint", "allow_insecure") if getattr(section, key)]
+    if len(ways) > 1:
+        yield (*place, ways[1]), f"one of {' and '.join(ways)}: each is another way to know {whose} certificate"
+
+
+FOR_SCRAPING = (
+    *("url", "user", "password_file", "password_env", "token_file", "token_env"),
+    *("tls_ca_file", "tls_fingerprint", "allow_insecure", "network_mbit_s"),
+)
+
+
+def _telemetry(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Found]:
+    loads = sorted({outlet.load for outlet in config.outlets()})
+    seen: dict[str, int] = {}
+    urls: dict[str, int] = {}
+    for i, item in enumerate(config.telemetry):
+        place = ("telemetry", i)
+        if item.load not in loads:
+            yield (*place, "load"), f"no outlet feeds a load called {item.load!r}{_close(item.load, loads)}"
+        if item.load in seen:
+            yield (*place, "load"), f"load {item.load!r} has telemetry {seen[item.load] + 1} already"
+        seen[item.load] = i
+        if item.driver == "feed":
+            for key in FOR_SCRAPING:
+                if getattr(item, key):
+                    yield (*place, key), "is for driver 'node_exporter'; nobody is asked for a feed"
+            continue
+        if item.url is None:
+            yield place, "needs url for driver 'node_exporter'"
+            continue
+        if item.url in urls:
+            yield (*place, "url"), f"telemetry {urls[item.url] + 1} is at {item.url} too: one host is one load"
+        urls[item.url] = i
+        yield from _host_url(item, place)
+        if item.tls_ca_file is not None and not (base_dir / item.tls_ca_file).is_file():
+            yield (*place, "tls_ca_file"), f"{base_dir / item.tls_ca_file}: no such file"
+        yield from _host_secrets(item, place, base_dir, env)
+
+
+def _host_url(item: Telemetry, place: Loc) -> Iterator[Found]:
+    """Whether it is an address that may be asked as the options say."""
+    parts = _split(item.url or "")
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment:
+        yield (*place, "url"), f"{item.url!r} is not an address such as 'https://192.0.2.40:9100/metrics'"
+    elif parts.username is not None:
+        yield (*place, "url"), "holds a user name or password; give user and password_file instead"
+    elif parts.scheme == "https":
+        yield from _one_way(item, place, "the host's")
+    elif not item.allow_insecure:
+        yield (
+            (*place, "url"),
+            "plain HTTP: others on the network can read it, and answer in the host's place; set allow_insecure = true to accept that, or use https",
+        )
+    elif item.tls_ca_file or item.tls_fingerprint:
+        yield (*place, "url"), "plain HTTP has no certificate; use https, or drop tls_ca_file and tls_fingerprint"
+
+
+def _split(url: str) -> SplitResult | None:
+    """The parts of an address; None for what is none."""
+    try:
+        parts = urlsplit(url)
+        return parts if parts.port != 0 and url.isprintable() and " " not in url else None
+    except ValueError:
+        return None
+
+
+def _host_secrets(item: Telemetry, place: Loc, base_dir: Path, env: Mapping[str, str]) -> Iterator[Found]:
+    password = item.password_file is not None or item.password_env is not None
+    token = item.token_file is not None or item.token_env is not None
+    if token and (password or item.user is not None):
+        yield (*place, "token_file" if item.token_file else "token_env"), "give a token, or user and password, not both"
+    elif token:
+        yield from _secret(item, place, "token", base_dir, env, least=1)
+    elif item.user is not None:
+        yield from _secret(item, place, "password", base_dir, env, least=1)
+    elif password:
+        yield (*place, "user"), "is needed with a password"
 
 
 def _snmp_secrets(place: Loc, section: Pdu | TrapSink, base_dir: Path, env: Mapping[str, str]) -> Iterator[Found]:
@@ -277,7 +357,7 @@ def snmp_mistakes(section: Pdu, base_dir: Path, env: Mapping[str, str]) -> Itera
 
 
 def _secret(
-    section: Pdu | TrapSink | Cap, place: Loc, name: str, base_dir: Path, env: Mapping[str, str], least: int
+    section: Pdu | TrapSink | Cap | Telemetry, place: Loc, name: str, base_dir: Path, env: Mapping[str, str], least: int
 ) -> Iterator[Found]:
     file_name = getattr(section, f"{name}_file")
     variable = getattr(section, f"{name}_env")

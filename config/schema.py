@@ -318,6 +318,60 @@ class Cap(Section):
     poll_s: float = Field(5.0, ge=0.5, le=300, description="s between two polls of power and cap")
 
 
+class Telemetry(Section):
+    """What a load's host says of itself (CPU, memory, network, disk); optional, see docs/telemetry.md."""
+
+    load: str = Field(min_length=1, description="load named by an outlet", examples=["server-1"])
+    driver: Literal["node_exporter", "feed"] = Field(
+        "node_exporter",
+        description="node_exporter is asked over HTTP; feed: an agent of yours sends JSON lines to telemetry.sock in runtime_dir",
+    )
+    url: str | None = Field(
+        None, description="node_exporter: address of its metrics", examples=["https://192.0.2.40:9100/metrics"]
+    )
+    poll_s: float = Field(
+        1.0,
+        ge=1,
+        le=5,
+        description="s between two scrapes, or lines of the feed; after three without one it is not known",
+    )
+    timeout_s: float = Field(1.0, ge=0.1, le=5, description="node_exporter: s to wait for an answer")
+    user: str | None = Field(
+        None, min_length=1, description="user name, for basic authentication", examples=["rpi-daemon"]
+    )
+    password_file: str | None = Field(None, description="file with its password, mode 0600", examples=["host.key"])
+    password_env: str | None = Field(
+        None, description="or the environment variable that holds it", examples=["RPI_HOST_PASSWORD"]
+    )
+    token_file: str | None = Field(
+        None, description="in place of a user: file with a bearer token, mode 0600", examples=["host.token"]
+    )
+    token_env: str | None = Field(
+        None, description="or the environment variable that holds it", examples=["RPI_HOST_TOKEN"]
+    )
+    tls_ca_file: str | None = Field(
+        None,
+        description="PEM file of the authority that signed the host's certificate; the system's if not given",
+        examples=["hosts-ca.pem"],
+    )
+    tls_fingerprint: str | None = Field(
+        None,
+        pattern=r"^([0-9A-Fa-f]{2}:?){32}$",
+        description="SHA-256 of a self-signed certificate, in place of an authority",
+        examples=["00:11:22:33:44:55:66:77:88:99:aa:bb:cc:dd:ee:ff:00:11:22:33:44:55:66:77:88:99:aa:bb:cc:dd:ee:ff"],
+    )
+    allow_insecure: bool = Field(
+        False, description="accept plain HTTP, or do not verify the certificate; stays visible in status"
+    )
+    network_mbit_s: float | None = Field(
+        None,
+        gt=0,
+        le=10_000_000,
+        description="Mbit/s of network interfaces whose speed the host does not tell (virtual machines); without it their share is not known",
+        examples=[1000.0],
+    )
+
+
 class Traps(Section):
     """What facilities hear by SNMP; see config/RPI-DAEMON-MIB.txt."""
 
@@ -538,6 +592,7 @@ class Config(Section):
     outlet: list[Outlet] = Field(min_length=1, description="outlets")
     load: list[Load] = []
     cap: list[Cap] = []
+    telemetry: list[Telemetry] = []
     constraint: list[Constraint] = Field(min_length=1, description="breakers, phases, feeds, the rack")
     forecast: Forecasting = Forecasting()
     corrector: Corrector = Corrector()
@@ -588,12 +643,12 @@ class Config(Section):
         """A path of the file, relative ones taken from the file's own folder."""
         return Path(self.base_dir) / text
 
-    def secret(self, section: Pdu | Cap | TrapSink, name: str) -> str:
-        """A secret ("auth_key", "priv_key", "community", "password"), from its file or environment; never logged."""
+    def secret(self, section: Pdu | Cap | Telemetry | TrapSink, name: str) -> str:
+        """A secret ("auth_key", "priv_key", "community", "password", "token"), from its file or environment; never logged."""
         return secret_of(section, name, Path(self.base_dir))
 
 
-def secret_of(section: Pdu | Cap | TrapSink, name: str, base_dir: Path) -> str:
+def secret_of(section: Pdu | Cap | Telemetry | TrapSink, name: str, base_dir: Path) -> str:
     """As `Config.secret`, of a section without a configuration around it."""
     variable = getattr(section, f"{name}_env")
     if variable is not None:

@@ -3,7 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from rpi_daemon.records import ApplyResult, CapIdentity, CapOutcome, CapReading, LimitWrite, PduIdentity, PduReading
+from rpi_daemon.records import (
+    ApplyResult,
+    CapIdentity,
+    CapOutcome,
+    CapReading,
+    HostReading,
+    LimitWrite,
+    PduIdentity,
+    PduReading,
+)
 
 MayWrite = Callable[[LimitWrite], bool]  # whether this write may go out now
 
@@ -59,6 +68,19 @@ class CapDriver(Protocol):
 
     async def close(self) -> None:
         """Log out and let go of the connection; safe to call twice."""
+
+
+class HostDriver(Protocol):
+    """What one load's host says of itself. Says what the wire said, or raises DeviceError / AuthError."""
+
+    async def open(self) -> None:
+        """Make ready; nothing is asked yet."""
+
+    async def read(self) -> HostReading:
+        """Ask once. What cannot be known, such as a rate at first, is None."""
+
+    async def close(self) -> None:
+        """Let go of the connection; safe to call twice."""
 
 
 class SensorSource(Protocol):

@@ -13,6 +13,7 @@ from rpi_daemon.guard import GuardConfig, at_start
 from rpi_daemon.pipeline import Pipeline
 from rpi_daemon.plans import PlannedWork
 from rpi_daemon.records import IntArray, RackModel
+from rpi_daemon.telemetry import HostTelemetry
 
 if TYPE_CHECKING:
     from rpi_daemon.models.forecaster import ForecasterStack
@@ -44,6 +45,7 @@ def build_pipeline(
         Corrector(settings(CorrectorConfig, config.corrector), rack),
         Actuator(settings(ActuatorConfig, config.actuator), rack, writes_per_day=writes_per_day),
         PlannedWork(rack, config.schedule),
+        HostTelemetry(rack, {item.load: item.poll_s for item in config.telemetry}),
         at_start(clock.mono_ns()),
         allocator=settings(AllocatorConfig, config.allocator),
         guard=settings(GuardConfig, config.guard),

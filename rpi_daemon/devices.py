@@ -9,10 +9,11 @@ import numpy as np
 from rpi_daemon.calibration import Calibration, load_calibration
 from rpi_daemon.clock import Clock
 from rpi_daemon.config.load import Loc, load_config
-from rpi_daemon.config.schema import Board, Cap, Config, Pdu, expand_numbers, secret_of
-from rpi_daemon.drivers.base import CapDriver, PduDriver
+from rpi_daemon.config.schema import Board, Cap, Config, Pdu, Telemetry, expand_numbers, secret_of
+from rpi_daemon.drivers.base import CapDriver, HostDriver, PduDriver
 from rpi_daemon.drivers.caps.redfish import RedfishCap, RedfishOptions
 from rpi_daemon.drivers.caps.session import RedfishEndpoint
+from rpi_daemon.drivers.hosts.node_exporter import NodeExporter, NodeExporterOptions
 from rpi_daemon.drivers.pdu.modbus import ModbusOptions, ModbusPdu, TcpAddress
 from rpi_daemon.drivers.pdu.modbus_link import SerialLine
 from rpi_daemon.drivers.pdu.profile import Profile, load_profile
@@ -54,6 +55,25 @@ def cap_driver(config: Config, cap: Cap, clock: Clock) -> CapDriver:
         timeout_s=cap.timeout_s,
     )
     return RedfishCap(RedfishOptions(endpoint, resource=cap.resource), clock)
+
+
+def host_driver(config: Config, item: Telemetry, clock: Clock) -> HostDriver:
+    """The driver of one scraped host, not open yet; password and token are read here."""
+    token = item.token_file is not None or item.token_env is not None
+    options = NodeExporterOptions(
+        load=item.load,
+        url=item.url or "",
+        poll_s=item.poll_s,
+        timeout_s=item.timeout_s,
+        user=item.user or "",
+        password=config.secret(item, "password") if item.user is not None else "",
+        token=config.secret(item, "token") if token else "",
+        tls_ca_file=None if item.tls_ca_file is None else str(config.path(item.tls_ca_file)),
+        tls_fingerprint=item.tls_fingerprint,
+        allow_insecure=item.allow_insecure,
+        interface_bytes_per_s=None if item.network_mbit_s is None else item.network_mbit_s * 1e6 / 8.0,
+    )
+    return NodeExporter(options, clock)
 
 
 def snmp_endpoint(config: Config, pdu: Pdu) -> SnmpEndpoint:

@@ -27,6 +27,7 @@ from rpi_daemon.records import (
     Forecast,
     ForecastInput,
     Hint,
+    HostReading,
     LimitsInForce,
     Mode,
     PduReport,
@@ -39,12 +40,12 @@ from rpi_daemon.records import (
     SafeStatus,
 )
 from rpi_daemon.residual import ResidualMatcher
+from rpi_daemon.telemetry import HostTelemetry
 
 if TYPE_CHECKING:
     from rpi_daemon.models.forecaster import ForecasterStack  # imports onnxruntime: not before STATIC_SAFE is verified
 
 BLIND_S = 5.0  # without any reading for this long the limits go to STATIC_SAFE; until then they only hold
-TELEMETRY_COLUMNS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class TickInputs:
     acknowledged: tuple[str, ...] = ()
     released: frozenset[str] = frozenset()  # outlets given back to their owner: not ours to write
     cap_reports: tuple[CapReport, ...] = ()
+    host_readings: tuple[HostReading, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class Snapshot:
     cap_plan: CapPlan
     weights: Mapping[str, FloatArray]  # expert -> [n], in the median of the draw in 5 s
     request_weights: Mapping[str, FloatArray]  # the same in the quantile that requests build on
+    telemetry: FloatArray  # [n, 4] what the hosts say, in the order of TELEMETRY; NaN where not known
 
 
 class Pipeline:
@@ -98,6 +101,7 @@ class Pipeline:
         corrector: Corrector,
         actuator: Actuator,
         plans: PlannedWork,
+        telemetry: HostTelemetry,
         safe: SafeStatus,
         *,
         allocator: AllocatorConfig,
@@ -110,6 +114,7 @@ class Pipeline:
         self.forecaster = forecaster
         self.actuator = actuator
         self.plans = plans
+        self.telemetry = telemetry
         self.safe = safe
         self.capping = Capping(rack, trip_margin_share=guard.trip_margin_share)
         self._corrector = corrector
@@ -122,7 +127,6 @@ class Pipeline:
         self._foreseen: tuple[Forecast, Request] | None = None
         self._opted_in = rack.opted_in
         self._released: frozenset[str] = frozenset()
-        self._nothing = np.zeros((rack.n, TELEMETRY_COLUMNS))
 
     def step(self, inputs: TickInputs) -> Snapshot:
         """scans and replies -> readings -> residual -> forecast -> request -> allocation -> caps -> guard -> limits."""
@@ -132,7 +136,8 @@ class Pipeline:
         in_force = self.actuator.limits(now_ns)
         readings = self.features.step(now_ns, inputs.utc_ns)
         caps = self.capping.standing(now_ns, readings, inputs.flags.cap_unreachable)
-        residual, forecast, request = self._foresee(readings, in_force, caps)
+        telemetry = self.telemetry.columns(now_ns)
+        residual, forecast, request = self._foresee(readings, telemetry, in_force, caps)
         self.safe = ladder(self.safe, now_ns, self._flags(readings, inputs, caps), inputs.acknowledged, self._guard)
         allocation = self._allocate(readings, request, in_force, caps, inputs.ceilings)
         cap_plan = self._cap(inputs, request, allocation, readings, in_force, caps)
@@ -148,17 +153,17 @@ class Pipeline:
         return Snapshot(
             now_ns, inputs.utc_ns, inputs.mode, readings, residual, forecast, request, allocation, self.safe,
             permitted, in_force, desired, foreign, foreign_caps, caps, cap_plan,
-            self.forecaster.weights, self.forecaster.request_weights,
+            self.forecaster.weights, self.forecaster.request_weights, telemetry,
         )  # fmt: skip
 
     def _foresee(
-        self, readings: Readings, in_force: LimitsInForce, caps: CapsInForce
+        self, readings: Readings, telemetry: FloatArray, in_force: LimitsInForce, caps: CapsInForce
     ) -> tuple[Residual | None, Forecast, Request]:
         """One step of everything that learns from a window; a tick without a new one goes on with what it has."""
         if self._foreseen is not None and readings.t_mono_ns <= self._foreseen[0].t_mono_ns:
             return None, *self._foreseen
         residual = self._matcher.match(readings)
-        forecast = self.forecaster.step(self._forecast_input(readings))
+        forecast = self.forecaster.step(self._forecast_input(readings, telemetry))
         capped_w = self.capping.of_outlets(np.where(caps.ours, caps.cap_w, np.nan)) if caps.ours.any() else None
         request = self._corrector.step(forecast, residual, readings, in_force, capped_w)
         self._matcher.record(forecast, request.request_w)
@@ -182,7 +187,7 @@ class Pipeline:
         )  # fmt: skip
 
     def _take_in(self, inputs: TickInputs) -> tuple[str, ...]:
-        """Hints to the plans, replies to the actuator's memory; returns outlets whose limit somebody else changed."""
+        """Hints to the plans, hosts' words, replies to the actuator's memory; returns outlets whose limit somebody else changed."""
         foreign: list[str] = []
         if inputs.released != self._released:
             self._released = inputs.released
@@ -192,6 +197,7 @@ class Pipeline:
             self.capping.release(self.rack, inputs.released)
         for hint in inputs.hints:
             self.plans.hint(hint)
+        self.telemetry.take(inputs.host_readings)
         for cause in inputs.acknowledged:
             name, _, pdu = cause.partition(":")
             if name == "foreign_writer":
@@ -211,7 +217,8 @@ class Pipeline:
                 self.actuator.lost(report.pdu, inputs.now_ns)
         return tuple(foreign)
 
-    def _forecast_input(self, readings: Readings) -> ForecastInput:
+    def _forecast_input(self, readings: Readings, telemetry: FloatArray) -> ForecastInput:
+        known = np.isfinite(telemetry)
         return ForecastInput(
             t_mono_ns=readings.t_mono_ns,
             t_utc_s=readings.t_utc_ns / NS_PER_S,
@@ -221,8 +228,8 @@ class Pipeline:
             valid=readings.valid,
             rating_w=self.rack.rating_w,
             planned_w=self.plans.planned_w(readings.t_mono_ns, readings.t_utc_ns),
-            telemetry=self._nothing,
-            telemetry_mask=self._nothing,
+            telemetry=np.where(known, telemetry, 0.0),
+            telemetry_mask=known.astype(np.float64),
             quality=readings.quality,
             interval_ticks=readings.interval_ticks,
         )

@@ -103,6 +103,21 @@ class Readings:
         return fresh
 
 
+TELEMETRY = ("cpu", "memory", "network", "disk")
+
+
+@dataclass(frozen=True, slots=True)
+class HostReading:
+    """What a load's host says of itself, as shares from 0 to 1. None is "not known", never zero."""
+
+    load: str
+    t_mono_ns: int  # when it was asked, or when its word came in
+    cpu: float | None = None  # of the time of all CPUs, not idle
+    memory: float | None = None  # not available
+    network: float | None = None  # of its speed, the busier direction of the busiest interface
+    disk: float | None = None  # of the time, the busiest disk was busy
+
+
 @dataclass(frozen=True, slots=True)
 class ForecastInput:
     """What a forecaster sees at one tick; [n] unless said otherwise."""
@@ -115,7 +130,7 @@ class ForecastInput:
     valid: BoolArray
     rating_w: FloatArray
     planned_w: FloatArray  # [n, 5] known schedule: change of draw by t+1..5 s, W
-    telemetry: FloatArray  # [n, 4] CPU, memory, network, disk in 0..1; 0 where masked
+    telemetry: FloatArray  # [n, 4] TELEMETRY in 0..1; 0 where masked
     telemetry_mask: FloatArray  # [n, 4] 1 where known
     quality: IntArray = field(default_factory=lambda: np.zeros((), np.int64))  # Quality bits; without outlets: of all
     interval_ticks: IntArray = field(default_factory=lambda: np.ones((), np.int64))  # between two readings; 1: a board

@@ -25,7 +25,7 @@ from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import Config
 from rpi_daemon.control import SOCKET_NAME, ControlServer
-from rpi_daemon.devices import address_of, cap_driver, pdu_driver, profile_digest, used_pdus, write_budgets
+from rpi_daemon.devices import address_of, cap_driver, host_driver, pdu_driver, profile_digest, used_pdus, write_budgets
 from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.durable import write_durably
 from rpi_daemon.errors import DeviceError, ModelError, RpiError
@@ -69,6 +69,7 @@ from rpi_daemon.records import (
 from rpi_daemon.score import MeanWeights, RunScore
 from rpi_daemon.sensing import BoardLink, board_link
 from rpi_daemon.settle import SettleTimes
+from rpi_daemon.telemetry_task import TelemetryTasks
 from rpi_daemon.trap_task import Traps
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ class Service:
         self._saving: asyncio.Task[None] | None = None
         self.operator = Operator(self)
         self.traps = Traps(config, self.clock)
+        self.telemetry = TelemetryTasks(config, self.clock, host_driver)
         self._outlets_of = {x.name: [self.rack.outlet_ids[i] for i in x.outlets] for x in self.rack.loads}
         self.keeping = self._keeping()
         self._board_of = {outlet: board.id for board in config.board for outlet in board.currents()}
@@ -178,6 +180,8 @@ class Service:
             self._stack.push_async_callback(control.close)
             self._stack.push_async_callback(self.traps.close)
             await self.traps.open()
+            self._stack.push_async_callback(self.telemetry.close)
+            await self.telemetry.open()
             notify("READY=1")
             pipeline = await self._built(boards)
             self._make_cap_tasks()
@@ -530,6 +534,7 @@ class Service:
             acknowledged=tuple(self.operator.acknowledged),
             released=self.operator.released,
             cap_reports=self._cap_reports(),
+            host_readings=self.telemetry.take_readings(),
         )
         self.operator.hints.clear()
         self.operator.acknowledged.clear()

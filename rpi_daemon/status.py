@@ -12,7 +12,7 @@ from rpi_daemon.alarms import KINDS
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.control import SCHEMA
 from rpi_daemon.guard import brief, loadings
-from rpi_daemon.records import REQUEST_QUANTILE, FloatArray, LimitKind, Quality
+from rpi_daemon.records import REQUEST_QUANTILE, TELEMETRY, FloatArray, LimitKind, Quality
 from rpi_daemon.settle import too_slow
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def status_document(service: "Service") -> dict[str, Any]:
         "constraints": _constraints(service, snapshot) if snapshot else [],
         "forecast": _forecast(service) if snapshot else {},
         "caps": [_cap(service, snapshot, k, now_ns) for k in range(len(service.rack.caps))] if snapshot else [],
+        "telemetry": _telemetry(service, snapshot),
+        "telemetry_feed": service.telemetry.feed_status(),
         "boards": [_board(link) for link in service.boards],
         "pdus": [_pdu(service, pdu, now_ns) for pdu in service.tasks],
         "alarms": _alarms(service),
@@ -167,6 +169,16 @@ def _forecast(service: "Service") -> dict[str, Any]:
         "outlet_ticks": dict(stack.counts),
         "primary_unused_because": (service.model_refused if stack.model is None else None) or stack.reason,
     }
+
+
+def _telemetry(service: "Service", snapshot: "Snapshot | None") -> list[dict[str, Any]]:
+    """What each configured host says now: null where it is not known, or too old to be."""
+    outlet_of = {load.name: load.outlets[0] for load in service.rack.loads}
+    entries = service.telemetry.status()
+    for entry in entries:
+        shares = snapshot.telemetry[outlet_of[entry["load"]]] if snapshot else [math.nan] * len(TELEMETRY)
+        entry |= {name: _number(share) for name, share in zip(TELEMETRY, shares, strict=True)}
+    return entries
 
 
 def _board(link: Any) -> dict[str, Any]:

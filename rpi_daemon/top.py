@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.records import TELEMETRY
 
 SPARKS = "▁▂▃▄▅▆▇█"
 HISTORY = 24  # sparkline points
@@ -133,11 +134,39 @@ def _told(status: Status) -> list[Text]:
     for cap in status["caps"]:
         if cap["insecure"]:
             lines.append(Text(f"the BMC of {cap['load']} is not verified (allow_insecure)", style="yellow"))
+    lines += _hosts(status)
     for sink in status["trap_sinks"]:
         if sink["reachable"] is False:
             lines.append(Text(f"traps to {sink['id']}: {sink['queued']} wait: {sink['error']}", style="yellow"))
         if sink["insecure"]:
             lines.append(Text(f"traps to {sink['id']} go in plain text (version 2c)", style="yellow"))
+    return lines
+
+
+def _hosts(status: Status) -> list[Text]:
+    """How many hosts tell what they do, how old the oldest of their words is, and who does not."""
+    hosts = status["telemetry"]
+    telling = [host for host in hosts if any(host[name] is not None for name in TELEMETRY)]
+    lines = []
+    if hosts:
+        oldest = f", the oldest word {max(host['age_s'] for host in telling):.1f} s old" if telling else ""
+        lines.append(Text(f"hosts: {len(telling)} of {len(hosts)} tell what they do{oldest}", style="dim"))
+    for host in hosts:
+        if host not in telling:
+            since = "never heard of" if host["age_s"] is None else f"last heard of {host['age_s']:.0f} s ago"
+            why = f": {host['error']}" if host["error"] else ""
+            lines.append(Text(f"host of {host['load']}: {since}{why}", style="yellow"))
+        if host["insecure"]:
+            lines.append(Text(f"the host of {host['load']} is asked insecurely (allow_insecure)", style="yellow"))
+    feed = status["telemetry_feed"]
+    if feed is not None and (feed["refused"] or feed["dropped"] or feed["unknown_loads"]):
+        unknown = f"; unknown loads: {', '.join(filter(None, feed['unknown_loads']))}" if feed["unknown_loads"] else ""
+        error = f" ({feed['last_error']})" if feed["last_error"] else ""
+        lines.append(
+            Text(
+                f"telemetry feed: {feed['refused']} refused{error}, {feed['dropped']} dropped{unknown}", style="yellow"
+            )
+        )
     return lines
 
 

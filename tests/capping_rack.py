@@ -38,6 +38,7 @@ from rpi_daemon.records import (
     ServerCap,
     WriteOutcome,
 )
+from rpi_daemon.telemetry import HostTelemetry
 
 QUICK = ActuatorConfig(lower_hold_s=1.0, deadband=0.01, writes_per_day=100_000, lease_s=3.0)
 NO_CAP_W = float("inf")
@@ -202,6 +203,7 @@ class Rack:
             Corrector(corrector or quick, rack),
             Actuator(QUICK, rack),
             PlannedWork(rack, ()),
+            HostTelemetry(rack, {}),
             at_start(0),
             allocator=AllocatorConfig(),
             guard=GuardConfig(recover_s=0.5),

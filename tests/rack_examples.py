@@ -203,5 +203,6 @@ def make_snapshot(
         "cap_plan": None,
         "weights": {},
         "request_weights": {},
+        "telemetry": np.full((n, 4), np.nan),
     }
     return Snapshot(**(fields | changes))

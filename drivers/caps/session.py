@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 from rpi_daemon.drivers.caps.documents import BadDocument, complaint, is_path, link, obj, parse, text
+from rpi_daemon.drivers.https import TooLong, bounded, tls_error, verification
 from rpi_daemon.errors import AuthError, DeviceError
 
 if TYPE_CHECKING:
@@ -115,24 +115,20 @@ class RedfishSession:
             import aiohttp
         except ImportError as error:
             raise DeviceError("server caps need aiohttp: install rpi-daemon[redfish]") from error
+        endpoint = self.endpoint
+        certificate = verification(
+            aiohttp,
+            endpoint.label,
+            tls_ca_file=endpoint.tls_ca_file,
+            tls_fingerprint=endpoint.tls_fingerprint,
+            allow_insecure=endpoint.allow_insecure,
+        )
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=1, ssl=self._verification(aiohttp)),
+            connector=aiohttp.TCPConnector(limit=1, ssl=certificate),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,  # a small answer must not become a large one
             headers={"Accept": "application/json", "Accept-Encoding": "identity", "OData-Version": "4.0"},
         )
-
-    def _verification(self, aiohttp: Any) -> Any:
-        """How a certificate is told to be the BMC's own. Raises DeviceError."""
-        endpoint = self.endpoint
-        if endpoint.tls_fingerprint is not None:
-            return aiohttp.Fingerprint(bytes.fromhex(endpoint.tls_fingerprint.replace(":", "")))
-        if endpoint.allow_insecure:
-            return False
-        try:
-            return ssl.create_default_context(cafile=endpoint.tls_ca_file)
-        except OSError as error:
-            raise DeviceError(f"{endpoint.label}: cannot use tls_ca_file {endpoint.tls_ca_file}: {error}") from error
 
     async def close(self) -> None:
         """Log out, let go of the connection; safe to call twice."""
@@ -252,7 +248,7 @@ class RedfishSession:
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=seconds),
             ) as response:
-                data = await _bounded(response.content)
+                data = await bounded(response.content, MAX_ANSWER_BYTES)
                 return Answer(response.status, dict_of(response.headers), _body(response.status, data))
         except TimeoutError as error:
             raise DeviceError(f"{endpoint.label} did not answer within {seconds:g} s") from error
@@ -261,8 +257,8 @@ class RedfishSession:
                 f"{endpoint.label} shows another certificate than tls_fingerprint: SHA-256 {error.got.hex(':')}"
             ) from error
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
-            raise _tls_error(endpoint, error) from error
-        except BadDocument as error:
+            raise tls_error(endpoint.label, endpoint.tls_ca_file, error) from error
+        except (BadDocument, TooLong) as error:
             raise DeviceError(f"{endpoint.label}: the answer to {method} {path} is {error}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise DeviceError(f"{endpoint.label}: {text(str(error)) or type(error).__name__}") from error
@@ -274,26 +270,6 @@ def _split(address: str) -> SplitResult:
         return urlsplit(address)
     except ValueError:
         return urlsplit("")
-
-
-def _tls_error(endpoint: RedfishEndpoint, error: Exception) -> DeviceError:
-    reason = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        signed = f"tls_ca_file {endpoint.tls_ca_file}" if endpoint.tls_ca_file else "the system's authorities"
-        return AuthError(
-            f"{endpoint.label}: the certificate does not pass {signed}: {reason.verify_message};"
-            " for a self-signed one set tls_fingerprint"
-        )
-    return DeviceError(f"{endpoint.label} does not speak TLS as it should: {text(str(reason))}")
-
-
-async def _bounded(content: "aiohttp.StreamReader") -> bytes:
-    data = bytearray()
-    async for piece in content.iter_any():
-        data += piece
-        if len(data) > MAX_ANSWER_BYTES:
-            raise BadDocument(f"longer than {MAX_ANSWER_BYTES} bytes")
-    return bytes(data)
 
 
 def _body(status: int, data: bytes) -> dict[str, Any]:

@@ -1,68 +1,26 @@
 """The configuration: every mistake at once with its line, documented defaults equal to the schema, examples that hold."""
 
 import re
-from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
+from config_examples import BASE, ENV, SECRET, mistakes, parse
 
 from rpi_daemon.config.document import default_toml
 from rpi_daemon.config.examples.demo import demo_toml
 from rpi_daemon.config.load import line_numbers, load_config, parse_config
 from rpi_daemon.config.rack import rack_model
-from rpi_daemon.config.schema import Config, expand_numbers
+from rpi_daemon.config.schema import expand_numbers
 from rpi_daemon.errors import ConfigError
 from rpi_daemon.sensing import wiring
 
 EXAMPLES = files("rpi_daemon.config.examples")
-SECRET = "a long pass phrase"
-ENV = dict.fromkeys(
-    ("RPI_PDU_AUTH", "RPI_PDU_PRIV", "RPI_PDU_A_AUTH", "RPI_PDU_A_PRIV", "RPI_PDU_B_AUTH", "RPI_PDU_B_PRIV"), SECRET
-)
-BASE = """\
-[rack]
-id = "r"
-[[board]]
-id = "b"
-port = "/dev/ttyACM0"
-channels = ["current:a/1", "current:a/2", "voltage:L1"]
-[[pdu]]
-id = "a"
-profile = "raritan_px"
-host = "192.0.2.1"
-user = "u"
-auth_key_env = "RPI_PDU_AUTH"
-priv_key_env = "RPI_PDU_PRIV"
-[[outlet]]
-pdu = "a"
-numbers = "1-2"
-load = "n{n}"
-rating_w = 500.0
-static_safe_w = 300.0
-[[constraint]]
-id = "breaker"
-kind = "breaker"
-rating_a = 16.0
-outlets = ["a/*"]
-"""
-
-
 TWO_FEEDS = (
     BASE.replace('"1-2"\nload = "n{n}"', '"1"\nload = "n"')
     + '[[outlet]]\npdu = "a"\nnumbers = "2"\nload = "n"\nrating_w = 400.0\nstatic_safe_w = 200.0\n[[load]]\nid = "n"\n'
 )
-
-
-def parse(text: str, env: Mapping[str, str] = ENV, base_dir: Path = Path("/nowhere")) -> Config:
-    return parse_config(text, "t.toml", base_dir=base_dir, env=env)
-
-
-def mistakes(text: str, env: Mapping[str, str] = ENV, base_dir: Path = Path("/nowhere")) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        parse(text, env, base_dir)
-    return str(caught.value).splitlines()
 
 
 def with_line(after: str, line: str) -> str:

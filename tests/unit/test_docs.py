@@ -18,6 +18,7 @@ from rpi_daemon.config.load import parse_config
 from rpi_daemon.drivers.pdu.profile import load_profile
 from rpi_daemon.drivers.pdu.register_map import load_map, map_names
 from rpi_daemon.guard import CAUSES
+from rpi_daemon.records import TELEMETRY
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -147,13 +148,13 @@ def test_every_cause_that_can_come_is_explained() -> None:
 def test_every_status_key_told_is_there() -> None:
     sources = "".join(
         (ROOT / "rpi_daemon" / name).read_text(encoding="utf-8")
-        for name in ("status.py", "score.py", "trap_task.py", "keeping.py")
-    )
+        for name in ("status.py", "score.py", "trap_task.py", "telemetry_task.py", "keeping.py")
+    ) + (ROOT / "drivers/hosts/feed.py").read_text(encoding="utf-8")
     counters = Sampler(Ring(np.zeros(Ring.bytes_needed(1, 100), np.uint8), n_channels=1, capacity=100)).counters()
     told = [word for cells in rows(operating(), "key") for word in re.findall(r"`([a-z_]+)", " ".join(cells))]
     assert len(told) > 30
     for word in told:
-        assert f'"{word}"' in sources or word in counters or word in ("tick_ms", "write_ms", "limit"), word
+        assert f'"{word}"' in sources or word in {*counters, *TELEMETRY, "tick_ms", "write_ms", "limit"}, word
 
 
 def test_the_table_of_alarms_is_that_of_the_code() -> None:

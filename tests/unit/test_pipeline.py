@@ -15,6 +15,7 @@ from rpi_daemon.models.forecaster import ForecasterStack, baselines
 from rpi_daemon.pipeline import Pipeline, Snapshot, TickInputs
 from rpi_daemon.plans import PlannedWork
 from rpi_daemon.records import TICK_NS, LimitKind, LimitState, Mode, PduReading, PduReport, Readings
+from rpi_daemon.telemetry import HostTelemetry
 
 RACK = make_rack(2, [constraint("rack", [0, 1], 2, w=3000.0)], per_pdu=1)
 
@@ -45,6 +46,7 @@ class Line:
             Corrector(CorrectorConfig(), RACK),
             Actuator(ActuatorConfig(), RACK),
             PlannedWork(RACK, ()),
+            HostTelemetry(RACK, {}),
             at_start(0),
             allocator=AllocatorConfig(),
             guard=GuardConfig(recover_s=0.5),

@@ -1,7 +1,7 @@
 """What a recording keeps of the scans: the same windows, with the same gaps, whatever was lost."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +13,8 @@ from rpi_daemon.clock import ManualClock
 from rpi_daemon.errors import RpiError, TraceError
 from rpi_daemon.guard import HealthFlags
 from rpi_daemon.pipeline import TickInputs
-from rpi_daemon.recording import TICKS_FILE, Recorder, Recording, TapeClock, TapedClock, _refill
-from rpi_daemon.records import Mode
+from rpi_daemon.recording import _INPUTS, TICKS_FILE, Recorder, Recording, TapeClock, TapedClock, _refill
+from rpi_daemon.records import HostReading, Mode
 
 CAPACITY = 2000
 
@@ -106,3 +106,12 @@ def test_a_full_disk_ends_the_recording_and_not_the_daemon(tmp_path: Path) -> No
         recorder.add(_inputs(0), [], "")
         recorder.add(_inputs(1), [], "")
     recorder.close()
+
+
+def test_what_hosts_said_is_recorded_and_comes_back(tmp_path: Path) -> None:
+    said = (HostReading("web-1", 7, cpu=0.1 + 0.2, disk=None), HostReading("web-2", 8, memory=1.0))
+    recorder = Recorder(tmp_path / "r", [], ManualClock())
+    recorder.add(replace(_inputs(0), host_readings=said), [], "")
+    recorder.close()
+    (line,) = (tmp_path / "r" / TICKS_FILE).read_text().splitlines()
+    assert _INPUTS.validate_python(json.loads(line)["inputs"]).host_readings == said

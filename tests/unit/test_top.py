@@ -38,7 +38,7 @@ def _status(**changes: Any) -> dict[str, Any]:
     return {
         "rack": "lab", "t_utc_ns": 110 * NS_PER_S, "state": "HOLD", "mode": "closed_loop", "uptime_s": 12.3, "why": ["sensor_stale: pdu-a/2"],
         "kill_switch": False, "outlets": [outlet, dark], "constraints": [constraint], "summary": summary, "caps": [],
-        "alarms": [], "pdus": [], "trap_sinks": [], **changes,
+        "alarms": [], "pdus": [], "trap_sinks": [], "telemetry": [], "telemetry_feed": None, **changes,
     }  # fmt: skip
 
 

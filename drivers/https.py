@@ -1,0 +1,54 @@
+"""What drivers that speak HTTP share: how a certificate is known, what a failed handshake means, bounded answers."""
+
+import ssl
+from typing import TYPE_CHECKING, Any
+
+from rpi_daemon.errors import AuthError, DeviceError
+
+if TYPE_CHECKING:
+    import aiohttp
+
+
+class TooLong(Exception):
+    """An answer is longer than it may be."""
+
+
+def verification(
+    aiohttp: Any, label: str, *, tls_ca_file: str | None, tls_fingerprint: str | None, allow_insecure: bool
+) -> Any:
+    """How a certificate is told to be the device's own, as aiohttp's `ssl` argument. Raises DeviceError."""
+    if tls_fingerprint is not None:
+        return aiohttp.Fingerprint(bytes.fromhex(tls_fingerprint.replace(":", "")))
+    if allow_insecure:
+        return False
+    try:
+        return ssl.create_default_context(cafile=tls_ca_file)
+    except OSError as error:
+        raise DeviceError(f"{label}: cannot use tls_ca_file {tls_ca_file}: {error}") from error
+
+
+def tls_error(label: str, tls_ca_file: str | None, error: Exception) -> DeviceError:
+    """The sentence for a handshake that failed: AuthError for a certificate that does not pass."""
+    reason = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        signed = f"tls_ca_file {tls_ca_file}" if tls_ca_file else "the system's authorities"
+        return AuthError(
+            f"{label}: the certificate does not pass {signed}: {reason.verify_message};"
+            " for a self-signed one set tls_fingerprint"
+        )
+    return DeviceError(f"{label} does not speak TLS as it should: {printable(str(reason))}")
+
+
+async def bounded(content: "aiohttp.StreamReader", most_bytes: int) -> bytes:
+    """The whole body. Raises TooLong."""
+    data = bytearray()
+    async for piece in content.iter_any():
+        data += piece
+        if len(data) > most_bytes:
+            raise TooLong(f"longer than {most_bytes} bytes")
+    return bytes(data)
+
+
+def printable(words: str, most: int = 200) -> str:
+    """A device's own words, fit for one line of ours."""
+    return "".join(c if c.isprintable() else " " for c in words)[:most].strip()
