@@ -1,6 +1,6 @@
 """A rack model in virtual time: servers that throttle themselves, PDUs, and the real pipeline in between."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -148,6 +148,8 @@ class Prophet:
     """A forecaster that knows the running maximum of the next 5 s."""
 
     reason = ""
+    weights: Mapping[str, FloatArray] = {}
+    request_weights: Mapping[str, FloatArray] = {}
 
     def __init__(self, n: int) -> None:
         self.coming_w = np.zeros(n)
