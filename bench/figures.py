@@ -1,4 +1,4 @@
-"""Writes the README's table of figures, between its markers, from bench/results: no figure is typed by hand."""
+"""Writes the README's tables of figures, between their markers, from bench/results: no figure is typed by hand."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -9,6 +9,7 @@ from common import ROOT
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+SKILL_BEGIN, SKILL_END = "<!-- skill -->", "<!-- /skill -->"
 NOTHING = "not measured yet"
 
 Result = Mapping[str, Any]
@@ -133,9 +134,102 @@ FIGURES: tuple[tuple[str, str, str, Words], ...] = (
 )
 
 
-def table() -> str:
+# what, what to reach, its words from a result of forecast_skill.py
+SKILL: tuple[tuple[str, str, Callable[[Result], str]], ...] = (
+    (
+        "MAE 5 s ahead / persistence: all groups; worst group",
+        "<= 0.80; <= 1.02 (in-sample <= 0.70)",
+        lambda r: _two(r["ratios"], "mae_vs_persistence", "mae_vs_persistence_worst"),
+    ),
+    (
+        "the same / best expert in hindsight, worst group",
+        "<= 1.05",
+        lambda r: _plain(r["ratios"]["mae_vs_best_expert_worst"]),
+    ),
+    (
+        "pinball / LightGBM, same last 40 %",
+        "<= 1.05",
+        lambda r: _plain(r["ratios"]["pinball_vs_lightgbm"]),
+    ),
+    (
+        "request's pinball (0.99) / best fixed margin in hindsight: all groups; worst group",
+        "<= 0.95; <= 1.2",
+        lambda r: _two(r["ratios"], "request_vs_margin", "request_vs_margin_worst"),
+    ),
+    (
+        "series of 30 min or more with at most 2 % request escapes; of 10 to 30 min with at most 3 %",
+        ">= 95 %; >= 95 %",
+        lambda r: "; ".join(_share_within(r, name) for name in ("30 min or more", "10 to 30 min")),
+    ),
+    (
+        "request escapes pooled, worst group",
+        "<= 1.3 %",
+        lambda r: f"{r['escapes']['pooled']['worst_group']:.2%}",
+    ),
+    (
+        "times that the draw passed a written `alarm` limit, per outlet and day, g5k and plugs",
+        "<= 1",
+        lambda r: _episodes(r["rows"], ("g5k_server_ac_50hz", "tracebase_plugs_1hz")),
+    ),
+)
+SKILL_COLUMNS = (
+    ("group", "group", ""),
+    ("series", "series", ""),
+    ("hours", "hours", ".0f"),
+    ("MAE, part of the draw", "mae", ".1%"),
+    ("/ persistence", "mae_vs_persistence", ".2f"),
+    ("/ best expert", "mae_vs_best_expert", ".2f"),
+    ("pinball / LightGBM", "pinball_vs_lightgbm", ".2f"),
+    ("request / draw", "request_vs_draw", ".2f"),
+    ("oracle / draw", "oracle_vs_draw", ".2f"),
+    ("request escapes", "escape_rate", ".2%"),
+    ("request / best margin", "request_vs_margin", ".2f"),
+)
+
+
+def _plain(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
+
+
+def _two(ratios: Mapping[str, float], name: str, other: str) -> str:
+    return f"{_plain(ratios[name])}; {_plain(ratios[other])}"
+
+
+def _share_within(result: Result, name: str) -> str:
+    share = result["escapes"][name]["share_within"]
+    return "none" if share is None else f"{share:.1%}"
+
+
+def _episodes(rows: list[Mapping[str, Any]], groups: tuple[str, ...]) -> str:
+    there = [row for row in rows if row["group"] in groups]
+    return "; ".join(f"{row['limit_episodes_per_day']:.1f}" for row in there) or "none"
+
+
+def skill_table(results: Mapping[str, Result]) -> str:
+    """Figures of the forecast on recordings, with models that never saw the group and with the shipped one; by group."""
+    unseen, shipped = results.get("forecast_skill_logo"), results.get("forecast_skill")
+    lines = ["| what | to reach | group not in the training | shipped model, in-sample |", "|---|---|---|---|"]
+    for what, reach, words in SKILL:
+        cells = [NOTHING if result is None else words(result) for result in (unseen, shipped)]
+        lines.append(f"| {what} | {reach} | {' | '.join(cells)} |")
+    if unseen is not None:
+        lines += ["", "By group, with models that never saw it:", ""]
+        lines += [f"| {' | '.join(head for head, _, _ in SKILL_COLUMNS)} |", "|---" * len(SKILL_COLUMNS) + "|"]
+        for row in unseen["rows"]:
+            cells = ["none" if row[key] is None else format(row[key], how) for _, key, how in SKILL_COLUMNS]
+            lines.append(f"| {' | '.join(cells)} |")
+    for name, result in (("unseen", unseen), ("in-sample", shipped)):
+        if result is not None:
+            lines += ["", f"{name.capitalize()}: measured at commit {result['commit']}, {result['part']}."]
+    return "\n".join(lines)
+
+
+def _results() -> dict[str, Result]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+
+
+def table(results: Mapping[str, Result]) -> str:
     """The Markdown between the markers."""
-    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     lines = ["| what | to reach | measured | with |", "|---|---|---|---|"]
     for what, reach, bench, words in FIGURES:
         result = results.get(bench)
@@ -155,10 +249,14 @@ def _machine(result: Result) -> str:
 
 
 def with_table(readme: str) -> str:
-    """The README's text with the table put in. Raises ValueError without markers."""
-    head, rest = readme.split(BEGIN)
-    _, tail = rest.split(END)
-    return f"{head}{BEGIN}\n{table()}\n{END}{tail}"
+    """The README's text with the tables put in. Raises ValueError without markers."""
+    results = _results()
+    of_daemon = {name: result for name, result in results.items() if not name.startswith("forecast_skill")}
+    for begin, end, made in ((BEGIN, END, table(of_daemon)), (SKILL_BEGIN, SKILL_END, skill_table(results))):
+        head, rest = readme.split(begin)
+        _, tail = rest.split(end)
+        readme = f"{head}{begin}\n{made}\n{end}{tail}"
+    return readme
 
 
 def main() -> None:

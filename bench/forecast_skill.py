@@ -32,6 +32,7 @@ from skill.scores import (
     total,
     within_bounds,
     worst,
+    written_by_group,
 )
 from skill.series import LAST_PART, UNSCORED_S, Series, read_series
 from skill.yardstick import NAME as LIGHTGBM
@@ -159,6 +160,7 @@ def group_row(
         "hours": sum(s.duration_s for s in members) / 3600.0,
         "model": label,
         **figures(whole, nothing),
+        **written_by_group([one.written for one in scored]).figures(),
         "pinball_vs_lightgbm": _against(last, judged, nothing),
         "details": details(whole) | {"last_part": _last_part(last, judged)},
     }
@@ -175,6 +177,7 @@ def _series_line(one: Scored, theirs: Sums) -> dict[str, Any]:
         "mean_w": series.mean_w,
         "rating_w": series.rating_w,
         **figures(one.whole, nothing),
+        **one.written.figures(),
         "pinball_vs_lightgbm": _against(one.last, theirs, nothing),
         "mae_by_source": one.whole.of("mae"),
         "pinball_by_source": one.whole.of("pinball"),

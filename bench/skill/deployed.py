@@ -13,17 +13,28 @@ from rpi_daemon.clock import ManualClock
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.config.schema import Config
 from rpi_daemon.corrector import Corrector, CorrectorConfig
+from rpi_daemon.dry_run import SETTLE_NS
 from rpi_daemon.records import (
     QUANTILES,
     TICK_NS,
+    ApplyResult,
+    BoolArray,
     FloatArray,
     Forecast,
     ForecastInput,
     IntArray,
+    LimitKind,
+    LimitsInForce,
+    LimitState,
+    LimitWrite,
     Load,
+    PduReading,
+    Permitted,
     Quality,
     RackModel,
     Readings,
+    Request,
+    WriteOutcome,
 )
 from rpi_daemon.residual import ResidualMatcher
 from skill.series import Series
@@ -72,7 +83,8 @@ class Answers:
     value_w: FloatArray  # [m, sources, 3] quantiles of the value
     running_max_w: FloatArray  # [m, sources, 3] quantiles of the running maximum
     request_w: FloatArray  # [m]
-    alarm_w: FloatArray  # [m] where an alarm threshold should stand
+    limit_w: FloatArray  # [m] what the outlet's alarm threshold stood at when the reading came; NaN: not known yet
+    writes: int  # of the threshold, over the whole series
 
 
 @dataclass
@@ -138,10 +150,11 @@ def _run_batch(
     forecaster = build(rack.n)
     matcher = ResidualMatcher(rack.n)
     corrector = Corrector(settings(CorrectorConfig, config.corrector), rack)
-    in_force = Actuator(settings(ActuatorConfig, config.actuator), rack).limits(0)  # advisory: no limit of ours stands
+    limits = _AlarmLimits(config, rack)
     book = _Book(batch)
     for tick in range(feed.ticks):
         readings = feed.readings(tick)
+        in_force = limits.in_force(readings.t_mono_ns)
         residual = matcher.match(readings)
         forecast = forecaster.step(feed.forecast_input(readings, rack.rating_w))
         request = corrector.step(forecast, residual, readings, in_force)
@@ -149,10 +162,11 @@ def _run_batch(
         outlets, rows = feed.came(tick)
         if len(outlets):
             said = {DEPLOYED: forecast, **forecaster.latest}
-            book.keep(outlets, rows, said, request.request_w, request.alarm_w)
+            book.keep(outlets, rows, said, request.request_w, in_force.limit_w)
+        limits.follow(request, forecast, feed.last_tick >= tick)
         if progress is not None:
             progress.add(int(np.count_nonzero(tick <= feed.last_tick)))
-    return book.answers()
+    return book.answers(limits.writes)
 
 
 class _Feed:
@@ -219,6 +233,49 @@ class _Feed:
         )
 
 
+class _AlarmLimits:
+    """The written limit of an `alarm` device whose rack is never short: the actuator's write economy on a PDU in virtual time.
+
+    It begins at STATIC_SAFE; a batch of writes is verified `SETTLE_NS` after it was sent, one batch at a time.
+    """
+
+    def __init__(self, config: Config, rack: RackModel) -> None:
+        self._rack = rack
+        self._lowest_w = np.minimum(config.guard.lowest_limit_w, rack.rating_w)
+        self._actuator = Actuator(settings(ActuatorConfig, config.actuator), rack)
+        found = {n: LimitState(float(w), True, LimitKind.ALARM) for n, w in enumerate(rack.static_safe_w, start=1)}
+        self._actuator.observe("pdu", PduReading(0, 0.0, {}, {}, {}, found))
+        self._waiting: tuple[LimitWrite, ...] = ()
+        self._on_wire: tuple[LimitWrite, ...] = ()
+        self._sent_ns = 0
+        self._rule = ("granted",) * rack.n
+        self._no = np.zeros(rack.n, np.bool_)
+        self.writes = np.zeros(rack.n, np.int64)  # verified
+
+    def in_force(self, now_ns: int) -> LimitsInForce:
+        """What stands on the device now."""
+        if self._on_wire and now_ns - self._sent_ns >= SETTLE_NS:
+            outcomes = [
+                WriteOutcome(w.outlet, w.limit_w, w.limit_w, True, None, self._sent_ns, now_ns) for w in self._on_wire
+            ]
+            self._actuator.confirm("pdu", now_ns, ApplyResult(tuple(outcomes), 1))
+            for write in self._on_wire:
+                self.writes[write.outlet - 1] += 1
+            self._on_wire = ()
+        if self._waiting and not self._on_wire:
+            self._on_wire, self._waiting, self._sent_ns = self._waiting, (), now_ns
+        return self._actuator.limits(now_ns)
+
+    def follow(self, request: Request, forecast: Forecast, running: BoolArray) -> None:
+        """Ask for what the guard would permit; nothing for outlets whose recording has ended."""
+        limit_w = np.where(running, np.clip(request.alarm_w, self._lowest_w, self._rack.rating_w), np.nan)
+        need_w = np.fmin(limit_w, request.request_w)
+        no = self._no
+        permitted = Permitted(request.t_mono_ns, limit_w, need_w, no, no, no, self._rule)
+        for desired in self._actuator.step(request.t_mono_ns, permitted, request, forecast):
+            self._waiting = desired.limits
+
+
 class _Book:
     """What was said at each reading of a batch."""
 
@@ -227,10 +284,10 @@ class _Book:
         m = int(self._ends[-1])
         self._sources: tuple[str, ...] = ()
         self._said = np.zeros((0,), np.float32)
-        self._request_w, self._alarm_w = np.full(m, np.nan), np.full(m, np.nan)
+        self._request_w, self._limit_w = np.full(m, np.nan), np.full(m, np.nan)
 
     def keep(
-        self, outlets: IntArray, rows: IntArray, said: dict[str, Forecast], request_w: FloatArray, alarm_w: FloatArray
+        self, outlets: IntArray, rows: IntArray, said: dict[str, Forecast], request_w: FloatArray, limit_w: FloatArray
     ) -> None:
         """Take what each source says of these outlets now."""
         new = tuple(name for name in said if name not in self._sources)
@@ -243,16 +300,17 @@ class _Book:
             self._said[rows, place, 0] = forecast.value_w[outlets, -1]
             self._said[rows, place, 1] = forecast.running_max_w[outlets, -1]
         self._request_w[rows] = request_w[outlets]
-        self._alarm_w[rows] = alarm_w[outlets]
+        self._limit_w[rows] = limit_w[outlets]
 
-    def answers(self) -> list[Answers]:
+    def answers(self, writes: IntArray) -> list[Answers]:
         """By series, in the order of the batch."""
         return [
-            Answers(self._sources, said[:, :, 0], said[:, :, 1], request_w, alarm_w)
-            for said, request_w, alarm_w in zip(
+            Answers(self._sources, said[:, :, 0], said[:, :, 1], request_w, limit_w, int(written))
+            for said, request_w, limit_w, written in zip(
                 np.split(self._said, self._ends[:-1]),
                 np.split(self._request_w, self._ends[:-1]),
-                np.split(self._alarm_w, self._ends[:-1]),
+                np.split(self._limit_w, self._ends[:-1]),
+                writes,
                 strict=True,
             )
         ]

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from rpi_daemon.records import QUANTILES, FloatArray
+from rpi_daemon.records import QUANTILES, TICK_S, FloatArray
 from skill.deployed import DEPLOYED, Answers
-from skill.series import Moments, Series
+from skill.series import UNSCORED_S, Moments, Series
 
 PERSISTENCE = "stays as it is"  # the reading itself: what every MAE is compared with
 MEDIAN = QUANTILES.index(0.5)
@@ -20,6 +20,7 @@ LEAST_MEAN_W = 1.0  # losses count in parts of the mean draw; a smaller draw cou
 # request escape rate: of series this long, s, at most this share may pass
 BOUNDS = {"30 min or more": (1800.0, np.inf, 0.02), "10 to 30 min": (600.0, 1800.0, 0.03)}
 POOLED_BOUND = 0.013
+DAY_S = 86_400.0
 
 
 def pinball(quantile: float, came_w: FloatArray, said_w: FloatArray) -> FloatArray:
@@ -54,13 +55,51 @@ class Sums:
 
 
 @dataclass
+class Written:
+    """What came of the written limit of an `alarm` kind, after the first minute."""
+
+    episodes: int  # times that the draw passed the limit, each over with the first reading at or below it
+    writes: int
+    days: float
+    vs_draw: float | None  # mean limit / mean draw
+
+    def figures(self) -> dict[str, Any]:
+        """As reported."""
+        per_day = {"limit_episodes_per_day": self.episodes / self.days, "writes_per_day": self.writes / self.days}
+        return {"limit_episodes": self.episodes, **per_day, "limit_vs_draw": self.vs_draw}
+
+
+def written(series: Series, answers: Answers) -> Written:
+    """Judge the written limit of one series at all of its readings after the first minute."""
+    scored = series.tick * TICK_S >= UNSCORED_S
+    draw_w, limit_w = series.power_w[scored], answers.limit_w[scored]
+    over = draw_w > limit_w  # NaN is never passed
+    episodes = int(np.count_nonzero(over & ~np.append(False, over[:-1])))
+    days = max(series.duration_s - UNSCORED_S, TICK_S) / DAY_S
+    return Written(
+        episodes, answers.writes, days, _over(float(np.nansum(limit_w)), float(draw_w[np.isfinite(limit_w)].sum()))
+    )
+
+
+def written_by_group(parts: Sequence[Written]) -> Written:
+    """All series of a group as one; the median of their limits / draws."""
+    known = [part.vs_draw for part in parts if part.vs_draw is not None]
+    return Written(
+        sum(part.episodes for part in parts),
+        sum(part.writes for part in parts),
+        sum(part.days for part in parts),
+        float(np.median(known)) if known else None,
+    )
+
+
+@dataclass
 class Scored:
     """One series' losses: after the first minute, and in the last part only."""
 
     series: Series
     whole: Sums
     last: Sums
-    sources: tuple[str, ...]
+    written: "Written"
 
 
 def score(series: Series, answers: Answers) -> Scored:
@@ -68,9 +107,8 @@ def score(series: Series, answers: Answers) -> Scored:
     moments, scale_w = series.moments, max(series.mean_w, LEAST_MEAN_W)
     last = series.in_last_part(moments)
     late = Moments(moments.made[last], moments.due[last])
-    return Scored(
-        series, _sums(series, answers, moments, scale_w), _sums(series, answers, late, scale_w), answers.sources
-    )
+    whole, part = (_sums(series, answers, of, scale_w) for of in (moments, late))
+    return Scored(series, whole, part, written(series, answers))
 
 
 def _sums(series: Series, answers: Answers, moments: Moments, scale_w: float) -> Sums:

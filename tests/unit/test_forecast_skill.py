@@ -135,16 +135,34 @@ def test_escapes_counted_by_hand() -> None:
         np.full((200, 1, 3), 100.0),
         np.full((200, 1, 3), 100.0),
         np.full(200, 300.0),
-        np.full(200, 300.0),
+        np.where(np.arange(200) < 180, 350.0, 450.0),
+        7,
     )
-    whole = scores.score(series, answers).whole
+    scored = scores.score(series, answers)
+    whole = scored.whole
     found = scores.figures(whole, scores.nothing_of([series]))
     # made at 60 to 194 s; 145 to 194 s see a draw of 400 W above their request of 300 W
     assert whole.moments == 135
     assert found["escape_rate"] == pytest.approx(50 / 135)
+    assert scored.written.episodes == 1
+    assert scored.written.writes == 7
     assert found["mean_exceedance"] == pytest.approx(100.0 / series.mean_w)
     assert found["excess"] == pytest.approx(85 * 200.0 / 135 / series.mean_w)
     assert found["request_pinball"] == pytest.approx((50 * 0.99 * 100.0 + 85 * 0.01 * 200.0) / 135 / series.mean_w)
+
+
+def test_written_limits_follow_the_request_and_escapes_of_them_are_counted() -> None:
+    power_w = np.full(900, 100.0)
+    power_w[400:405] = power_w[408:] = 380.0
+    series = recorded(power_w, 1.0)
+    ((_, answers),) = deployed.run([series], StaysAsItIs, deployed.default_config())
+    assert answers.limit_w[0] == series.rating_w == 480.0
+    assert 100.0 < answers.limit_w[399] < 200.0  # lowered while nothing moved
+    assert answers.limit_w[404] > 380.0  # raised in reply
+    assert answers.writes >= 2
+    found = scores.written(series, answers)
+    assert found.episodes == 1
+    assert found.figures()["limit_episodes_per_day"] == pytest.approx(86400 / (series.duration_s - 60))
 
 
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=60), st.lists(st.integers(0, 400), min_size=60, max_size=60))
@@ -222,6 +240,8 @@ def test_a_folder_is_measured_from_index_to_json(tmp_path: Path, capsys: pytest.
     assert off["escape_rate"] == 0.0
     assert {"lstm", "ridge", "persistence", "deployed", "stays as it is"} <= set(result["groups"]["a"]["mae"])
     assert "LightGBM" in result["groups"]["a"]["last_part"]["pinball"]
+    figures = load_bench("figures").skill_table({"forecast_skill": result, "forecast_skill_logo": result})
+    assert "| off | 1 | 0 | 0.0% | none | none | none |" in figures
     assert (tmp_path / "shown.svg").read_text().startswith("<?xml")
 
 
