@@ -96,6 +96,7 @@ class History(Section):
 
     enabled: bool = Field(True, description="keep measurements, forecasts, limits and events")
     keep_days: float = Field(30.0, ge=1, le=3650, description="days that are kept; whole weeks are deleted after that")
+    keep_events_days: float = Field(365.0, ge=1, le=36_500, description="the same for events: they are small")
     folder: str = Field("history", description="where; a relative path is taken from daemon.state_dir")
     capture: bool = Field(
         True, description="keep the raw 1 kHz around draws that pass their limit, overloads, steps and faults"

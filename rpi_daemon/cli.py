@@ -415,7 +415,9 @@ def events(
     if as_json:
         show(document, True, "")
     elif check and document["ok"]:
-        click.echo(f"the chain of all {document['checked']} events holds")
+        begins = document["begins"]
+        told = f" from number {begins['number']} ({look_back.local_time(begins['t_utc_ns'])}) on" if begins else ""
+        click.echo(f"the chain of all {document['checked']} events holds{told}")
     ctx.exit(0 if document["ok"] else 1)
 
 

@@ -15,20 +15,26 @@ WATCHDOG_S = 1.0  # systemd hears of us this often
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """One daemon per runtime folder; the lock goes with the process."""
+def folder_lock(folder: Path, option: str) -> Iterator[None]:
+    """One daemon per folder, which is the configuration's `option`; the lock goes with the process."""
     path = folder / "daemon.lock"
     try:
-        file = path.open("w")
+        file = path.open("a+")
     except OSError as error:
         raise RpiError(f"{path}: {error.strerror}; the daemon's user must be able to write there") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            file.seek(0)
             raise LockedError(
-                f"{folder}: another daemon runs here; stop it, or give this one its own runtime_dir"
+                f"{folder}: another daemon (pid {file.read().strip() or 'not known yet'}) uses this folder; stop it, or give"
+                f" this one its own daemon.{option}"
             ) from None
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, only its owner has no name
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
         yield
 
 

@@ -59,7 +59,7 @@ class Keeping:
         self._clock = clock
         self._options = options
         self._writer = Writer()
-        self._events = EventKeeper(self._writer, folder)
+        self._events = EventKeeper(self._writer, folder, keep_days=options.keep_events_days)
         self._historian: Historian | None = None
         self._limits: StandingLimits | None = None
         self._scores: MinuteScores | None = None
@@ -79,6 +79,7 @@ class Keeping:
         self._historian = Historian(self._writer, self._folder, layout, keep_days=self._options.keep_days)
         self._limits = StandingLimits(rack)
         self._scores = MinuteScores(rack.n)
+        log.info("history.begins", rack=rack.rack, outlets=rack.n, calibration=calibration)
         if self._options.capture and board_of:
             self._triggers = Triggers(rack, board_of, self._options.capture_step_share)
             self._captures = Captures(
@@ -122,8 +123,8 @@ class Keeping:
             "captures_dropped": captures.dropped,
             "captures_left_out": captures.left_out,
             "captures_deleted": captures.deleted,
-            "files_deleted": kept.files_deleted,
-            "files_set_aside": kept.files_set_aside,
+            "files_deleted": kept.files_deleted + events.files_deleted,
+            "files_set_aside": kept.files_set_aside + events.files_set_aside,
             "failing": kept.failing or events.failing or captures.failing,
         }
 

@@ -173,7 +173,15 @@ def events(
     chain = event_files.verify(asked.folder) if check else None
     notes += chain.broken if chain is not None else []
     document = {"schema": 1, "ok": chain is None or not chain.broken, "events": rows, "notes": notes}
-    return document | ({} if chain is None else {"checked": chain.events}), notes
+    if chain is None:
+        return document, notes
+    begins = chain.first and {"number": chain.first.seq, "t_utc_ns": chain.first.t_ns}
+    return document | {"checked": chain.events, "begins": begins}, notes
+
+
+def local_time(t_utc_ns: int) -> str:
+    """As people of this box say it."""
+    return stamp(t_utc_ns, local_zone())
 
 
 def _short(value: object) -> str:

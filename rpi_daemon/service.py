@@ -215,7 +215,9 @@ class Service:
                 raise RpiError(
                     f"{folder}: {error.strerror}; create it, or change daemon.state_dir / runtime_dir"
                 ) from None
-        self._stack.enter_context(folder_lock(self.runtime_dir))
+        self._stack.enter_context(folder_lock(self.runtime_dir, "runtime_dir"))
+        if self.state_dir != self.runtime_dir:
+            self._stack.enter_context(folder_lock(self.state_dir, "state_dir"))
         if self.keeping is not None:
             self.keeping.open()
             self._stack.callback(self.keeping.close)

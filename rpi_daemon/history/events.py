@@ -1,30 +1,32 @@
-"""The events: append-only, one after the other in a chain of hashes, written by the writer's thread."""
+"""The events: append-only, one after the other in a chain of hashes, one file a week, written by the writer's thread."""
 
 import contextlib
 import hashlib
 import json
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from rpi_daemon.clock import NS_PER_S
-from rpi_daemon.history.weeks import BUSY_S, open_read_only, set_aside
+from rpi_daemon.history.weeks import ASIDE, BUSY_S, delete_old, is_damaged, open_read_only, set_aside, week_of
 from rpi_daemon.history.writer import Writer
 
 PATTERN: Final = "events-*.sqlite"
+# No index: a rotten one leaves events out and says nothing, where a gap in their numbers is seen.
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS event (
     seq INTEGER PRIMARY KEY, t_ns INTEGER, t_mono_ns INTEGER, name TEXT, data TEXT, hash BLOB
 );
-CREATE INDEX IF NOT EXISTS event_time ON event (t_ns);
+CREATE TABLE IF NOT EXISTS start (seq INTEGER, hash BLOB);
 """
 _START: Final = b"\0" * 32
+WEEK_NS: Final = 7 * 86_400 * NS_PER_S
 WAITING: Final = 2000  # events that a slow disk may lag behind
 
 log = structlog.get_logger(__name__)
@@ -47,23 +49,41 @@ class Chain:
 
     events: int
     broken: tuple[str, ...]  # one sentence for each place where it does not hold
+    first: Event | None = None  # where it begins: what was before is deleted as too old, or was never there
 
 
 class EventLog:
-    """The writing end. One per daemon, one thread."""
+    """The writing end. One per daemon, one thread. Each file begins with the number and hash of the event before it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keep_days: float) -> None:
+        self.deleted = 0  # files, as too old
+        self.set_aside = 0  # files, as damaged
         self._folder = folder
+        self._keep_ns = round(keep_days * 86_400 * NS_PER_S)
         self._connection: sqlite3.Connection | None = None
-        self._year = 0
+        self._path = folder
         self._seq = 0
         self._hash = _START
 
     def append(self, events: Sequence[Event]) -> None:
-        """Store events in their order; they are durable when this returns. Raises sqlite3.Error or OSError: none is."""
+        """Store events in their order; they are durable when this returns. Raises sqlite3.Error or OSError: none is.
+
+        A file that turns out to be damaged is set aside, and the chain goes on in a new one.
+        """
         if not events:
             return
-        connection = self._open(_year(events[0].t_ns))
+        week = week_of(events[0].t_ns)
+        try:
+            self._insert(self._open(week), events)
+        except sqlite3.DatabaseError as error:
+            if not is_damaged(error):
+                raise
+            self.close()
+            set_aside(self._path, str(error))
+            self.set_aside += 1
+            self._insert(self._open(week), events)
+
+    def _insert(self, connection: sqlite3.Connection, events: Sequence[Event]) -> None:
         seq, digest = self._seq, self._hash
         rows = []
         for event in events:
@@ -80,40 +100,44 @@ class EventLog:
             self._connection.close()
             self._connection = None
 
-    def _open(self, year: int) -> sqlite3.Connection:
-        """The file of a year; the chain goes on where the newest file ends. A wall clock that went back opens no older one."""
-        if self._connection is not None and year <= self._year:
+    def _open(self, week: str) -> sqlite3.Connection:
+        """The file of a week; the chain goes on where the newest file ends. A wall clock that went back opens no older one."""
+        name = f"events-{week}.sqlite"
+        if self._connection is not None and name <= self._path.name and self._path.exists():
             return self._connection
         self.close()
         self._folder.mkdir(parents=True, exist_ok=True)
         files = sorted(self._folder.glob(PATTERN))
+        self._path = self._folder / max(name, files[-1].name if files else "")
         if files:
-            year = max(year, int(files[-1].stem.rpartition("-")[2]))
-            try:
-                self._go_on_after(files[-1])
-            except sqlite3.OperationalError:
-                raise  # locked, read-only: the file itself may be good
-            except sqlite3.DatabaseError as error:
-                set_aside(files[-1], str(error))
-        connection = sqlite3.connect(
-            self._folder / f"events-{year:04d}.sqlite", timeout=BUSY_S, check_same_thread=False
+            before, self._path = self._path, files[-1]  # if it is damaged, it is this one
+            self._go_on_after(files[-1])
+            self._path = before
+        self.deleted += delete_old(
+            self._folder, PATTERN, f"events-{week_of(time.time_ns() - self._keep_ns)}", self._path
         )
+        connection = sqlite3.connect(self._path, timeout=BUSY_S, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.executescript(_TABLE)
+            if connection.execute("SELECT 1 FROM start").fetchone() is None:
+                with connection:
+                    connection.execute("INSERT INTO start VALUES (?, ?)", (self._seq, self._hash))
         except BaseException:
             connection.close()
             raise
-        self._connection, self._year = connection, year
+        self._connection = connection
         return connection
 
     def _go_on_after(self, path: Path) -> None:
+        """Take number and hash from a file's end, unless it is behind what we know: then it has lost something."""
         with contextlib.closing(sqlite3.connect(path, timeout=BUSY_S)) as newest:
-            if newest.execute("SELECT 1 FROM sqlite_master WHERE name = 'event'").fetchone() is None:
-                return  # the power went before its table was made
+            if newest.execute("SELECT 1 FROM sqlite_master WHERE name = 'start'").fetchone() is None:
+                return  # the power went before its tables were made
             last = newest.execute("SELECT seq, hash FROM event ORDER BY seq DESC LIMIT 1").fetchone()
-        if last is not None:
+            last = last or newest.execute("SELECT seq, hash FROM start").fetchone()
+        if last is not None and last[0] > self._seq:
             self._seq, self._hash = last
 
 
@@ -123,16 +147,18 @@ class EventCounters:
 
     written: int = 0
     dropped: int = 0  # the disk did not take them, or lagged behind
+    files_deleted: int = 0
+    files_set_aside: int = 0  # damaged ones, renamed
     failing: str | None = None  # the disk's last word, None while it works
 
 
 class EventKeeper:
     """Takes events from any thread, never waiting, and has them stored. What is too much is dropped and counted."""
 
-    def __init__(self, writer: Writer, folder: Path) -> None:
+    def __init__(self, writer: Writer, folder: Path, *, keep_days: float) -> None:
         self.counters = EventCounters()
         self._writer = writer
-        self._log = EventLog(folder)
+        self._log = EventLog(folder, keep_days=keep_days)
         self._waiting: deque[Event] = deque()
         self._asked = False  # the writer has been asked to come, and has not looked yet
         self._closing = False
@@ -162,6 +188,7 @@ class EventKeeper:
             self._log.close()
             self._say(str(error))
             return
+        self.counters.files_deleted, self.counters.files_set_aside = self._log.deleted, self._log.set_aside
         self.counters.written += len(events)
         self._say(None)
         if self._closing:
@@ -180,45 +207,66 @@ def read_events(
 ) -> Iterator[Event]:
     """Events of [from_ns, to_ns) in the order in which they were stored; of all names if none is given.
 
-    A file or event that cannot be read ends that file's; one sentence of each goes into `damaged`.
+    An event that is not what its hash says is left out, and what cannot be read ends its file; one sentence of each goes
+    into `damaged`.
     """
-    chosen = f" AND name IN ({', '.join('?' * len(names))})" if names else ""
-    query = f"SELECT seq, t_ns, t_mono_ns, name, data FROM event WHERE t_ns >= ? AND t_ns < ?{chosen} ORDER BY seq"
+    earliest = (
+        f"events-{week_of(max(from_ns - WEEK_NS // 7, 0))}"  # no event is later than the week that its file is named by
+    )
     for path in sorted(folder.glob(PATTERN)):
+        if path.name < earliest:
+            continue
+        told: list[str] = []
         try:
             with contextlib.closing(open_read_only(path)) as connection:
-                for seq, t_ns, t_mono_ns, name, data in connection.execute(query, (from_ns, to_ns, *names)):
-                    yield Event(t_ns, t_mono_ns, name, json.loads(data), seq)
-        except (sqlite3.Error, ValueError) as error:
-            if damaged is not None:
-                damaged.append(f"{path.name}: {error}")
+                expected, before = connection.execute("SELECT seq + 1, hash FROM start").fetchone()
+                for seq, t_ns, t_mono_ns, name, data, stored in connection.execute("SELECT * FROM event ORDER BY seq"):
+                    if seq != expected:
+                        told.append(f"{path.name}: {seq - expected} events are missing before number {seq}")
+                    elif from_ns <= t_ns < to_ns and (not names or name in names):
+                        if _link(before, seq, t_ns, t_mono_ns, name, data) == stored:
+                            yield Event(t_ns, t_mono_ns, name, json.loads(data), seq)
+                        else:
+                            told.append(f"{path.name}: number {seq} is damaged and was left out")
+                    expected, before = seq + 1, stored
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            told.append(f"{path.name}: {error}")
+        if damaged is not None:
+            damaged += told
 
 
 def verify(folder: Path) -> Chain:
-    """Go through the whole chain: an event that was altered, removed, moved or added shows."""
-    expected, digest, count = 1, _START, 0
+    """Go through the whole chain: an event that was altered, removed, moved or added shows, and a file that is missing."""
+    expected, digest = 0, _START
+    count, first = 0, None
     broken: list[str] = []
     for path in sorted(folder.glob(PATTERN)):
         try:
             with contextlib.closing(open_read_only(path)) as connection:
+                start = connection.execute("SELECT seq, hash FROM start").fetchone() or (expected - 1, digest)
+                if expected and start != (expected - 1, digest):
+                    gone = start[0] + 1 - expected
+                    broken.append(
+                        f"{path.name}: {gone} events are missing before it: a file was deleted or set aside"
+                        if gone > 0
+                        else f"{path.name}: it does not go on where the file before it ends"
+                    )
+                expected, digest = start[0] + 1, start[1]
                 for seq, t_ns, t_mono_ns, name, data, stored in connection.execute("SELECT * FROM event ORDER BY seq"):
                     count += 1
-                    if seq != expected and not (count == 1 and seq > 1):
+                    first = first or Event(t_ns, t_mono_ns, name, {}, seq)
+                    if seq != expected:
                         broken.append(f"{path.name}: {seq - expected} events are missing before number {seq}")
-                    elif count == 1 and seq > 1:
-                        broken.append(f"{path.name}: the chain begins with number {seq}: older files are gone")
                     elif _link(digest, seq, t_ns, t_mono_ns, name, data) != stored:
                         broken.append(f"{path.name}: number {seq} ({name}) is not what was stored")
                     expected, digest = seq + 1, stored
-        except sqlite3.Error as error:
+        except (sqlite3.Error, TypeError) as error:
             broken.append(f"{path.name}: {error}")
-    return Chain(count, tuple(broken))
+    aside = sorted(path.name for path in folder.glob(f"{PATTERN}{ASIDE}*[0-9]"))
+    broken += [f"{name}: set aside as damaged; what it held is not in the chain" for name in aside]
+    return Chain(count, tuple(broken), first)
 
 
 def _link(before: bytes, seq: int, t_ns: int, t_mono_ns: int, name: str, text: str) -> bytes:
     """The hash of an event: over the hash before it and everything that it holds."""
     return hashlib.sha256(before + repr((seq, t_ns, t_mono_ns, name, text)).encode()).digest()
-
-
-def _year(t_ns: int) -> int:
-    return datetime.fromtimestamp(t_ns / NS_PER_S, UTC).year

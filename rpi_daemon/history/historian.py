@@ -24,7 +24,9 @@ from rpi_daemon.history.weeks import (
     PATTERN,
     Layout,
     StoredLimit,
+    delete_old,
     insert,
+    is_damaged,
     open_for_writing,
     path_of,
     set_aside,
@@ -266,40 +268,32 @@ class Historian:
 
     def _write(self, work: _Work) -> None:
         t_ns = (work.minute or work.scores or work.limits[0]).t_ns
+        path = path_of(self._folder, t_ns)
         blocks = [block for part in (work.minute, work.scores) if part is not None for block in part.packed()]
-        insert(self._open(path_of(self._folder, t_ns)), self._layout, blocks, work.limits)
+        try:
+            insert(self._open(path), self._layout, blocks, work.limits)
+        except sqlite3.Error as error:
+            if not is_damaged(error):
+                raise
+            self._close_file()
+            set_aside(path, str(error))
+            self.counters.files_set_aside += 1
+            insert(self._open(path), self._layout, blocks, work.limits)
         self.counters.blocks_written += work.minute is not None
         self.counters.limits_written += len(work.limits)
         self.counters.size_bytes = sum(entry.stat().st_size for entry in os.scandir(self._folder) if entry.is_file())
         self._say(None)
 
     def _open(self, path: Path) -> sqlite3.Connection:
-        """The file of the week; one that is damaged is set aside, and a new one begun."""
+        """The file of the week; of those that are too old it is time to delete some."""
         if self._connection is not None and path == self._path and path.exists():
             return self._connection
         self._close_file()
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._forget_old(path)
-        try:
-            connection = open_for_writing(path)
-        except sqlite3.OperationalError:
-            raise  # full, read-only, locked: the file itself may be good
-        except sqlite3.DatabaseError as error:
-            set_aside(path, str(error))
-            self.counters.files_set_aside += 1
-            connection = open_for_writing(path)
-        self._connection, self._path = connection, path
-        return connection
-
-    def _forget_old(self, newest: Path) -> None:
-        """Delete the weeks that ended more than `keep_days` ago: whole files, never rows."""
         oldest = path_of(self._folder, time.time_ns() - self._keep_ns).name
-        for path in self._folder.glob(PATTERN):
-            if path.name < oldest and path != newest:
-                for suffix in ("", "-wal", "-shm"):
-                    path.with_name(path.name + suffix).unlink(missing_ok=True)
-                self.counters.files_deleted += 1
-                log.info("history.deleted", path=str(path))
+        self.counters.files_deleted += delete_old(self._folder, PATTERN, oldest, path)
+        self._connection, self._path = open_for_writing(path), path
+        return self._connection
 
     def _close_file(self) -> None:
         connection, self._connection = self._connection, None

@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 
 SCHEMA: Final = 1
 PATTERN: Final = "history-*.sqlite"
+ASIDE: Final = ".corrupt-"
 BUSY_S: Final = 2.0  # a reader may hold the file for a moment
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -181,13 +182,33 @@ def _crc(*values: object) -> int:
     return zlib.crc32(repr(values).encode())
 
 
+def is_damaged(error: sqlite3.Error) -> bool:
+    """Whether SQLite says that the file is no sound database; a full, slow or read-only disk is another thing."""
+    code = getattr(error, "sqlite_errorcode", None)  # None: Python's own, and ours
+    known = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+    return known if code is None else code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
 def set_aside(path: Path, why: str) -> None:
-    """Rename a damaged database, for whoever may save something of it. Raises OSError."""
-    aside = path.with_name(f"{path.name}.corrupt-{time.time_ns() // NS_PER_S}")
-    path.rename(aside)
-    for suffix in ("-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    """Rename a damaged database with what belongs to it, for whoever may save something of it. Raises OSError."""
+    aside = path.with_name(f"{path.name}{ASIDE}{time.time_ns()}")
+    for suffix in ("", "-wal"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    path.with_name(path.name + "-shm").unlink(missing_ok=True)
     log.error("history.set_aside", path=str(aside), error=why)
+
+
+def delete_old(folder: Path, pattern: str, oldest: str, in_use: Path) -> int:
+    """Delete the files of weeks before `oldest`, set-aside ones among them: whole files, never rows. Returns how many."""
+    deleted = 0
+    for path in [*folder.glob(pattern), *folder.glob(f"{pattern}{ASIDE}*[0-9]")]:
+        if path.name < oldest and path != in_use:
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            deleted += 1
+            log.info("history.deleted", path=str(path))
+    return deleted
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:

@@ -185,7 +185,13 @@ def test_a_second_daemon_on_the_same_pdu_or_folder(fresh: Place, rack: RackProce
     with running(lambda: Daemon(fresh.write())) as daemon:
         daemon.normal()
         code, line = refused(fresh.write())
-        assert (code, "another daemon runs here; stop it" in line) == (8, True)
+        assert (code, f"run: another daemon (pid {daemon.process.pid}) uses this folder" in line) == (8, True)
+        apart = fresh.write(mode="advisory")
+        apart.write_text(apart.read_text().replace('runtime_dir = "run"', 'runtime_dir = "other-run"'))
+        code, line = refused(apart)
+        assert code == 8
+        assert f"state: another daemon (pid {daemon.process.pid}) uses this folder" in line
+        assert "its own daemon.state_dir" in line
         other = fresh.folder / "elsewhere"
         other.mkdir()
         for name in ("auth.key", "priv.key", "community", "board-a.tty", "board-b.tty"):

@@ -1,10 +1,8 @@
 """History on disk: minutes, weeks, gaps, clock steps, disks that fail."""
 
-import os
-import shutil
-import signal
-import subprocess
-import sys
+import contextlib
+import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from history_rig import Alone
 
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.history.historian import GAP_NS, MINUTE_NS, WAITING
-from rpi_daemon.history.weeks import Block, History, Layout, StoredLimit, path_of, week_of
+from rpi_daemon.history.weeks import Block, History, Layout, StoredLimit, path_of, set_aside, week_of
 from rpi_daemon.records import TICK_NS
 
 LAYOUT = Layout("rack", ("a/1", "a/2", "a/3"), "cal-1")
@@ -122,8 +120,6 @@ def test_a_span_reaches_over_the_end_of_a_week(folder: Path) -> None:
 
 
 def test_old_weeks_are_deleted_as_files(tmp_path: Path) -> None:
-    import time
-
     now_ns = time.time_ns()
     old, kept = (path_of(tmp_path, now_ns - days * 86_400 * NS_PER_S) for days in (60, 20))
     for path in (old, kept):
@@ -172,95 +168,38 @@ def test_a_writer_that_hangs_drops_and_never_blocks(folder: Path) -> None:
     assert historian.counters.blocks_written == WAITING + 1
 
 
-def test_bit_flips_never_come_out_as_numbers(historian: Alone, folder: Path) -> None:
-    fill(historian, range(1200))
-    for k in range(50):
-        historian.limit(StoredLimit(T0 + k, MONO0 + k, f"a/{k % 3}", "alarm", 300.0 + k, "raise", "granted"))
-    historian.close()
-    good = {(b.t_ns, b.values.tobytes()) for b in blocks(folder, "power_w")}
-    limits = set(History(folder).limits("rack", 0, END))
-    whole = path_of(folder, T0).read_bytes()
-    rng = np.random.default_rng(7)
-    lost = 0
-    for _ in range(200):
-        damaged = folder.parent / "damaged"
-        damaged.mkdir()
-        bits = bytearray(whole)
-        at = int(rng.integers(len(bits)))
-        bits[at] ^= 1 << int(rng.integers(8))
-        path_of(damaged, T0).write_bytes(bits)
-        history = History(damaged)
-        served = {(b.t_ns, b.values.tobytes()) for b in history.blocks("power_w", 0, END)}
-        assert served <= good
-        assert set(history.limits("rack", 0, END)) <= limits
-        lost += served != good
-        shutil.rmtree(damaged)
-    assert lost > 0  # the flips did hit something
-
-
-WRITER = """
-import sys, numpy as np
-from pathlib import Path
-from rpi_daemon.history.historian import Historian
-from rpi_daemon.history.weeks import Layout
-from rpi_daemon.history.writer import Writer
-writer = Writer()
-writer.start()
-h = Historian(writer, Path(sys.argv[1]), Layout("rack", ("a/1",)), keep_days=36500.0)
-yes, no = np.ones(1, bool), np.zeros(1, int)
-k = acknowledged = 0
-while True:
-    h.tick(1763700000_000000000 + k * 100_000_000, k * 100_000_000, np.array([float(k % 1000)]), {}, yes, no)
-    k += 1
-    if h.counters.blocks_written > acknowledged:
-        acknowledged = h.counters.blocks_written
-        print(acknowledged, flush=True)
-"""
-
-
-def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path) -> None:
-    for turn in range(8):
-        folder = tmp_path / str(turn)
-        with subprocess.Popen(
-            [sys.executable, "-P", "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True
-        ) as child:
-            assert child.stdout is not None
-            acknowledged = [int(child.stdout.readline()) for _ in range(3 + turn)][-1]
-            os.kill(child.pid, signal.SIGKILL)
-            acknowledged = max([acknowledged, *(int(line) for line in child.stdout.read().split("\n")[:-1])])
-        history = History(folder)
-        kept = list(history.blocks("power_w", 0, END))
-        assert len(kept) >= acknowledged
-        for block in kept:  # the writer outruns the disk: some blocks were dropped, none is torn
-            first = (block.t_ns - T0) // TICK_NS
-            np.testing.assert_allclose(block.values[0], np.arange(first, first + 600) % 1000)
-
-
-@pytest.mark.parametrize("torn", range(12))
-def test_a_torn_write_ahead_log_keeps_whole_blocks(tmp_path: Path, torn: int) -> None:
-    folder = tmp_path / "history"
+def test_a_file_that_is_damaged_while_it_is_written_is_set_aside_and_the_minute_kept(folder: Path) -> None:
     historian = Alone(folder, LAYOUT, keep_days=DAYS)
     historian.start()
-    fill(historian, range(600 * 6))
-    path = path_of(folder, T0)
-    while historian.counters.blocks_written < 5:
+    fill(historian, range(600 * 8 + 1))
+    while historian.counters.blocks_written < 8:
         pass
-    wal = path.with_name(path.name + "-wal").read_bytes()
-    copy = tmp_path / "after"
-    copy.mkdir()
-    shutil.copy(path, copy)
-    cut = int(np.random.default_rng(torn).integers(len(wal)))
-    (copy / (path.name + "-wal")).write_bytes(wal[:cut])
+    path = path_of(folder, T0)
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    whole = bytearray(path.read_bytes())
+    whole[4096:] = b"\xa5" * (len(whole) - 4096)
+    path.write_bytes(whole)
+    fill(historian, range(600 * 8 + 1, 600 * 10))
     historian.close()
-    served = list(History(copy).blocks("power_w", 0, END))
-    for block in served:
-        first = (block.t_ns - T0) // TICK_NS
-        np.testing.assert_allclose(block.values[0], [power(k)[0] for k in range(first, first + block.values.shape[1])])
-    again = Alone(copy, LAYOUT, keep_days=DAYS)
-    again.start()
-    fill(again, range(60_000, 60_010))
-    again.close()
-    assert again.counters.blocks_written == 1
+    assert historian.counters.files_set_aside == 1
+    assert historian.counters.blocks_dropped == 0
+    assert historian.counters.failing is None
+    assert [(block.t_ns - T0) // (600 * TICK_NS) for block in blocks(folder, "power_w")] == [8, 9]
+
+
+def test_a_set_aside_file_goes_with_its_week(tmp_path: Path) -> None:
+    old = path_of(tmp_path, time.time_ns() - 60 * 86_400 * NS_PER_S)
+    for suffix in ("", "-wal", "-shm"):
+        old.with_name(old.name + suffix).write_text("no database")
+    set_aside(old, "damaged")
+    assert len(list(tmp_path.glob("*.corrupt-*"))) == 2, "the file and its log"
+    historian = Alone(tmp_path, LAYOUT, keep_days=30.0)
+    historian.start()
+    historian.tick(time.time_ns(), MONO0, power(0), {})
+    historian.close()
+    assert list(tmp_path.glob("*.corrupt-*")) == []
+    assert historian.counters.files_deleted == 1
 
 
 def test_weeks_are_those_of_the_calendar() -> None:

@@ -94,7 +94,7 @@ def test_what_is_logged_is_kept_whatever_level_is_shown(tmp_path: Path, capfd: A
 
 def test_events_of_many_threads_are_all_there(tmp_path: Path) -> None:
     writer = Writer()
-    keeper = EventKeeper(writer, tmp_path)
+    keeper = EventKeeper(writer, tmp_path, keep_days=36_500.0)
     writer.start()
 
     def many(thread: int) -> None:
@@ -132,7 +132,7 @@ def test_a_disk_that_hangs_holds_nobody(tmp_path: Path) -> None:
     hang = threading.Event()
     writer.start()
     writer.put(hang.wait)  # type: ignore[arg-type]
-    keeper = EventKeeper(writer, tmp_path)
+    keeper = EventKeeper(writer, tmp_path, keep_days=36_500.0)
     for k in range(WAITING + 7):
         keeper.take(Event(T0, k, "state", {}))
     keeper.close()
@@ -144,15 +144,15 @@ def test_a_disk_that_hangs_holds_nobody(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_of_events_is_set_aside(tmp_path: Path) -> None:
-    (tmp_path / "events-2025.sqlite").write_bytes(b"no database" * 100)
+    (tmp_path / "events-2025W40.sqlite").write_bytes(b"no database" * 100)
     writer = Writer()
     writer.start()
-    keeper = EventKeeper(writer, tmp_path)
+    keeper = EventKeeper(writer, tmp_path, keep_days=36_500.0)
     keeper.take(Event(T0, 1, "state", {}))
     keeper.close()
     assert writer.close()
     assert [event.seq for event in read_events(tmp_path, 0, END)] == [1]
-    assert len(list(tmp_path.glob("events-2025.sqlite.corrupt-*"))) == 1
+    assert len(list(tmp_path.glob("events-2025W40.sqlite.corrupt-*"))) == 1
 
 
 def judged(t_ns: int, error_w: float, escaped: list[bool], valid: list[bool]) -> Residual:

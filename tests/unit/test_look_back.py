@@ -127,14 +127,14 @@ def test_a_damaged_block_is_told_and_not_filled(config: Path, tmp_path: Path) ->
 
 
 def test_events_by_name_and_their_chain(config: Path, tmp_path: Path) -> None:
-    log = EventLog(tmp_path / "state/history")
+    log = EventLog(tmp_path / "state/history", keep_days=36_500.0)
     log.append([Event(T0 + k, k, "overload" if k == 3 else "state", {"k": k}) for k in range(10)])
     log.close()
     document = asked(config, "events", *SPAN, "--name", "overload", "--verify")
     assert [(event["name"], event["data"]) for event in document["events"]] == [("overload", {"k": 3})]
     assert document["checked"] == 10
     assert "overload  k=3" in run(config, "events", *SPAN).stdout
-    with sqlite3.connect(tmp_path / "state/history/events-2025.sqlite") as connection:
+    with sqlite3.connect(tmp_path / "state/history/events-2025W47.sqlite") as connection:
         connection.execute("UPDATE event SET data = '{}' WHERE seq = 5")
     connection.close()
     broken = run(config, "events", *SPAN, "--verify")
