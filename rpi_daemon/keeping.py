@@ -22,6 +22,7 @@ from rpi_daemon.log import listening
 from rpi_daemon.pipeline import Snapshot
 from rpi_daemon.records import (
     REQUEST_QUANTILE,
+    TELEMETRY,
     Decision,
     FloatArray,
     IntArray,
@@ -170,9 +171,12 @@ def _others(snapshot: Snapshot) -> Mapping[str, FloatArray]:
         for name in ("rms_a", "apparent_va", "power_factor", "peak_a", "voltage_v")
     }
     residual = {} if snapshot.residual is None else {"residual_w": snapshot.residual.value_w}
+    told = zip(TELEMETRY, snapshot.telemetry.T, strict=True)
+    hosts = {name: shares for name, shares in told if np.isfinite(shares).any()}
     return {
         **measured,
         **residual,
+        **hosts,
         "forecast_w": snapshot.forecast.value_w[:, -1, 0],
         "forecast_max_w": snapshot.forecast.running_max_w[:, -1, REQUEST_QUANTILE],
         "request_w": snapshot.request.request_w,

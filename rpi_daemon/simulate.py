@@ -1,4 +1,4 @@
-"""The simulated rack that a configuration describes: boards on ptys, PDUs on their ports, BMCs, loads, announcements of work."""
+"""The simulated rack that a configuration describes: boards on ptys, PDUs on their ports, BMCs, hosts, loads, announced work."""
 
 import asyncio
 import contextlib
@@ -14,15 +14,17 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from rpi_daemon.config.load import read_config
-from rpi_daemon.config.schema import Board, Cap, Config, Pdu
+from rpi_daemon.config.schema import Board, Cap, Config, Pdu, Telemetry
 from rpi_daemon.devices import MODBUS_PORT, SNMP_PORT, register_map, snmp_profile
 from rpi_daemon.drivers.caps import bmc_sim
 from rpi_daemon.drivers.caps.bmc_sim import BmcShape, BmcSimulator, Certificate, kept_certificate
 from rpi_daemon.drivers.control_line import obey_lines, say
+from rpi_daemon.drivers.hosts.sim import HostSimulator
 from rpi_daemon.drivers.pdu.sim import PduSimulator, SimUser, command
 from rpi_daemon.drivers.sensors.board_sim import PtyPort, SimulatedBoard, obey, run_board
 from rpi_daemon.drivers.sensors.paced import board_plant, servers_for
@@ -40,6 +42,7 @@ PLAN_PERIOD_S = 0.5
 SENSOR_ERRORS = {"gain_error_sd": 0.03, "phase_error_sd_deg": 2.0, "offset_sd_counts": 2000.0}
 RATE_HZ = 1000
 BLOCK_SCANS = 100
+HTTP_PORT = 80
 BMC_CERTIFICATE = "bmc-sim.pem"  # beside the configuration, where it names no tls_ca_file
 LOWEST_CAP = 1.2  # of a server's idle power: less it could not keep
 CATCH_UP_SCANS = 5 * RATE_HZ  # after a longer stand-still the loads go on from where they were
@@ -95,7 +98,7 @@ def bmc_certificate(config: Config, cap: Cap) -> Certificate:
 
 
 class SimulatedRack:
-    """All boards, PDUs and BMCs of one configuration in this process. `start`, `announce` now and then, `stop`."""
+    """All boards, PDUs, BMCs and (plain HTTP) hosts of one configuration in this process. `start`, `announce` now and then, `stop`."""
 
     def __init__(
         self, config: Config, *, trace: Path | None = None, seed: int = 1, sensor_errors: bool = False
@@ -113,6 +116,8 @@ class SimulatedRack:
         self.pdus = {pdu.id: self._pdu(pdu) for pdu in config.pdu if pdu.driver == "snmp"}
         self.modbus, self._wires = self._modbus([pdu for pdu in config.pdu if pdu.driver != "snmp"])
         self.bmcs = {cap.load: self._bmc(cap, servers) for cap in config.cap}
+        plain = [item for item in config.telemetry if (item.url or "").startswith("http://")]
+        self.hosts = {item.load: self._host(item, servers) for item in plain}
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
         self._announced: set[tuple[int, float]] = set()
@@ -243,8 +248,23 @@ class SimulatedRack:
             certificate=bmc_certificate(self._config, cap),
         )
 
-    def _agents(self) -> "list[PduSimulator | BmcSimulator | ModbusSimulator]":
-        return [*self.pdus.values(), *self._wires, *self.bmcs.values()]
+    def _host(self, item: Telemetry, servers: Sequence[Workload]) -> HostSimulator:
+        """As busy as its server's power lies between idle and busy."""
+        outlets = [i for i, row in enumerate(self._rows) if row.load == item.load and i in self._place]
+        places = [self._place[i] for i in outlets]
+        ends_w = [outlet_power(np.array([servers[i].idle_w, servers[i].busy_w]), servers[i].rating_w) for i in outlets]
+        idle_w, busy_w = (float(end_w) for end_w in np.sum(ends_w, axis=0)) if outlets else (0.0, 1.0)
+
+        def busy() -> float:
+            self._follow()
+            drawn_w = sum(float(plant.true_power_w[k]) for plant, k in places)
+            return (drawn_w - idle_w) / max(busy_w - idle_w, 1.0)
+
+        address = urlsplit(item.url or "")
+        return HostSimulator(busy, host=address.hostname or "", port=address.port or HTTP_PORT)
+
+    def _agents(self) -> "list[PduSimulator | BmcSimulator | ModbusSimulator | HostSimulator]":
+        return [*self.pdus.values(), *self._wires, *self.bmcs.values(), *self.hosts.values()]
 
     async def start(self) -> None:
         """PDUs and BMCs answer and boards send; the port of each board is a link to its pty.
@@ -315,6 +335,7 @@ async def _serve(rack: SimulatedRack) -> int:
             "boards": [b.port.host_path for b in rack.boards],
             "pdus": {p: s.port for p, s in rack.pdus.items()},
             "modbus": {p: d.device_id for p, d in rack.modbus.items()},
+            "hosts": {load: host.port for load, host in rack.hosts.items()},
             "bmcs": {load: {"port": b.port, "tls_fingerprint": b.fingerprint} for load, b in rack.bmcs.items()},
         }
     )

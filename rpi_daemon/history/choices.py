@@ -13,6 +13,10 @@ QUANTITIES: Final = {  # what a user calls it -> how it is stored
     "apparent": "apparent_va/mean",
     "power-factor": "power_factor/mean",
     "voltage": "voltage_v/mean",
+    "cpu": "cpu/mean",
+    "memory": "memory/mean",
+    "network": "network/mean",
+    "disk": "disk/mean",
 }
 LIMIT: Final = "limit"
 ESCAPES: Final = "escapes"

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.history.blobs import pack
@@ -32,7 +33,7 @@ from rpi_daemon.history.weeks import (
     set_aside,
 )
 from rpi_daemon.history.writer import Writer
-from rpi_daemon.records import TICK_NS, BoolArray, FloatArray, IntArray
+from rpi_daemon.records import TELEMETRY, TICK_NS, BoolArray, FloatArray, IntArray
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +66,9 @@ BY_SECOND: Final = (  # `STATISTICS` of each second
     Quantity("residual_w", 1.0),
     Quantity("request_w", 1.0),
 )
+OF_HOSTS: Final = tuple(
+    Quantity(name, 0.01) for name in TELEMETRY
+)  # the same, in minutes in which a host said something
 
 
 BY_MINUTE: Final = (  # how good the forecasts of a minute were
@@ -89,8 +93,20 @@ class Minute:
         self.t_mono_ns = t_mono_ns
         self.power_w = np.full((n, TICKS), np.nan)
         self.others = np.full((len(BY_SECOND), n, TICKS), np.nan, dtype=np.float32)
+        self.hosts: NDArray[np.float32] | None = None
         self.marks = np.zeros((n, TICKS // SECOND), dtype=np.int64)
         self.ticks = 0
+
+    def put(self, place: int, others: Mapping[str, FloatArray]) -> None:
+        """The numbers of one tick, [n] each, of `BY_SECOND` and `OF_HOSTS` what there is."""
+        for k, quantity in enumerate(BY_SECOND):
+            if (values := others.get(quantity.name)) is not None:
+                self.others[k, :, place] = values
+        for k, quantity in enumerate(OF_HOSTS):
+            if (values := others.get(quantity.name)) is not None:
+                if self.hosts is None:
+                    self.hosts = np.full((len(OF_HOSTS), *self.power_w.shape), np.nan, dtype=np.float32)
+                self.hosts[k, :, place] = values
 
     def packed(self) -> list[tuple[str, int, int, int, bytes]]:
         """What goes to disk."""
@@ -99,7 +115,9 @@ class Minute:
             values[np.isinf(values)] = np.nan  # no number that was measured
         blocks = [(POWER.name, *at, TICK_NS, pack(self.power_w[:, : self.ticks], POWER.step))]
         seconds = -(-self.ticks // SECOND)
-        for quantity, rows in zip(BY_SECOND, self.others, strict=True):
+        kept = [*zip(BY_SECOND, self.others, strict=True)]
+        kept += [] if self.hosts is None else zip(OF_HOSTS, self.hosts, strict=True)
+        for quantity, rows in kept:
             by_second = rows[:, : seconds * SECOND].reshape(len(rows), seconds, SECOND)
             values = np.concatenate(_statistics(by_second.astype(np.float64)))
             blocks.append((quantity.name, *at, NS_PER_S, pack(values, quantity.step)))
@@ -194,7 +212,7 @@ class Historian:
         fresh: BoolArray,
         marks: IntArray,
     ) -> None:
-        """Take one tick's numbers, [n] each: `power_w`, of `BY_SECOND` what there is, who was measured for it, `Mark`s."""
+        """Take one tick's numbers, [n] each: `power_w`, the others that there are, who was measured for it, `Mark`s."""
         minute = self._minute
         if minute is None or not 0 <= self._place(minute, t_mono_ns) < TICKS or self._stepped(minute, t_ns, t_mono_ns):
             self._hand_over(minute)
@@ -202,10 +220,7 @@ class Historian:
         place = self._place(minute, t_mono_ns)
         minute.ticks = place + 1
         minute.power_w[:, place] = power_w
-        for k, quantity in enumerate(BY_SECOND):
-            values = others.get(quantity.name)
-            if values is not None:
-                minute.others[k, :, place] = values
+        minute.put(place, others)
         minute.marks[:, place // SECOND] |= marks | fresh.astype(np.int64) << FRESH_SHIFT + place % SECOND
         handed_ns = self._limits_handed_ns
         if self._limits and (handed_ns is None or t_mono_ns - handed_ns > LIMITS_WAIT_S * NS_PER_S):

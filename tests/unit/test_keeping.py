@@ -20,7 +20,7 @@ from rpi_daemon.history.writer import Writer
 from rpi_daemon.keeping import RESTATE_NS, Keeping, MinuteScores, StandingLimits
 from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.pipeline import Snapshot
-from rpi_daemon.records import TICK_NS, Decision, Desired, LimitKind, RackModel, Residual
+from rpi_daemon.records import TELEMETRY, TICK_NS, Decision, Desired, LimitKind, RackModel, Residual
 
 
 def rack(folder: Path) -> RackModel:
@@ -210,3 +210,33 @@ def test_scores_reach_the_disk(tmp_path: Path) -> None:
     assert count.values.tolist() == [[0.0], [0.0]]
     (error,) = History(tmp_path).blocks("error_w", T0, T0 + NS_PER_S)
     assert np.isnan(error.values).all()
+
+
+def test_what_hosts_said_is_kept_by_the_second_and_only_then(tmp_path: Path) -> None:
+    keeping = Keeping(tmp_path, tmp_path, ManualClock(), Options())
+    keeping.open()
+    model = rack(tmp_path)
+    keeping.begin(model, "", np.ones(2, np.int64), {})
+    for k in range(30):
+        telemetry = np.full((2, 4), np.nan)
+        telemetry[0, TELEMETRY.index("cpu")] = 0.5 + 0.01 * k if 10 <= k < 20 else np.nan
+        keeping.tick(
+            make_snapshot(model, [1.0, 2.0], t_mono_ns=k * TICK_NS, t_utc_ns=T0 + k * TICK_NS, telemetry=telemetry)
+        )
+    keeping.close()
+    history = History(tmp_path)
+    for part, share in (("mean", 0.645), ("min", 0.6), ("max", 0.69)):
+        (block,) = history.blocks(f"cpu/{part}", T0, T0 + 3 * NS_PER_S)
+        np.testing.assert_allclose(block.values, [[np.nan, share, np.nan], [np.nan] * 3], atol=0.006)
+    (memory,) = history.blocks("memory/mean", T0, T0 + 3 * NS_PER_S)
+    assert np.isnan(memory.values).all()
+
+
+def test_hosts_that_say_nothing_take_no_room(tmp_path: Path) -> None:
+    keeping = Keeping(tmp_path, tmp_path, ManualClock(), Options())
+    keeping.open()
+    model = rack(tmp_path)
+    keeping.begin(model, "", np.ones(2, np.int64), {})
+    keeping.tick(make_snapshot(model, [1.0, 2.0], t_mono_ns=0, t_utc_ns=T0))
+    keeping.close()
+    assert list(History(tmp_path).blocks("cpu/mean", T0, T0 + NS_PER_S)) == []

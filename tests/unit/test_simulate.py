@@ -4,6 +4,7 @@ import asyncio
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rpi_daemon.clock import SystemClock
@@ -166,3 +167,23 @@ def test_two_caps_at_one_place_of_a_bmc_are_a_mistake(tmp_path: Path) -> None:
         load_config(path, env={})
     path.write_text(text.replace(ports[1], f'{ports[0]}\nresource = "/redfish/v1/Chassis/Node2"'))
     assert load_config(path, env={}).cap[1].resource == "/redfish/v1/Chassis/Node2"
+
+
+def test_a_plain_host_is_simulated_as_busy_as_its_server_draws(tmp_path: Path) -> None:
+    path = tmp_path / "demo.toml"
+    hosts = '[[telemetry]]\nload = "server-1"\nurl = "http://127.0.0.1:9100/metrics"\nallow_insecure = true\n'
+    hosts += '[[telemetry]]\nload = "server-2"\ndriver = "feed"\n'
+    path.write_text(demo_toml(24, 20_000) + hosts, encoding="utf-8")
+    make_keys(read_config(path))
+    rack = SimulatedRack(read_config(path))
+    host = rack.hosts["server-1"]
+    assert (list(rack.hosts), host.port) == (["server-1"], 9100)
+    plant, k = rack._place[0]
+    shown: list[tuple[float, float]] = []
+    for _ in range(600):
+        plant.advance(100)
+        host.page()
+        shown.append((float(plant.true_power_w[k]), host._busy()))
+    drawn_w, busy = np.array(shown).T
+    assert np.corrcoef(drawn_w, busy)[0, 1] == pytest.approx(1.0)
+    assert -0.2 < busy.min() < busy.max() < 1.4
