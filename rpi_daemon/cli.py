@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,11 +98,10 @@ def run(config_path: Path, record: Path | None) -> None:
 @json_option
 def check_config(config_path: Path, as_json: bool) -> None:
     """Find every mistake in a configuration that can be found without hardware."""
-    from rpi_daemon.assembly import needs_model
     from rpi_daemon.devices import load_checked
 
     config = load_checked(config_path)
-    if needs_model(config):
+    if config.forecast.primary == "lstm":
         from rpi_daemon.models.forecaster import SHIPPED
         from rpi_daemon.models.manifest import load_model
 
@@ -349,13 +349,13 @@ def resume(config_path: Path, as_json: bool) -> None:
     show({"schema": 1, "ok": True, "kill_switch": False}, as_json, "kill switch released")
 
 
-def span_options(command: F) -> F:
+def span_options(command: F, begin: str = "1h") -> F:
     """--from and --to, the same for everything that looks back."""
     until = click.option("--to", "to_text", default="now", show_default=True, help="End; as --from.")(command)
     return click.option(
         "--from",
         "from_text",
-        default="1h",
+        default=begin,
         show_default=True,
         help="Begin: 03:12, '2026-11-20 03:12', 2026-11-20T03:12:00Z, or 2h (ago).",
     )(until)
@@ -420,6 +420,26 @@ def events(
         told = f" from number {begins['number']} ({look_back.local_time(begins['t_utc_ns'])}) on" if begins else ""
         click.echo(f"the chain of all {document['checked']} events holds{told}")
     ctx.exit(0 if document["ok"] else 1)
+
+
+@main.command("report")
+@click.argument("outlets", nargs=-1, metavar="[PDU/NUMBERS]...")
+@partial(span_options, begin="7d")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="The page; report-RACK.html if not given.")
+@config_option
+@json_option
+def report(
+    outlets: tuple[str, ...], from_text: str, to_text: str, output: Path | None, config_path: Path, as_json: bool
+) -> None:
+    """What the daemon bought, or would have: one HTML page, or JSON. Works without a running daemon."""
+    from rpi_daemon import look_back
+    from rpi_daemon.report import command
+
+    asked = look_back.question(config_path, outlets, "power", from_text, to_text)
+    document, text = command.report(asked, output, page=output is not None or not as_json)
+    for note in document["notes"]:
+        click.echo(note, err=True)
+    show(document, as_json, text)
 
 
 @main.command("capture")

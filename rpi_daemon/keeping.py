@@ -200,13 +200,13 @@ class _Sums:
     def __init__(self, n: int, t_ns: int, t_mono_ns: int) -> None:
         self.t_ns = t_ns
         self.t_mono_ns = t_mono_ns
-        self.ticks = 0
+        self.read = np.zeros(n)  # ticks with a reading
         self.judged, self.escaped, self.episodes = np.zeros((3, n))
         self.compared, self.error_w, self.persistence_error_w = np.zeros((3, n))
         self.weights: dict[str, FloatArray] = {}
 
     def scored(self) -> Scored:
-        """The minute's figures; an error is not known where nothing was compared."""
+        """The minute's figures; an error is not known where nothing was compared, a weight where nothing was read."""
         compared = np.where(self.compared > 0, self.compared, np.nan)
         figures = {
             "judged": self.judged,
@@ -215,7 +215,8 @@ class _Sums:
             "error_w": self.error_w / compared,
             "persistence_error_w": self.persistence_error_w / compared,
         }
-        weights = {name: total / self.ticks for name, total in self.weights.items()}
+        read = np.where(self.read > 0, self.read, np.nan)
+        weights = {name: total / read for name, total in self.weights.items()}
         return self.t_ns, self.t_mono_ns, figures | weights
 
 
@@ -235,10 +236,11 @@ class MinuteScores:
         if self._sums is None:
             self._sums = _Sums(self._n, snapshot.t_utc_ns, snapshot.t_mono_ns)
         sums = self._sums
-        sums.ticks += 1
+        valid = snapshot.readings.valid
+        sums.read += valid
         for prefix, weights in ((WEIGHT, snapshot.weights), (REQUEST_WEIGHT, snapshot.request_weights)):
             for expert, weight in weights.items():
-                sums.weights[prefix + expert] = sums.weights.get(prefix + expert, 0.0) + weight
+                sums.weights[prefix + expert] = sums.weights.get(prefix + expert, 0.0) + np.where(valid, weight, 0.0)
         if snapshot.residual is not None:
             self._judge(sums, snapshot.residual, snapshot.t_mono_ns)
         return over

@@ -277,6 +277,13 @@ class History:
             Block(name, t_ns, t_mono_ns, period_ns, layout, part) for name, part in parts.items() if name in quantities
         ]
 
+    def quantities(self, from_ns: int, to_ns: int) -> list[str]:
+        """What is stored of blocks that begin in the span."""
+        rows = self._rows(
+            "SELECT DISTINCT quantity FROM block WHERE t_ns >= ? AND t_ns < ?", (from_ns, to_ns), from_ns, to_ns
+        )
+        return sorted({str(row[0]) for row in rows})
+
     def limits(self, rack: str, from_ns: int, to_ns: int) -> Iterator[StoredLimit]:
         """Limit changes of a rack in [from_ns, to_ns), in order."""
         for row in self._rows(
