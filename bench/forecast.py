@@ -8,10 +8,10 @@ import onnx
 from common import median_ratio, parse_arguments, report
 from onnx import helper, numpy_helper
 
-from rpi_daemon.models.baseline import Ewma, Persistence, Ridge
-from rpi_daemon.models.forecaster import SHIPPED, ForecasterStack, baselines
+from rpi_daemon.models.forecaster import SHIPPED
 from rpi_daemon.models.inputs import N_COLUMNS, InputStream
 from rpi_daemon.models.manifest import LoadedModel, load_model, open_session
+from rpi_daemon.models.mixture import Mixture
 from rpi_daemon.models.network import LstmForecaster
 from rpi_daemon.records import TICK_NS, ForecastInput
 
@@ -83,19 +83,19 @@ def measure(n: int, model: LoadedModel) -> tuple[dict[str, object], float]:
     """A row for n outlets, and window / streamed network step."""
     ticks = ticks_of(n, WINDOW + ROUNDS * TICKS_PER_ROUND)
     forecaster, stream = LstmForecaster(model, n), InputStream(n)
-    stack = ForecasterStack(LstmForecaster(model, n), baselines(n))
-    singles = {f.name: f for f in (Persistence(n), Ewma(n), Ridge(n))}
+    mixture, experts = Mixture(n, LstmForecaster(model, n)), Mixture(n)
     window = open_session(window_model(model))
     columns = np.zeros((WINDOW, n, N_COLUMNS), np.float32)
     h = c = np.zeros((1, n, model.hidden), np.float32)
     for k, x in enumerate(ticks[:WINDOW]):
         forecaster.step(x)
-        stack.step(x)
+        mixture.step(x)
+        experts.step(x)
         columns[k] = stream.step(x).columns
         model.run(columns[k], h, c)
-    took: dict[str, list[float]] = {name: [] for name in ("tick", "network", "stack", "window", *singles)}
+    took: dict[str, list[float]] = {name: [] for name in ("tick", "network", "experts", "mixture", "window")}
     network_rounds = []
-    steps = {"tick": forecaster, "stack": stack, **singles}
+    steps = {"tick": forecaster, "experts": experts, "mixture": mixture}
     for begin in range(WINDOW, len(ticks), TICKS_PER_ROUND):
         block = ticks[begin : begin + TICKS_PER_ROUND]
         for name, step in steps.items():

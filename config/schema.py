@@ -448,9 +448,9 @@ class Constraint(Section):
 class Forecasting(Section):
     """The 5 s forecast."""
 
-    primary: Literal["lstm", "ridge", "ewma", "persistence"] = Field(
-        "lstm", description="forecaster; the others stand behind it"
-    )
+    primary: Literal[
+        "mixture", "lstm", "ridge", "periodic", "median_5s", "median_20s", "median_60s", "ewma", "persistence"
+    ] = Field("mixture", description="forecaster: all experts mixed by how well each has done, or one of them alone")
     model: str = Field("shipped", description="model directory, or 'shipped'")
 
 

@@ -16,7 +16,7 @@ from rpi_daemon.records import IntArray, RackModel
 from rpi_daemon.telemetry import HostTelemetry
 
 if TYPE_CHECKING:
-    from rpi_daemon.models.forecaster import ForecasterStack
+    from rpi_daemon.models.mixture import Mixture
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ def build_pipeline(
 
 def needs_model(config: Config) -> bool:
     """Whether the configured forecaster has a network."""
-    return config.forecast.primary == "lstm"
+    return config.forecast.primary in ("mixture", "lstm")
 
 
 def slow_meters(config: Config, boards: Sequence[BoardSetup]) -> tuple[MeterSetup, ...]:
@@ -75,18 +75,15 @@ def settings(kind: type[T], section: Section) -> T:
     return kind(**section.model_dump())
 
 
-def build_forecaster(config: Config, n: int, clock: Clock, *, without_model: bool = False) -> "ForecasterStack":
-    """The configured forecaster first, the baselines behind it. Raises ModelError for a refused model."""
+def build_forecaster(config: Config, n: int, clock: Clock, *, without_model: bool = False) -> "Mixture":
+    """The configured forecaster: the mixture, or one of its experts alone. Raises ModelError for a refused model."""
     # onnxruntime takes 0.3 s to import: only once STATIC_SAFE is verified
-    from rpi_daemon.models.forecaster import SHIPPED, ForecasterStack, baselines
+    from rpi_daemon.models.forecaster import SHIPPED
+    from rpi_daemon.models.mixture import MIXTURE, Mixture
     from rpi_daemon.models.network import LstmForecaster
 
     name, model = config.forecast.primary, config.forecast.model
-    behind = baselines(n)
-    if name == "lstm" and without_model:
-        return ForecasterStack(None, behind, clock)
-    if name == "lstm":
-        directory = SHIPPED if model == "shipped" else config.path(model)
-        return ForecasterStack(LstmForecaster(directory, n), behind, clock)
-    first = next(i for i, member in enumerate(behind) if member.name == name)
-    return ForecasterStack(None, behind[first:], clock)
+    network = None
+    if needs_model(config) and not without_model:
+        network = LstmForecaster(SHIPPED if model == "shipped" else config.path(model), n)
+    return Mixture(n, network, clock, alone=None if name == MIXTURE else name)

@@ -98,10 +98,11 @@ def run(config_path: Path, record: Path | None) -> None:
 @json_option
 def check_config(config_path: Path, as_json: bool) -> None:
     """Find every mistake in a configuration that can be found without hardware."""
+    from rpi_daemon.assembly import needs_model
     from rpi_daemon.devices import load_checked
 
     config = load_checked(config_path)
-    if config.forecast.primary == "lstm":
+    if needs_model(config):
         from rpi_daemon.models.forecaster import SHIPPED
         from rpi_daemon.models.manifest import load_model
 

@@ -43,7 +43,7 @@ from rpi_daemon.residual import ResidualMatcher
 from rpi_daemon.telemetry import HostTelemetry
 
 if TYPE_CHECKING:
-    from rpi_daemon.models.forecaster import ForecasterStack  # imports onnxruntime: not before STATIC_SAFE is verified
+    from rpi_daemon.models.mixture import Mixture  # imports onnxruntime: not before STATIC_SAFE is verified
 
 BLIND_S = 5.0  # without any reading for this long the limits go to STATIC_SAFE; until then they only hold
 
@@ -97,7 +97,7 @@ class Pipeline:
         self,
         rack: RackModel,
         features: Features,
-        forecaster: "ForecasterStack",
+        forecaster: "Mixture",
         corrector: Corrector,
         actuator: Actuator,
         plans: PlannedWork,
@@ -108,7 +108,7 @@ class Pipeline:
         guard: GuardConfig,
         model_expected: bool = False,
     ) -> None:
-        """`model_expected`: the configuration names a model, so that a baseline's forecast is a fall-back and shown."""
+        """`model_expected`: the configuration names a model, so that going without it is a fall-back and shown."""
         self.rack = rack
         self.features = features
         self.forecaster = forecaster

@@ -557,7 +557,6 @@ class Service:
         """What may wait until the limits are on their way."""
         assert self.snapshot is not None
         snapshot = self.snapshot
-        self.pipeline.forecaster.catch_up()
         self.score.update(snapshot.readings, snapshot.residual)
         self.weights.update(snapshot.weights, snapshot.readings.valid)
         for link in self.boards:

@@ -162,12 +162,12 @@ def _constraints(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any
 
 
 def _forecast(service: "Service") -> dict[str, Any]:
-    stack = service.pipeline.forecaster
+    forecaster = service.pipeline.forecaster
     return {
         "primary": service.config.forecast.primary,
-        "model": None if stack.model is None or service.standing is None else service.standing.name,
-        "outlet_ticks": dict(stack.counts),
-        "primary_unused_because": (service.model_refused if stack.model is None else None) or stack.reason,
+        "model": None if forecaster.model is None or service.standing is None else service.standing.name,
+        "outlet_ticks": dict(forecaster.counts),
+        "primary_unused_because": (service.model_refused if forecaster.model is None else None) or forecaster.reason,
     }
 
 

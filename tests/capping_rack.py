@@ -12,7 +12,7 @@ from rpi_daemon.allocator import AllocatorConfig
 from rpi_daemon.corrector import Corrector, CorrectorConfig
 from rpi_daemon.features import Features
 from rpi_daemon.guard import GuardConfig, HealthFlags, at_start
-from rpi_daemon.models.forecaster import ForecasterStack
+from rpi_daemon.models.mixture import Mixture
 from rpi_daemon.pipeline import DecisionDigest, Pipeline, Snapshot, TickInputs
 from rpi_daemon.plans import PlannedWork
 from rpi_daemon.records import (
@@ -201,7 +201,7 @@ class Rack:
         self.pipeline = Pipeline(
             rack,
             cast(Features, self.shown),
-            cast(ForecasterStack, self.prophet),
+            cast(Mixture, self.prophet),
             Corrector(corrector or quick, rack),
             Actuator(QUICK, rack),
             PlannedWork(rack, ()),

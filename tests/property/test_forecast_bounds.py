@@ -1,4 +1,4 @@
-"""Whatever the readings, an answer of the stack is finite, ordered and within bounds, or it is no answer."""
+"""Whatever the readings, an answer of the mixture is finite, ordered and within bounds, or it is no answer."""
 
 from dataclasses import replace
 
@@ -6,11 +6,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpi_daemon.models.forecaster import NO_FORECAST, SHIPPED, UPPER_BOUND, default_stack
+from rpi_daemon.models.forecaster import NO_FORECAST, SHIPPED
 from rpi_daemon.models.manifest import load_model
+from rpi_daemon.models.mixture import default_mixture
 from rpi_daemon.records import TICK_NS, ForecastInput
 
 MODEL = load_model(SHIPPED)
+UPPER_BOUND = 1.5  # of the rating, or of the present draw where that is larger
 WATTS = st.one_of(
     st.floats(0.0, 1000.0),
     st.sampled_from([0.0, np.nan, np.inf, -np.inf, -5.0, 1e-9, 5e4]),
@@ -44,8 +46,8 @@ def _empty(n: int) -> ForecastInput:
 def test_every_answer_is_finite_ordered_and_bounded(
     story: list[tuple[tuple[float, float], tuple[bool, bool], float, int]],
 ) -> None:
-    stack = default_stack(2, MODEL)
-    t_mono_ns = 0
+    mixture = default_mixture(2, MODEL)
+    t_mono_ns, present_w = 0, np.zeros(2)
     for watts, valid, plan_w, repeat in story:
         for _ in range(repeat):
             t_mono_ns += TICK_NS
@@ -54,7 +56,7 @@ def test_every_answer_is_finite_ordered_and_bounded(
             x = replace(
                 _empty(2), t_mono_ns=t_mono_ns, power_w=np.array(watts), valid=np.array(valid), planned_w=planned_w
             )
-            made = stack.step(x)
+            made = mixture.step(x)
             answered = np.array([s != NO_FORECAST for s in made.source])
             assert np.isnan(made.value_w[~answered]).all()
             assert np.isnan(made.running_max_w[~answered]).all()
@@ -66,8 +68,8 @@ def test_every_answer_is_finite_ordered_and_bounded(
             assert (np.diff(running_max_w, axis=1) >= 0.0).all()
             assert (np.diff(running_max_w, axis=2) >= 0.0).all()
             assert (running_max_w >= value_w).all()
-            present_w = np.where(x.valid & np.isfinite(x.power_w), x.power_w, 0.0)
+            present_w = np.where(x.valid & np.isfinite(x.power_w), x.power_w, present_w)  # else the last reading stands
             announced_w = max(plan_w, 0.0) if np.isfinite(plan_w) else 0.0
-            highest_w = UPPER_BOUND * np.maximum(x.rating_w, present_w) + announced_w + 1e-6
+            highest_w = UPPER_BOUND * np.maximum(np.maximum(x.rating_w, 1.0), present_w) + announced_w + 1e-6
             assert (running_max_w[:, -1, -1] <= highest_w[answered]).all()
-    assert sum(stack.counts.values()) == 2 * sum(repeat for *_, repeat in story)
+    assert sum(mixture.counts.values()) == 2 * sum(repeat for *_, repeat in story)

@@ -160,7 +160,7 @@ def test_a_damaged_model_is_refused_by_checks_and_replaced_by_baselines_in_a_run
         status = daemon.normal()
         assert "model_fallback" in status["causes"]
         assert "sha256 differs" in status["forecast"]["primary_unused_because"]
-        assert {o["source"] for o in status["outlets"]} <= {"ridge", "ewma", "persistence"}
+        assert {o["source"] for o in status["outlets"]} == {"mixture"}
         events = [line["event"] for line in daemon.log()]
         assert events.index("static_safe.verified") < events.index("model.refused")
         status = daemon.until(lambda s: s["summary"]["writes"] > 15, "writes")

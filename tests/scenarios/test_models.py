@@ -43,7 +43,7 @@ def test_promoted_and_rolled_back_while_it_runs(place: Place, rack: RackProcess,
         assert daemon.status()["forecast"]["model"] == "night-1"
         before = daemon.status()["summary"]["ticks"]
         daemon.until(lambda s: s["summary"]["ticks"] > before + 50, "the swap")
-        assert {o["source"] for o in daemon.status()["outlets"]} == {"lstm"}
+        assert {o["source"] for o in daemon.status()["outlets"]} == {"mixture"}
         assert asked(config, "model", "rollback")["current"] == "shipped"
         assert daemon.logged("model.rolled_back")["before"] == "night-1"
         assert asked(config, "model", "promote", "night-1")["ok"]

@@ -1,4 +1,4 @@
-"""Forecasters on signals whose future is known, and the stack's choice when an answer cannot be used."""
+"""Forecasters on signals whose future is known, and the mixture when the network's answer cannot be used."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,19 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rpi_daemon._fastpath.core import EXPERTS
 from rpi_daemon.clock import ManualClock
 from rpi_daemon.errors import ModelError
 from rpi_daemon.models.baseline import Ewma, Persistence, Ridge
-from rpi_daemon.models.forecaster import (
-    REST_TICKS,
-    SHIPPED,
-    Forecaster,
-    ForecasterStack,
-    baselines,
-    default_stack,
-)
+from rpi_daemon.models.forecaster import SHIPPED, Forecaster
 from rpi_daemon.models.inputs import InputStream
 from rpi_daemon.models.manifest import LoadedModel, load_model
+from rpi_daemon.models.mixture import REST_TICKS, Mixture, default_mixture
 from rpi_daemon.models.network import LstmForecaster
 from rpi_daemon.records import TICK_NS, BoolArray, FloatArray, Forecast, ForecastInput, Quality
 
@@ -48,7 +43,8 @@ def model() -> LoadedModel:
 
 
 def _members(model: LoadedModel, n: int) -> list[Forecaster]:
-    return [LstmForecaster(model, n), *baselines(n)]
+    alone = [Mixture(n, alone=name) for name in EXPERTS if name != "lstm"]
+    return [LstmForecaster(model, n), default_mixture(n, model), Mixture(n), *alone]
 
 
 def _check_ordered(made: Forecast) -> None:
@@ -67,7 +63,6 @@ def test_quantiles_and_running_maxima_are_ordered_on_a_wild_signal(model: Loaded
         planned_w = rng.normal(0.0, 100.0, (6, 5)) * (rng.random((6, 1)) < 0.05)
         for member in members:
             made = member.step(tick(k, power_w, planned_w))
-            assert made.source == (member.name,) * 6
             if k >= 5:
                 _check_ordered(made)
 
@@ -77,15 +72,15 @@ def test_a_flat_load_is_forecast_flat(model: LoadedModel) -> None:
     members = _members(model, 2)
     for k in range(600):
         x = tick(k, 300.0 + rng.normal(0.0, 0.5, 2))
-        made = {m.name: m.step(x) for m in members}
-    for name, answer in made.items():
+        made = [(f"{i} {m.name}", m.step(x)) for i, m in enumerate(members)]
+    for name, answer in made:
         assert np.abs(answer.value_w[:, :, 0] - 300.0).max() < 3.0, name
         assert answer.running_max_w[:, -1, -1].max() < 360.0, name
 
 
 @pytest.mark.parametrize("quality", [0, Quality.SLOW_METER])
 def test_an_outlet_that_is_off_is_forecast_off_from_the_start(model: LoadedModel, quality: int) -> None:
-    stack = default_stack(3, model)
+    mixture = default_mixture(3, model)
     power_w = np.array([0.0, 0.5, 0.0])
     planned_w = np.zeros((3, 5))
     planned_w[2, 3:] = 200.0
@@ -94,14 +89,14 @@ def test_an_outlet_that_is_off_is_forecast_off_from_the_start(model: LoadedModel
     for k in range(300):
         held = Quality.HELD if quality and k % 10 else 0
         x = tick(k, power_w, planned_w, quality=quality | held)
-        highest.append(stack.step(replace(x, interval_ticks=interval_ticks)).running_max_w)
+        highest.append(mixture.step(replace(x, interval_ticks=interval_ticks)).running_max_w)
     late = np.array(highest[4:])  # the first answer, and all others
     assert late[:, :2].max() < 0.01 * RATING_W
     announced_w = late[:, 2, 3:, 1]
     assert announced_w.min() >= 200.0
     assert announced_w.max() < 210.0
     power_w[0] = 100.0
-    assert stack.step(tick(300, power_w, planned_w)).running_max_w[0, -1, 1] > 100.0
+    assert mixture.step(tick(300, power_w, planned_w)).running_max_w[0, -1, 1] > 100.0
 
 
 def test_baseline_bands_hold_their_share() -> None:
@@ -137,8 +132,8 @@ def test_announced_work_raises_every_forecast(model: LoadedModel) -> None:
     for k in range(begins - 25):
         planned_w = 250.0 * (begins <= k + np.arange(10, 60, 10))[None]
         x = tick(k, 150.0 + rng.normal(0.0, 1.0, 1), planned_w)
-        made = {m.name: m.step(x) for m in members}
-    for name, answer in made.items():
+        made = [(f"{i} {m.name}", m.step(x)) for i, m in enumerate(members)]
+    for name, answer in made:
         assert answer.running_max_w[0, 2, 2] >= 390.0, name
         assert answer.running_max_w[0, 0, 0] < 200.0, name
         assert answer.value_w[0, 4, 0] > 300.0, name
@@ -147,10 +142,10 @@ def test_announced_work_raises_every_forecast(model: LoadedModel) -> None:
 
 def test_work_announced_late_raises_the_limit_at_once(model: LoadedModel) -> None:
     rng = np.random.default_rng(9)
-    stack = default_stack(1, model)
+    mixture = default_mixture(1, model)
     planned_w = np.array([[0.0, 250.0, 250.0, 250.0, 250.0]])
     for k in range(100):
-        made = stack.step(tick(k, 150.0 + rng.normal(0.0, 1.0, 1), planned_w if k == 99 else None))
+        made = mixture.step(tick(k, 150.0 + rng.normal(0.0, 1.0, 1), planned_w if k == 99 else None))
     assert 390.0 <= made.running_max_w[0, 1, 2] <= RATING_W
 
 
@@ -207,12 +202,14 @@ def test_an_outlet_does_not_disturb_another(model: LoadedModel) -> None:
 
 
 def test_missed_ticks_begin_everything_afresh(model: LoadedModel) -> None:
-    stack = default_stack(2, model)
+    mixture = default_mixture(2, model)
     power_w = np.full(2, 100.0)
     for k in range(50):
-        stack.step(tick(k, power_w))
-    assert stack.step(tick(50, power_w)).source == ("lstm", "lstm")
-    assert stack.step(tick(80, power_w)).source == ("ridge", "ridge")
+        mixture.step(tick(k, power_w))
+    assert mixture.step(tick(50, power_w)).source == ("mixture", "mixture")
+    made = mixture.step(tick(80, power_w))
+    assert np.isnan(mixture.latest["lstm"].value_w).all()
+    assert np.isfinite(made.value_w).all()
 
 
 def test_new_model_is_primed_beside_the_old_one_and_takes_over(model: LoadedModel) -> None:
@@ -271,78 +268,77 @@ class Broken:
 
 
 @pytest.mark.parametrize(
-    ("fault", "source"),
+    ("fault", "heard"),
     [
-        ("", ("broken", "broken")),
-        ("nan", ("broken", "persistence")),
-        ("high", ("broken", "persistence")),
-        ("negative", ("broken", "persistence")),
-        ("old", ("persistence", "persistence")),
-        ("slow", ("persistence", "persistence")),
-        ("raises", ("persistence", "persistence")),
+        ("", (True, True)),
+        ("nan", (True, False)),
+        ("high", (True, False)),
+        ("negative", (True, False)),
+        ("old", (False, False)),
+        ("slow", (False, False)),
+        ("raises", (False, False)),
     ],
 )
-def test_stack_falls_back_per_outlet(fault: str, source: tuple[str, str]) -> None:
+def test_a_network_that_cannot_be_used_sleeps_per_outlet(fault: str, heard: tuple[bool, bool]) -> None:
     clock = ManualClock()
-    primary = Broken(2, clock)
-    stack = ForecasterStack(primary, [Persistence(2)], clock)
+    network = Broken(2, clock)
+    mixture, alone = Mixture(2, network, clock), Mixture(2, network, clock, alone="lstm")
     power_w = np.array([100.0, 200.0])
     for k in range(3):
-        assert stack.step(tick(k, power_w)).source == ("broken", "broken")
-    primary.fault = fault
-    made = stack.step(tick(3, power_w))
-    assert made.source == source
+        assert mixture.step(tick(k, power_w)).source == ("mixture", "mixture")
+        assert (mixture.weights["lstm"] > 0.0).all()
+    network.fault = fault
+    made = mixture.step(tick(3, power_w))
+    assert made.source == ("mixture", "mixture")
     assert np.isfinite(made.value_w).all()
-    assert (stack.reason != "") == (fault in ("old", "slow", "raises"))
-    assert sum(stack.counts.values()) == 8
+    assert tuple(np.isfinite(mixture.latest["lstm"].value_w[:, 0, 0])) == heard
+    assert tuple(mixture.weights["lstm"] > 0.0) == heard
+    assert sum(mixture.weights.values()) == pytest.approx(np.ones(2))
+    assert (mixture.reason != "") == (fault in ("old", "slow", "raises"))
+    assert mixture.counts == {"mixture": 8, "none": 0}
+    answered = alone.step(tick(3, power_w))
+    assert answered.source == tuple("lstm" if there else "persistence" for there in heard)
+    assert np.isfinite(answered.value_w).all()
 
 
-def test_a_primary_that_is_late_again_and_again_is_rested() -> None:
+def test_a_network_that_is_late_again_and_again_is_rested() -> None:
     clock = ManualClock()
-    primary = Broken(1, clock)
-    stack = ForecasterStack(primary, [Persistence(1)], clock)
-    primary.fault = "slow"
+    network = Broken(1, clock)
+    mixture = Mixture(1, network, clock)
+    network.fault = "slow"
     for k in range(3):
-        stack.step(tick(k, np.array([100.0])))
+        mixture.step(tick(k, np.array([100.0])))
     spent_ns = clock.mono_ns()
-    primary.fault = ""
-    sources = [stack.step(tick(3 + k, np.array([100.0]))).source[0] for k in range(REST_TICKS + 1)]
-    assert sources == ["persistence"] * REST_TICKS + ["broken"]
+    network.fault = ""
+    heard = []
+    for k in range(REST_TICKS + 1):
+        mixture.step(tick(3 + k, np.array([100.0])))
+        heard.append(mixture.weights["lstm"][0] > 0.0)
+    assert heard == [False] * REST_TICKS + [True]
     assert clock.mono_ns() == spent_ns
-    assert primary.resets == 1
-
-
-def test_fall_backs_see_every_tick_whoever_calls_for_it(model: LoadedModel) -> None:
-    prompt, lazy = default_stack(2, model), default_stack(2, model)
-    alone = Ridge(2)
-    rng = np.random.default_rng(3)
-    for k in range(60):
-        x = tick(k, 300.0 + 20.0 * rng.standard_normal(2))
-        said = alone.step(x)
-        assert prompt.step(x).source == lazy.step(x).source
-        prompt.catch_up()
-        np.testing.assert_array_equal(prompt.latest["ridge"].value_w, said.value_w)
-    np.testing.assert_array_equal(lazy.latest["ridge"].value_w, prompt.latest["ridge"].value_w)
+    assert network.resets == 1
 
 
 def test_without_a_reading_nobody_answers(model: LoadedModel) -> None:
-    stack = default_stack(2, model)
+    mixture = default_mixture(2, model)
     for k in range(10):
-        made = stack.step(tick(k, np.array([100.0, np.nan])))
-    assert made.source == ("lstm", "none")
+        made = mixture.step(tick(k, np.array([100.0, np.nan])))
+    assert made.source == ("mixture", "none")
     assert np.isnan(made.value_w[1]).all()
     assert np.isnan(made.running_max_w[1]).all()
 
 
-def test_stack_without_a_model_runs_on_ridge() -> None:
-    stack = default_stack(1, None)
-    assert stack.step(tick(0, np.array([100.0]))).source == ("ridge",)
-    assert stack.reason == "no model"
+def test_without_a_model_the_others_are_mixed() -> None:
+    mixture = default_mixture(1, None)
+    assert mixture.step(tick(0, np.array([100.0]))).source == ("mixture",)
+    assert mixture.reason == "no model"
+    assert mixture.model is None
+    assert "lstm" not in mixture.latest
 
 
 def test_a_refused_model_is_an_error_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=str(tmp_path)):
-        default_stack(1, tmp_path)
+        default_mixture(1, tmp_path)
 
 
 @pytest.mark.parametrize("kind", [Persistence, Ewma, Ridge])

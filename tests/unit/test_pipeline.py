@@ -11,7 +11,7 @@ from rpi_daemon.clock import ManualClock
 from rpi_daemon.corrector import Corrector, CorrectorConfig
 from rpi_daemon.features import Features
 from rpi_daemon.guard import GuardConfig, HealthFlags, at_start
-from rpi_daemon.models.forecaster import ForecasterStack, baselines
+from rpi_daemon.models.mixture import Mixture
 from rpi_daemon.pipeline import Pipeline, Snapshot, TickInputs
 from rpi_daemon.plans import PlannedWork
 from rpi_daemon.records import TICK_NS, LimitKind, LimitState, Mode, PduReading, PduReport, Readings
@@ -42,7 +42,7 @@ class Line:
         self.pipeline = Pipeline(
             RACK,
             cast(Features, self.shown),
-            ForecasterStack(None, baselines(2), ManualClock()),
+            Mixture(2, None, ManualClock()),
             Corrector(CorrectorConfig(), RACK),
             Actuator(ActuatorConfig(), RACK),
             PlannedWork(RACK, ()),
