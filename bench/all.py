@@ -19,6 +19,7 @@ BENCHES = (
     "jitter",
     "loop",
     "informs",
+    "history",
     "demo",
     "samples",
 )

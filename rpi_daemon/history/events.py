@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS event (
 );
 CREATE TABLE IF NOT EXISTS start (seq INTEGER, hash BLOB);
 """
+_ALL: Final = "SELECT seq, t_ns, t_mono_ns, name, data, hash FROM event ORDER BY seq"
 _START: Final = b"\0" * 32
 WEEK_NS: Final = 7 * 86_400 * NS_PER_S
 WAITING: Final = 2000  # events that a slow disk may lag behind
@@ -220,7 +221,7 @@ def read_events(
         try:
             with contextlib.closing(open_read_only(path)) as connection:
                 expected, before = connection.execute("SELECT seq + 1, hash FROM start").fetchone()
-                for seq, t_ns, t_mono_ns, name, data, stored in connection.execute("SELECT * FROM event ORDER BY seq"):
+                for seq, t_ns, t_mono_ns, name, data, stored in connection.execute(_ALL):
                     if seq != expected:
                         told.append(f"{path.name}: {seq - expected} events are missing before number {seq}")
                     elif from_ns <= t_ns < to_ns and (not names or name in names):
@@ -252,7 +253,7 @@ def verify(folder: Path) -> Chain:
                         else f"{path.name}: it does not go on where the file before it ends"
                     )
                 expected, digest = start[0] + 1, start[1]
-                for seq, t_ns, t_mono_ns, name, data, stored in connection.execute("SELECT * FROM event ORDER BY seq"):
+                for seq, t_ns, t_mono_ns, name, data, stored in connection.execute(_ALL):
                     count += 1
                     first = first or Event(t_ns, t_mono_ns, name, {}, seq)
                     if seq != expected:
@@ -260,7 +261,7 @@ def verify(folder: Path) -> Chain:
                     elif _link(digest, seq, t_ns, t_mono_ns, name, data) != stored:
                         broken.append(f"{path.name}: number {seq} ({name}) is not what was stored")
                     expected, digest = seq + 1, stored
-        except (sqlite3.Error, TypeError) as error:
+        except (sqlite3.Error, ValueError, TypeError) as error:
             broken.append(f"{path.name}: {error}")
     aside = sorted(path.name for path in folder.glob(f"{PATTERN}{ASIDE}*[0-9]"))
     broken += [f"{name}: set aside as damaged; what it held is not in the chain" for name in aside]

@@ -42,9 +42,7 @@ SECOND: Final = 10  # ticks
 GAP_NS: Final = 10 * NS_PER_S  # without a tick for so long a block ends
 CLOCK_STEP_NS: Final = NS_PER_S  # wall time that moves so much against the monotonic clock ends a block, too
 WAITING: Final = 20  # minutes (1.3 MB each for 48 outlets) or bundles of limits that a slow disk may lag behind
-LIMITS_WAIT_S: Final = (
-    30.0  # between two writes of limit changes: the first is on disk at once, those after it together
-)
+LIMITS_WAIT_S: Final = 60.0  # between two writes of limits: the first is on disk at once, those after it together
 
 
 class Quantity(NamedTuple):
@@ -120,7 +118,7 @@ class Minute:
         for quantity, rows in kept:
             by_second = rows[:, : seconds * SECOND].reshape(len(rows), seconds, SECOND)
             values = np.concatenate(_statistics(by_second.astype(np.float64)))
-            blocks.append((quantity.name, *at, NS_PER_S, pack(values, quantity.step)))
+            blocks.append((quantity.name, *at, NS_PER_S, pack(values, quantity.step, spread=True)))
         blocks.append((MARKS, *at, NS_PER_S, pack(self.marks[:, :seconds], 1.0)))
         return blocks
 

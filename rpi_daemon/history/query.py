@@ -72,7 +72,7 @@ def read_series(history: History, rack: str, outlets: Sequence[str], quantity: s
     calibrations = dict[str, None]()
     back = False
     last_ns = 0
-    for (block,) in history.minutes((quantity,), from_ns, to_ns, rack):
+    for (block,) in history.minutes((quantity,), from_ns, to_ns, rack, outlets):
         calibrations[block.layout.calibration] = None
         back |= block.t_ns < last_ns - 2 * block.period_ns
         t_ns = block.t_ns + block.period_ns * np.arange(block.values.shape[1], dtype=np.int64)

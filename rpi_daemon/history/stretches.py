@@ -80,18 +80,19 @@ def stretches(
     to_ns: int,
     quantities: Collection[str] = (),
     *,
+    outlets: Collection[str] | None = None,
     longest_s: float = LONGEST_S,
 ) -> Iterator[Stretch]:
     """What is stored of a rack in [from_ns, to_ns), in order of its end: power and marks, and `quantities` by the second.
 
-    A quantity is `forecast_w/mean`, `forecast_max_w/max`, `residual_w/mean`, `request_w/max` or the like. A stretch ends
+    With `outlets` the layout and all arrays have these alone. A quantity is `forecast_w/mean`, `forecast_max_w/max`, `residual_w/mean`, `request_w/max` or the like. A stretch ends
     where outlets were renamed, loads moved, a calibration changed, the daemon was away, the wall clock was set (in two
     stretches the same wall time may come twice: `t_mono_ns` tells them apart), or after `longest_s`: one is in memory
     at a time. Another rack's blocks, damaged blocks and files that cannot be read are left out and named in
     `history.damage`. A minute whose power or marks are damaged is a gap.
     """
     unfinished: list[_Growing] = []
-    for minute in history.minutes({POWER, MARKS, *quantities}, from_ns, to_ns, rack):
+    for minute in history.minutes({POWER, MARKS, *quantities}, from_ns, to_ns, rack, outlets):
         blocks = {block.quantity: block for block in minute}
         if POWER not in blocks or MARKS not in blocks:
             continue

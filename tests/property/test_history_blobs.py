@@ -31,6 +31,17 @@ def test_counts_come_back_exactly(counts: np.ndarray) -> None:
     np.testing.assert_array_equal(unpack(pack(counts * 0.5, 0.5)), counts * 0.5)
 
 
+@given(arrays(np.int64, (6, 17), elements=st.integers(MISSING, LARGEST)), st.permutations([0, 1]))
+@example(np.array([[MISSING + 1, LARGEST] * 8 + [0], [MISSING] * 17] * 3), [1])
+def test_smallest_and_largest_come_back_exactly_beside_their_means(counts: np.ndarray, rows: list[int]) -> None:
+    values = np.where(counts == MISSING, np.nan, counts * 0.5)
+    block = pack(values, 0.5, spread=True)
+    np.testing.assert_array_equal(unpack(block), values)
+    chosen = [part + row for part in (0, 2, 4) for row in rows]
+    np.testing.assert_array_equal(unpack(block, np.array(rows)), values[chosen])
+    np.testing.assert_array_equal(unpack(pack(values, 0.5), np.array(rows)), values[rows])
+
+
 @given(VALUES, st.data())
 def test_every_single_bit_flip_is_seen(values: np.ndarray, data: st.DataObject) -> None:
     block = bytearray(pack(values, STEP))

@@ -70,6 +70,16 @@ def test_only_the_span_is_told(tmp_path: Path) -> None:
     assert list(stretches(History(tmp_path), "rack", T0 + 150 * NS_PER_S, END)) == []
 
 
+def test_some_outlets_alone_come_as_they_would_among_all(tmp_path: Path) -> None:
+    keep(tmp_path, range(700))
+    (whole,) = read(tmp_path)
+    (part,) = stretches(History(tmp_path), "rack", 0, END, ("forecast_w/mean",), outlets=["a/2", "z/9"])
+    assert part.layout == Layout("rack", ("a/2",), "cal-1", ("db",), (10,))
+    np.testing.assert_array_equal(part.power_w, whole.power_w[1:])
+    np.testing.assert_array_equal(part.fresh, whole.fresh[1:])
+    np.testing.assert_array_equal(part.seconds["forecast_w/mean"], whole.seconds["forecast_w/mean"][1:])
+
+
 def test_a_long_time_comes_in_parts(tmp_path: Path) -> None:
     keep(tmp_path, range(6000))
     parts = read(tmp_path, longest_s=120.0)
