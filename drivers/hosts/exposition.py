@@ -4,7 +4,7 @@ Source: Prometheus documentation, "Exposition formats", text-based format (prome
 """
 
 import re
-from collections.abc import Iterator
+from functools import lru_cache
 
 Labels = tuple[tuple[str, str], ...]  # in alphabetical order of their names
 Samples = dict[str, dict[Labels, float]]
@@ -46,20 +46,21 @@ def parse(page: bytes, names: frozenset[str]) -> Samples:
         if found[1] not in names:  # only its beginning is that of a wanted one
             continue
         series = samples.setdefault(found[1], {})
-        labels = tuple(sorted(_labels(found[2] or "")))
+        labels = _labels(found[2] or "")
         if labels in series:
             raise BadPage(f"not clear: {line[:60]!r} says a series twice")
         series[labels] = float(found[3])
     return samples
 
 
-def _labels(text: str) -> Iterator[tuple[str, str]]:
-    seen: set[str] = set()
+@lru_cache(maxsize=4096)  # a host says the same ones at each scrape
+def _labels(text: str) -> Labels:
+    labels: dict[str, str] = {}
     place = 0
     while place < len(text):
         found = _LABEL.match(text, place)
-        if found is None or found[1] in seen:
+        if found is None or found[1] in labels:
             raise BadPage(f"damaged in the labels {text[:60]!r}")
-        seen.add(found[1])
-        yield found[1], _ESCAPE.sub(lambda escape: "\n" if escape[1] == "n" else escape[1], found[2])
+        labels[found[1]] = _ESCAPE.sub(lambda escape: "\n" if escape[1] == "n" else escape[1], found[2])
         place = found.end()
+    return tuple(sorted(labels.items()))

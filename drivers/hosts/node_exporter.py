@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from rpi_daemon.clock import Clock
-from rpi_daemon.drivers.hosts.exposition import BadPage, Samples, parse
-from rpi_daemon.drivers.hosts.shares import WANTED, CounterShares
+from rpi_daemon.drivers.hosts.exposition import BadPage, parse
+from rpi_daemon.drivers.hosts.shares import WANTED, CounterShares, Shares
 from rpi_daemon.drivers.https import TooLong, bounded, printable, tls_error, verification
 from rpi_daemon.errors import AuthError, DeviceError
 from rpi_daemon.records import HostReading
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 MAX_PAGE_BYTES: Final = 1 << 20
-INLINE_BYTES: Final = 64 << 10  # a longer page is parsed beside the loop: the tick has 100 ms
+INLINE_BYTES: Final = 64 << 10  # a longer page is read beside the loop: the tick has 100 ms
 # a sixth of the page, and of the host's work for it
 COLLECT: Final = "&".join(f"collect%5B%5D={name}" for name in ("cpu", "meminfo", "netdev", "netclass", "diskstats"))
 
@@ -87,10 +87,14 @@ class NodeExporter:
         t_mono_ns = self._clock.mono_ns()
         try:
             page = await self._page()
+            if len(page) <= INLINE_BYTES:
+                shares = self._take(t_mono_ns, page)
+            else:
+                shares = await asyncio.to_thread(self._take, t_mono_ns, page)
         except DeviceError:
             self._shares.forget()
             raise
-        return HostReading(self.options.load, t_mono_ns, *self._shares.step(t_mono_ns, page))
+        return HostReading(self.options.load, t_mono_ns, *shares)
 
     async def close(self) -> None:
         """Let go of the connection; safe to call twice."""
@@ -98,7 +102,19 @@ class NodeExporter:
         if http is not None:
             await http.close()
 
-    async def _page(self) -> Samples:
+    def _take(self, t_mono_ns: int, page: bytes) -> Shares:
+        """What a page says. Raises DeviceError."""
+        try:
+            samples = parse(page, WANTED)
+        except BadPage as error:
+            raise DeviceError(f"{self._label}: the answer is {error}") from None
+        if not samples:
+            raise DeviceError(
+                f"{self._label}: the answer has no metric of node_exporter's; is it /metrics of another program?"
+            )
+        return self._shares.step(t_mono_ns, samples)
+
+    async def _page(self) -> bytes:
         status, location, data = await self._get()
         if status == 400 and self._filtered:  # it was built or started without one of the collectors
             self._filtered = False
@@ -113,16 +129,7 @@ class NodeExporter:
             raise DeviceError(
                 f"{self._label} answers HTTP {status}: {printable(data[:200].decode('utf-8', 'replace'))}"
             )
-        try:
-            short = len(data) <= INLINE_BYTES
-            samples = parse(data, WANTED) if short else await asyncio.to_thread(parse, data, WANTED)
-        except BadPage as error:
-            raise DeviceError(f"{self._label}: the answer is {error}") from None
-        if not samples:
-            raise DeviceError(
-                f"{self._label}: the answer has no metric of node_exporter's; is it /metrics of another program?"
-            )
-        return samples
+        return data
 
     async def _get(self) -> tuple[int, str, bytes]:
         """Status, where a redirect leads, body."""

@@ -99,6 +99,8 @@ def _by(page: Mapping[str, Mapping[Labels, float]], name: str, *labels: str) -> 
     """The finite samples of a metric by the values of these labels; those that have others are not ours."""
     found: dict[tuple[str, ...], float] = {}
     for pairs, value in page.get(name, {}).items():
-        if tuple(key for key, _ in pairs) == labels and math.isfinite(value):
-            found[tuple(text for _, text in pairs)] = value
+        if len(pairs) == len(labels) and math.isfinite(value):
+            names, texts = zip(*pairs, strict=True) if pairs else ((), ())
+            if names == labels:
+                found[texts] = value
     return found

@@ -12,7 +12,13 @@ import pytest
 
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.drivers.caps.bmc_sim import make_certificate
-from rpi_daemon.drivers.hosts.node_exporter import COLLECT, MAX_PAGE_BYTES, NodeExporter, NodeExporterOptions
+from rpi_daemon.drivers.hosts.node_exporter import (
+    COLLECT,
+    INLINE_BYTES,
+    MAX_PAGE_BYTES,
+    NodeExporter,
+    NodeExporterOptions,
+)
 from rpi_daemon.errors import AuthError, DeviceError
 from rpi_daemon.records import HostReading
 
@@ -122,6 +128,22 @@ def test_user_and_password_or_a_token_are_sent() -> None:
         scrape(host, **options)
         assert f"Authorization: {word}" in host.requests[0].split("\r\n")
         assert "abc" not in repr(NodeExporterOptions("l", "http://h/", 1.0, 1.0, token="abc", password="abc"))
+
+
+def test_a_host_with_many_cpus_is_read_beside_the_loop() -> None:
+    def many(idle_s: float) -> bytes:
+        lines = [
+            f'node_cpu_seconds_total{{cpu="{k}",mode="{mode}"}} {idle_s if mode == "idle" else 0.25 * idle_s}\n'
+            for k in range(400)
+            for mode in ("idle", "iowait", "system", "user")
+        ]
+        return "".join(lines).encode()
+
+    assert len(many(0.0)) > INLINE_BYTES
+    _, second = scrape(Host(reply(many(0.0)), reply(many(1.0))), 2)
+    assert second.cpu == pytest.approx(0.5 / 1.75)
+    with pytest.raises(DeviceError, match="a series twice"):
+        scrape(Host(reply(many(0.0) * 2)))
 
 
 async def dripping(send: Send) -> None:
