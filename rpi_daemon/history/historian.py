@@ -79,6 +79,7 @@ BY_MINUTE: Final = (  # how good the forecasts of a minute were
 WEIGHT: Final = "weight:"  # and the name of an expert: its mean weight in the median of the draw in 5 s
 REQUEST_WEIGHT: Final = "request_weight:"  # the same for the quantile that requests build on
 WEIGHT_STEP: Final = 0.01
+ALWAYS: Final = frozenset({POWER.name, MARKS, *(quantity.name for quantity in BY_SECOND)})  # in every minute
 SCORES: Final = 10  # minutes of a block
 MINUTE_NS: Final = 60 * NS_PER_S
 
@@ -182,6 +183,7 @@ class _Work:
     minute: Minute | None
     limits: list[StoredLimit] = field(default_factory=list)
     scores: Scores | None = None
+    number: int = 0  # of the minute
 
 
 class Historian:
@@ -194,6 +196,7 @@ class Historian:
         self._layout = layout
         self._keep_ns = round(keep_days * 86_400 * NS_PER_S)
         self._minute: Minute | None = None
+        self._minutes = 0  # that were handed over, dropped ones included
         self._scores: Scores | None = None
         self._limits: list[StoredLimit] = []
         self._limits_handed_ns: int | None = None
@@ -256,7 +259,8 @@ class Historian:
     def _hand_over(self, minute: Minute | None, scores: Scores | None = None) -> None:
         if minute is None and scores is None and not self._limits:
             return
-        work = _Work(minute, self._limits, scores)
+        work = _Work(minute, self._limits, scores, self._minutes)
+        self._minutes += minute is not None
         self._limits = []
         if len(self._waiting) >= WAITING:
             self._dropped(work)
@@ -282,7 +286,8 @@ class Historian:
     def _write(self, work: _Work) -> None:
         t_ns = (work.minute or work.scores or work.limits[0]).t_ns
         path = path_of(self._folder, t_ns)
-        blocks = [block for part in (work.minute, work.scores) if part is not None for block in part.packed()]
+        packed = [block for part in (work.minute, work.scores) if part is not None for block in part.packed()]
+        blocks = [(*block, work.number if block[0] in ALWAYS else None) for block in packed]
         try:
             insert(self._open(path), self._layout, blocks, work.limits)
         except sqlite3.Error as error:

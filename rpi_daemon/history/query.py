@@ -108,6 +108,7 @@ def damage_notes(history: History) -> list[str]:
     damage = history.damage
     found = (
         (damage.blocks, f"{damage.blocks} damaged blocks were left out"),
+        (damage.missing, f"{damage.missing} blocks are missing: the disk did not take them, or lost them"),
         (damage.limits, f"{damage.limits} damaged limit changes were left out"),
         (damage.files, f"not readable: {', '.join(damage.files)}"),
     )

@@ -30,12 +30,15 @@ PATTERN: Final = "history-*.sqlite"
 ASIDE: Final = ".corrupt-"
 PAGE: Final = 1024  # octets: blocks are some KB, and each commit writes the pages that it touched twice
 LOG_PAGES: Final = 8192  # of the write-ahead log before they go to the file: some 80 minutes of 48 outlets
+RUN_NS: Final = (
+    2 * NS_PER_S
+)  # wall time that is so far from the monotonic clock's is of another boot, or the clock was set
 BUSY_S: Final = 2.0  # a reader may hold the file for a moment
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS layout (id INTEGER PRIMARY KEY, text TEXT UNIQUE);
 CREATE TABLE IF NOT EXISTS block (
-    t_ns INTEGER, t_mono_ns INTEGER, quantity TEXT, layout INTEGER, period_ns INTEGER, data BLOB, crc INTEGER
+    t_ns INTEGER, t_mono_ns INTEGER, quantity TEXT, layout INTEGER, period_ns INTEGER, data BLOB, number INTEGER, crc INTEGER
 );
 CREATE UNIQUE INDEX IF NOT EXISTS block_time ON block (t_ns, quantity, t_mono_ns);
 CREATE TABLE IF NOT EXISTS limit_change (
@@ -131,6 +134,7 @@ class Damage:
     """What a query met and left out."""
 
     blocks: int = 0
+    missing: int = 0  # blocks that were handed to the disk and are not there: it did not take them, or lost them
     limits: int = 0
     files: tuple[str, ...] = ()
     other_racks: dict[str, int] = field(default_factory=dict)  # blocks of each that lie in the same folder
@@ -168,25 +172,29 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 def insert(
     connection: sqlite3.Connection,
     layout: Layout,
-    blocks: Sequence[tuple[str, int, int, int, bytes]],
+    blocks: Sequence[tuple[str, int, int, int, bytes, int | None]],
     limits: Sequence[StoredLimit],
 ) -> None:
-    """Packed blocks (quantity, t_ns, t_mono_ns, period_ns, data) and limit changes, all or nothing. Raises sqlite3.Error."""
+    """Packed blocks and limit changes, all or nothing. Raises sqlite3.Error.
+
+    A block is (quantity, t_ns, t_mono_ns, period_ns, data, number): minutes of a run are numbered, so that one that is
+    not there shows; None where not every minute has one.
+    """
     text = layout.to_text()
     connection.execute("BEGIN IMMEDIATE")
     try:
         connection.execute("INSERT OR IGNORE INTO layout (text) VALUES (?)", (text,))
-        number = connection.execute("SELECT id FROM layout WHERE text = ?", (text,)).fetchone()[0]
+        whose = connection.execute("SELECT id FROM layout WHERE text = ?", (text,)).fetchone()[0]
         connection.executemany(
-            "INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                (t_ns, t_mono_ns, name, number, period_ns, data, _crc(t_ns, t_mono_ns, name, text, period_ns, data))
-                for name, t_ns, t_mono_ns, period_ns, data in blocks
+                (t_ns, t_mono_ns, name, whose, *rest, _crc(t_ns, t_mono_ns, name, text, *rest))
+                for name, t_ns, t_mono_ns, *rest in blocks
             ],
         )
         connection.executemany(
             "INSERT OR REPLACE INTO limit_change VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [(*row, number, _crc(*row, text)) for row in map(astuple, limits)],
+            [(*row, whose, _crc(*row, text)) for row in map(astuple, limits)],
         )
         connection.execute("COMMIT")
     except BaseException:
@@ -270,13 +278,13 @@ class History:
         wanted = None if outlets is None else frozenset(outlets)
         stored = {quantity.partition("/")[0] for quantity in quantities}
         rows = self._rows(
-            "SELECT t_ns, t_mono_ns, quantity, text, period_ns, data, crc FROM block JOIN layout ON layout.id = block.layout"
+            "SELECT t_ns, t_mono_ns, quantity, text, period_ns, data, number, crc FROM block JOIN layout ON layout.id = block.layout"
             f" WHERE quantity IN ({', '.join('?' * len(stored))}) AND t_ns < ? AND t_ns > ? ORDER BY t_ns, t_mono_ns",
             (*stored, to_ns, from_ns - LONGEST_NS),
             from_ns,
             to_ns,
         )
-        for _, together in itertools.groupby(rows, key=lambda row: row[:2]):
+        for _, together in itertools.groupby(self._sound(rows), key=lambda row: row[:2]):
             found = [block for row in together for block in self._of_row(row, quantities, wanted)]
             found = [block for block in found if block.end_ns > from_ns]
             if found and rack not in ("", whose := found[0].layout.rack):
@@ -284,12 +292,27 @@ class History:
             elif found:
                 yield found
 
+    def _sound(self, rows: Iterator[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+        """Rows whose CRC is right, without it and their number; others, and those missing between, are counted."""
+        last: dict[tuple[str, str, int], int] = {}
+        hidden: dict[str, int] = {}
+        for *row, number, crc in rows:
+            t_ns, t_mono_ns, stored, text = row[:4]
+            if crc != _crc(*row, number):
+                self.damage.blocks += 1
+                hidden[stored] = hidden.get(stored, 0) + 1
+                continue
+            if number is not None:
+                run = (stored, text, round((t_ns - t_mono_ns) / RUN_NS))
+                before, last[run] = last.get(run, number), number
+                if number > before + 1:  # a smaller one is of the daemon's next run
+                    self.damage.missing += max(0, number - before - 1 - hidden.pop(stored, 0))
+            yield row
+
     def _of_row(self, row: Sequence[Any], quantities: Collection[str], wanted: frozenset[str] | None) -> list[Block]:
         """The blocks of a stored row that were asked for: one, or a row's statistics."""
-        t_ns, t_mono_ns, stored, text, period_ns, data, crc = row
+        t_ns, t_mono_ns, stored, text, period_ns, data = row
         try:
-            if crc != _crc(*row[:-1]):
-                raise DamagedBlock("the row's CRC is wrong")
             layout, rows = _chosen(Layout.from_text(text), wanted)
             values = unpack(data, rows)
             n = len(layout.outlets)

@@ -188,6 +188,28 @@ def test_a_file_that_is_damaged_while_it_is_written_is_set_aside_and_the_minute_
     assert [(block.t_ns - T0) // (600 * TICK_NS) for block in blocks(folder, "power_w")] == [8, 9]
 
 
+def test_a_minute_that_is_not_there_is_counted_and_a_pause_or_a_restart_is_none(folder: Path) -> None:
+    for first in (0, 20_000):  # the second daemon begins to count anew
+        historian = Alone(folder, LAYOUT, keep_days=DAYS)
+        historian.start()
+        fill(historian, range(first, first + 600 * 5))
+        fill(historian, range(first + 6000, first + 6600))
+        historian.close()
+    history = History(folder)
+    assert len(list(history.blocks("power_w", 0, END))) == 12
+    assert history.damage.missing == 0
+    with contextlib.closing(sqlite3.connect(path_of(folder, T0))) as other:
+        gone = [(20_000 + minute * 600) * TICK_NS + T0 for minute in (2, 3)]
+        other.executemany("DELETE FROM block WHERE quantity = 'power_w' AND t_ns = ?", [(t_ns,) for t_ns in gone])
+        other.execute("UPDATE block SET crc = 1 WHERE quantity = 'power_w' AND t_ns = ?", (T0 + 600 * TICK_NS,))
+        other.commit()
+    history = History(folder)
+    assert len(list(history.blocks("power_w", 0, END))) == 9
+    assert (history.damage.blocks, history.damage.missing) == (1, 2)
+    list(history.blocks("forecast_w/mean", 0, END))
+    assert history.damage.missing == 2, "of that quantity none is missing"
+
+
 def test_a_set_aside_file_goes_with_its_week(tmp_path: Path) -> None:
     old = path_of(tmp_path, time.time_ns() - 60 * 86_400 * NS_PER_S)
     for suffix in ("", "-wal", "-shm"):
