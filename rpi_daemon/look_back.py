@@ -16,7 +16,16 @@ from rpi_daemon.config.schema import Config
 from rpi_daemon.errors import ConfigError, RpiError
 from rpi_daemon.history import events as event_files
 from rpi_daemon.history.choices import LIMIT, QUANTITIES
-from rpi_daemon.history.query import Answer, Series, damage_notes, limit_series, local_zone, parse_time, read_series
+from rpi_daemon.history.query import (
+    Answer,
+    Series,
+    damage_notes,
+    limit_series,
+    listed,
+    local_zone,
+    parse_time,
+    read_series,
+)
 from rpi_daemon.history.show import Escape, as_csv, bins, escapes, joined, stamp, write_npz, write_png
 from rpi_daemon.history.stretches import POWER, stretches
 from rpi_daemon.history.weeks import History
@@ -155,8 +164,8 @@ def _escapes(asked: Question) -> tuple[list[dict[str, Any]], list[str]]:
     ]
     absent = [outlet for outlet in asked.outlets if outlet not in stored]
     unknown = [outlet for outlet in asked.outlets if outlet not in limited]
-    notes = damage_notes(files) + ([f"nothing is stored of {', '.join(absent)}"] if absent else [])
-    notes += [f"no limit is stored of {', '.join(unknown)}"] if unknown else []
+    notes = damage_notes(files) + ([f"nothing is stored of {listed(absent)}"] if absent else [])
+    notes += [f"no limit is stored of {listed(unknown)}"] if unknown else []
     return sorted(rows, key=lambda row: row["t_ns"]), notes
 
 

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.config.schema import shorten_numbers
 from rpi_daemon.errors import RpiError
 from rpi_daemon.history.weeks import History, StoredLimit
 from rpi_daemon.records import FloatArray, IntArray
@@ -98,9 +99,18 @@ def _notes(history: History, calibrations: int, back: bool, absent: Sequence[str
     found = (
         (calibrations > 1, "the calibration changed within the span"),
         (back, "the wall clock was set back within the span: times overlap"),
-        (absent, f"nothing is stored of {', '.join(absent)}"),
+        (absent, f"nothing is stored of {listed(absent)}"),
     )
     return damage_notes(history) + [sentence for there, sentence in found if there]
+
+
+def listed(outlets: Sequence[str]) -> str:
+    """Outlet names for a sentence, those of a PDU together: `a/1-12, b/3`."""
+    numbers: dict[str, list[int]] = {}
+    for outlet in outlets:
+        pdu, _, number = outlet.rpartition("/")
+        numbers.setdefault(pdu, []).append(int(number))
+    return ", ".join(f"{pdu}/{shorten_numbers(of_pdu)}" for pdu, of_pdu in numbers.items())
 
 
 def damage_notes(history: History) -> list[str]:

@@ -9,7 +9,7 @@ from history_rig import Alone
 
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.errors import RpiError
-from rpi_daemon.history.query import limit_series, parse_time, read_series
+from rpi_daemon.history.query import limit_series, listed, parse_time, read_series
 from rpi_daemon.history.weeks import History, Layout, StoredLimit
 from rpi_daemon.records import TICK_NS
 
@@ -81,3 +81,7 @@ def test_a_limit_that_stood_before_the_span_is_told(tmp_path: Path) -> None:
     historian.close()
     found = limit_series(History(tmp_path), "rack", "a/1", T0 + 4 * NS_PER_S, T0 + 6 * NS_PER_S)
     assert [change.limit_w for change in found] == [300.0, 500.0]
+
+
+def test_many_outlets_fit_a_sentence() -> None:
+    assert listed(["a/1", "a/4", "a/2", "b/7", "a/3", "b/9"]) == "a/1-4, b/7,9"
