@@ -106,12 +106,16 @@ def _cell(value: object) -> str:
 
 
 def as_kept(result: Mapping[str, object]) -> str:
-    """JSON as results are kept: a line for each member, and for each row."""
+    """JSON as results are kept: a line for each member, and for each row; without what a row says of every source."""
     parts = []
     for key, value in result.items():
         if isinstance(value, list) and value:
-            body = "[\n    " + ",\n    ".join(json.dumps(item) for item in value) + "\n  ]"
+            body = "[\n    " + ",\n    ".join(json.dumps(_short(item)) for item in value) + "\n  ]"
         else:
             body = json.dumps(value)
         parts.append(f"  {json.dumps(key)}: {body}")
     return "{\n" + ",\n".join(parts) + "\n}"
+
+
+def _short(item: object) -> object:
+    return {key: value for key, value in item.items() if key != "by_source"} if isinstance(item, dict) else item

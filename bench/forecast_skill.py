@@ -7,18 +7,19 @@ them. Definitions: docs/forecasting.md, "How good it is".
 """
 
 import argparse
+import importlib.util
 import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from common import ROOT, as_kept, new_parser, report
-from skill.deployed import DEPLOYED, Answers, Progress, default_config, deployed_forecaster, outlet_ticks, run
+from skill.deployed import DEPLOYED, Answers, Progress, default_config, deployed_forecaster, run, work
 from skill.scores import (
     PERSISTENCE,
     Scored,
@@ -64,7 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hours", type=float, metavar="H", help="at most the first H hours of each series")
     parser.add_argument("--no-lightgbm", action="store_true", help="without the outside yardstick")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw one series of each group: .png or .svg")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="keep the whole result as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="keep the result as JSON")
     chosen = parser.parse_args()
     if chosen.quick:
         chosen.limit, chosen.hours = chosen.limit or QUICK_SERIES, chosen.hours or QUICK_HOURS
@@ -85,6 +86,7 @@ def main() -> None:
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     """Run, score, report. Raises RpiError for what the user can put right."""
+    _need([] if chosen.no_lightgbm else ["lightgbm"], [] if chosen.picture is None else ["matplotlib"])
     series, left_out = read_series(chosen.data, tuple(chosen.group), chosen.limit, chosen.hours)
     for why in left_out:
         print(f"left out: {why}", file=sys.stderr)
@@ -92,14 +94,13 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     learned_from = _learned_from(model)
     groups = list(dict.fromkeys(one.group for one in series))
     by_model = _models(chosen, groups, model, learned_from)
-    progress = Progress(outlet_ticks(series), _teller())
+    parts = {path: [one for one in series if one.group in members] for path, members in by_model.items()}
+    progress = Progress(sum(work(part) for part in parts.values()), _teller())
     scored: dict[str, list[Scored]] = {group: [] for group in groups}
     pictured: dict[str, tuple[Series, Answers]] = {}
-    for path, members in by_model.items():
+    for path, part in parts.items():
         config = default_config(path)
-        for one, answers in run(
-            [s for s in series if s.group in members], deployed_forecaster(config), config, progress
-        ):
+        for one, answers in run(part, deployed_forecaster(config), config, progress):
             scored[one.group].append(score(one, answers))
             if chosen.picture is not None and _better_seen(one, pictured):
                 pictured[one.group] = one, answers
@@ -179,8 +180,7 @@ def _series_line(one: Scored, theirs: Sums) -> dict[str, Any]:
         **figures(one.whole, nothing),
         **one.written.figures(),
         "pinball_vs_lightgbm": _against(one.last, theirs, nothing),
-        "mae_by_source": one.whole.of("mae"),
-        "pinball_by_source": one.whole.of("pinball"),
+        "by_source": details(one.whole),
     }
 
 
@@ -203,6 +203,13 @@ def _learned_from(model: Path) -> set[str]:
     return {str(data["name"]) for data in training.get("data", ())}
 
 
+def _need(*libraries: Sequence[str]) -> None:
+    """Refuse now what would fail after the work. Raises RpiError."""
+    for name in (name for part in libraries for name in part):
+        if importlib.util.find_spec(name) is None:
+            raise RpiError(f"needs {name}: pip install 'rpi-daemon[bench]' (--no-lightgbm goes without the yardstick)")
+
+
 def _models(
     chosen: argparse.Namespace, groups: Sequence[str], model: Path, learned_from: set[str]
 ) -> dict[Path, list[str]]:
@@ -218,6 +225,8 @@ def _models(
                 path = train_without(group, chosen.data)
             elif not path.is_dir():
                 raise ModelError(f"{path}: no such model directory; it should hold a model trained without {group}")
+            if group in _learned_from(path):
+                raise ModelError(f"{path}: its manifest says that it was trained on {group}")
         made.setdefault(path, []).append(group)
     return made
 
@@ -295,19 +304,18 @@ def _definitions() -> dict[str, str]:
     }
 
 
-def _teller() -> Any:
+def _teller() -> Callable[[float], None]:
     """Tells progress on stderr: in place on a terminal, else a line for each twentieth."""
     begun, told = time.monotonic(), [-1]
 
-    def say(done: int, whole: int) -> None:
-        share = done / whole
-        left_s = (time.monotonic() - begun) * (1.0 - share) / max(share, 1e-9)
-        words = f"{share:4.0%} of {whole / 36_000:.0f} outlet hours, {left_s / 60.0:.1f} min left"
+    def say(share: float) -> None:
+        took_s = time.monotonic() - begun
+        left = f"{took_s * (1.0 - share) / share / 60.0:.1f} min left" if took_s > 5.0 else ""
         if sys.stderr.isatty():
-            print(f"\r{words}  ", end="\n" if done >= whole else "", file=sys.stderr, flush=True)
+            print(f"\r{share:4.0%} run {left:16}", end="\n" if share >= 1.0 else "", file=sys.stderr, flush=True)
         elif int(20 * share) > told[0]:
             told[0] = int(20 * share)
-            print(words, file=sys.stderr, flush=True)
+            print(f"{share:4.0%} run {left}".rstrip(), file=sys.stderr, flush=True)
 
     return say
 

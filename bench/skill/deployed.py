@@ -1,7 +1,8 @@
 """The deployed pipeline over recordings: forecaster, residual and corrector as the daemon runs them, in order, tick by tick."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from skill.series import Series
 DEPLOYED = "deployed"  # what the daemon acts on; the others are its members
 BEGIN_UTC_NS = 1_704_067_200_000_000_000  # Monday 2024-01-01: recordings tell no date
 LONGEST_BATCH = 600
-SHORTEST_OF_BATCH = 0.6  # of its longest series: shorter ones wait for a batch of their own
+TICK_WORK = 150  # a tick costs as much before its first outlet as this many outlets in it
 NEVER = -(1 << 40)
 
 _CONFIG = """
@@ -87,25 +88,23 @@ class Answers:
     writes: int  # of the threshold, over the whole series
 
 
-@dataclass
 class Progress:
-    """Outlet ticks done, told to `say` now and then."""
+    """Work done, told to `say(share)` whenever it has grown by a two-hundredth."""
 
-    total: int
-    say: Callable[[int, int], None]
-    done: int = 0
-    due: int = field(default=0)
+    def __init__(self, total: int, say: Callable[[float], None]) -> None:
+        self._total, self._say = total, say
+        self._done = self._due = 0
 
-    def add(self, outlet_ticks: int) -> None:
-        self.done += outlet_ticks
-        if self.done >= self.due:
-            self.due = self.done + self.total // 200
-            self.say(self.done, self.total)
+    def add(self, work: int) -> None:
+        self._done += work
+        if self._done >= self._due:
+            self._due = self._done + self._total // 200
+            self._say(self._done / self._total)
 
 
 def default_config(model: Path | None = None) -> Config:
     """The shipped defaults; `model` is a directory, None the shipped one."""
-    forecast = "" if model is None else f"[forecast]\nmodel = '{model.resolve()}'\n"
+    forecast = "" if model is None else f"[forecast]\nmodel = {json.dumps(str(model.resolve()))}\n"
     return parse_config(forecast + _CONFIG, "bench", base_dir=Path(), env={"NONE": "not a secret"})
 
 
@@ -126,13 +125,23 @@ def rack_of(series: Sequence[Series]) -> RackModel:
 
 
 def batches(series: Sequence[Series]) -> list[list[Series]]:
-    """Series of similar length run side by side, the longest first."""
-    made: list[list[Series]] = []
-    for one in sorted(series, key=lambda s: -s.ticks):
-        if not made or len(made[-1]) >= LONGEST_BATCH or one.ticks < SHORTEST_OF_BATCH * made[-1][0].ticks:
-            made.append([])
-        made[-1].append(one)
-    return made
+    """Series that run side by side, the longest first: cut where the work is least.
+
+    An outlet whose recording has ended still costs its part of every tick, a batch of its own costs ticks.
+    """
+    ordered = sorted(series, key=lambda s: -s.ticks)
+    ticks = np.array([s.ticks for s in ordered])
+    least, cut = np.zeros(len(ordered) + 1), [0] * (len(ordered) + 1)
+    for end in range(1, len(ordered) + 1):
+        begin = np.arange(max(0, end - LONGEST_BATCH), end)
+        work = least[begin] + ticks[begin] * (TICK_WORK + end - begin)
+        least[end], cut[end] = work.min(), int(begin[work.argmin()])
+    made = []
+    end = len(ordered)
+    while end:
+        made.append(ordered[cut[end] : end])
+        end = cut[end]
+    return made[::-1]
 
 
 def run(
@@ -165,7 +174,7 @@ def _run_batch(
             book.keep(outlets, rows, said, request.request_w, in_force.limit_w)
         limits.follow(request, forecast, feed.last_tick >= tick)
         if progress is not None:
-            progress.add(int(np.count_nonzero(tick <= feed.last_tick)))
+            progress.add(TICK_WORK + rack.n)
     return book.answers(limits.writes)
 
 
@@ -316,6 +325,6 @@ class _Book:
         ]
 
 
-def outlet_ticks(series: Sequence[Series]) -> int:
-    """Work to do, for the ETA."""
-    return sum(s.ticks for s in series)
+def work(series: Sequence[Series]) -> int:
+    """What running them costs, for `Progress`."""
+    return sum(batch[0].ticks * (TICK_WORK + len(batch)) for batch in batches(series))

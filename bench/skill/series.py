@@ -1,13 +1,13 @@
 """Recorded series as the daemon would read them: one reading per 100 ms of a board, or those of a slow meter as they came."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from rpi_daemon.drivers.sensors.traces import Trace, read_trace
+from rpi_daemon.drivers.sensors.traces import Trace, read_traces
 from rpi_daemon.errors import TraceError
 from rpi_daemon.features import STALE_POLLS
 from rpi_daemon.records import TICK_S, FloatArray, IntArray, reach_ticks
@@ -17,6 +17,7 @@ UNSCORED_S = 60.0  # the first minute of a series is not scored
 LAST_PART = 0.6  # the yardstick learns from the series up to here; what follows is scored for both
 RATING_HEADROOM = 1.25  # as `rpi-daemon dry-run` rates an outlet without a configuration
 RATING_STEP_W = 10.0
+LOWEST_W = -2.0  # below is no reading, as in features.py: a load does not feed back
 _EPSILON = 1e-6  # of a tick: 0.3 s is tick 3, whatever 0.3 / 0.1 is in binary
 
 
@@ -95,12 +96,17 @@ def _highest(power_w: FloatArray, begin: IntArray, end: IntArray) -> FloatArray:
 
 
 def as_outlet(trace: Trace, group: str, use: str, *, hours: float | None = None) -> Series:
-    """The recording as a board's means of 100 ms where it is faster, else as the readings of a slow meter."""
+    """The recording as a board's means of 100 ms where it is faster, else as the readings of a slow meter.
+
+    Raises TraceError when it has no reading.
+    """
     slow = trace.step_s > TICK_S * (1.0 + 1e-3)
-    t_s, power_w = trace.t_s, trace.power_w
+    kept = trace.power_w >= LOWEST_W
     if hours is not None:
-        kept = t_s <= hours * 3600.0
-        t_s, power_w = t_s[kept], power_w[kept]
+        kept &= trace.t_s <= hours * 3600.0
+    t_s, power_w = trace.t_s[kept], trace.power_w[kept]
+    if not len(t_s):
+        raise TraceError(f"{trace.name}: no reading above {LOWEST_W:g} W")
     place = t_s / TICK_S
     if slow:
         tick = np.ceil(place - _EPSILON).astype(np.int64)
@@ -110,7 +116,6 @@ def as_outlet(trace: Trace, group: str, use: str, *, hours: float | None = None)
         every = np.floor(place + _EPSILON).astype(np.int64)
         tick, first = np.unique(every, return_index=True)
         power_w = np.add.reduceat(power_w, first) / np.diff(np.append(first, len(every)))
-    power_w = np.maximum(power_w, 0.0)  # a meter's offset: a load does not feed back
     return Series(
         name=trace.name,
         group=group,
@@ -144,22 +149,30 @@ def read_series(
         if limit is not None and len(members) > limit:
             members = [members[i] for i in np.linspace(0, len(members) - 1, limit).round().astype(int)]
         for row in members:
-            try:
-                trace = read_trace(directory / row["file"])
-            except TraceError as error:
-                left_out.append(str(error))
-                continue
-            series = as_outlet(trace, group, row.get("use") or "", hours=hours)
-            if series.duration_s < SHORTEST_S:
-                left_out.append(
-                    f"{directory / row['file']}: {series.duration_s:.0f} s; allowed: {SHORTEST_S:.0f} s or more"
-                )
-            elif not len(series.moments.made):
-                left_out.append(f"{directory / row['file']}: too many gaps: no forecast of 5 s ahead could be judged")
-            else:
-                found.append(series)
+            outlets, why = _outlets_of(directory / row["file"], row, hours)
+            found += outlets
+            left_out += why
     if not found:
         raise TraceError(f"{directory}: no series to score" + "".join(f"\n  {why}" for why in left_out))
+    return found, left_out
+
+
+def _outlets_of(path: Path, row: dict[str, str], hours: float | None) -> tuple[list[Series], list[str]]:
+    """Each column of a file as a series, named as in the index, and why others are none."""
+    try:
+        traces = read_traces(path)
+        outlets = [as_outlet(trace, row["group"], row.get("use") or "", hours=hours) for trace in traces]
+    except TraceError as error:
+        return [], [str(error)]
+    found, left_out = [], []
+    for k, series in enumerate(outlets):
+        name = row["file"] if len(outlets) == 1 else f"{row['file']}[{k}]"
+        if series.duration_s < SHORTEST_S:
+            left_out.append(f"{name}: {series.duration_s:.0f} s; allowed: {SHORTEST_S:.0f} s or more")
+        elif not len(series.moments.made):
+            left_out.append(f"{name}: too many gaps: no forecast of 5 s ahead could be judged")
+        else:
+            found.append(replace(series, name=name))
     return found, left_out
 
 

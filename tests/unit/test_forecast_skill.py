@@ -1,6 +1,9 @@
 """The skill bench on made series whose figures are known."""
 
+import hashlib
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from rpi_daemon.drivers.sensors.traces import Trace
 from rpi_daemon.errors import ModelError, TraceError
 from rpi_daemon.features import Features, MeterSetup
+from rpi_daemon.models.forecaster import SHIPPED
 from rpi_daemon.records import TICK_NS, FloatArray, Forecast, ForecastInput, PduReading
 
 bench = load_bench("forecast_skill")
@@ -194,7 +198,7 @@ def test_files_that_cannot_be_scored_are_named_and_left_out(tmp_path: Path) -> N
     (tmp_path / "odd.csv").write_text("what,is,this\n1,2,3\n")
     (tmp_path / "index.csv").write_text("file,group\ngood.npz,a\nshort.npz,a\nodd.csv,b\ngone.npz,b\n")
     found, left_out = series_of.read_series(tmp_path)
-    assert [(one.name, one.group, one.use) for one in found] == [("good", "a", "")]
+    assert [(one.name, one.group, one.use) for one in found] == [("good.npz", "a", "")]
     assert [why.split(":")[0].rsplit("/")[-1] for why in left_out] == ["short.npz", "odd.csv", "gone.npz"]
     with pytest.raises(TraceError, match="no group 'c'; there are: a, b"):
         series_of.read_series(tmp_path, ("c",))
@@ -229,7 +233,11 @@ def test_a_folder_is_measured_from_index_to_json(tmp_path: Path, capsys: pytest.
     (tmp_path / "index.csv").write_text("file,group,use\nburst.npz,a,train\nboard.npz,b,evaluate\noff.npz,off,\n")
     result = bench.measure(chosen(tmp_path, out=tmp_path / "kept.json", picture=tmp_path / "shown.svg"))
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert printed == result == json.loads((tmp_path / "kept.json").read_text())
+    assert printed == result
+    kept = json.loads((tmp_path / "kept.json").read_text())
+    assert kept["ratios"] == result["ratios"]
+    assert set(result["series"][0]) - set(kept["series"][0]) == {"by_source"}
+    assert set(result["series"][0]["by_source"]) >= {"mae", "rmse", "pinball_0.5", "pinball_0.9", "pinball_0.99"}
     assert list(result["ratios"]) == RATIOS
     assert 0.0 < result["ratios"]["pinball_vs_lightgbm"] < 100.0
     assert 0.0 < result["ratios"]["mae_vs_persistence"] < 2.0
@@ -245,8 +253,51 @@ def test_a_folder_is_measured_from_index_to_json(tmp_path: Path, capsys: pytest.
     assert (tmp_path / "shown.svg").read_text().startswith("<?xml")
 
 
-def test_without_a_model_for_a_group_that_was_learned_from(tmp_path: Path) -> None:
-    write(tmp_path, "a.npz", np.ones(200))
-    (tmp_path / "index.csv").write_text("file,group\na.npz,mlperf_train_b200_nodes\n")
-    with pytest.raises(ModelError, match="trained without mlperf_train_b200_nodes"):
-        bench.measure(chosen(tmp_path, leave_one_group_out=str(tmp_path), no_lightgbm=True))
+def test_several_outlets_of_one_file_are_several_series(tmp_path: Path) -> None:
+    write(tmp_path, "two.npz", np.column_stack([np.ones(200), np.full(200, 5.0)]))
+    (tmp_path / "index.csv").write_text("file,group\ntwo.npz,a\n")
+    found, _ = series_of.read_series(tmp_path)
+    assert [(one.name, one.mean_w) for one in found] == [("two.npz[0]", 1.0), ("two.npz[1]", 5.0)]
+
+
+def test_a_load_does_not_feed_back() -> None:
+    power_w = np.full(200, 50.0)
+    power_w[100:110] = -30.0
+    power_w[120] = -1.0
+    series = recorded(power_w, 1.0)
+    assert len(series.tick) == 190
+    assert series.power_w.min() == -1.0
+
+
+def shipped_as_if_trained_on(names: list[str], folder: Path) -> None:
+    """A copy of the shipped model with another account of its training data."""
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes((SHIPPED / "model.onnx").read_bytes())
+    body = (SHIPPED / "manifest.toml").read_text().split("\n", 1)[1]
+    found = iter(names)
+    body = re.sub(r'(\[\[training\.data\]\]\nname = )"[^"]*"', lambda m: f'{m[1]}"{next(found, "other")}"', body)
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    (folder / "manifest.toml").write_text(f"# sha256 of the lines below: {digest}\n{body}")
+
+
+def test_a_group_that_the_model_learned_from_is_forecast_by_one_that_did_not(tmp_path: Path) -> None:
+    for name in ("seen", "unseen"):
+        write(tmp_path, f"{name}.npz", np.arange(200.0))
+    (tmp_path / "index.csv").write_text("file,group\nseen.npz,seen\nunseen.npz,unseen\n")
+    shipped_as_if_trained_on(["seen"], tmp_path / "model")
+    plain = chosen(tmp_path, model=str(tmp_path / "model"), no_lightgbm=True)
+
+    def labels(**more: Any) -> dict[str, str]:
+        rows = bench.measure(SimpleNamespace(**vars(plain) | more))["rows"]
+        return {row["group"]: row["model"] for row in rows}
+
+    assert labels() == {"seen": "in-sample", "unseen": "not in its training"}
+    models = tmp_path / "models"
+    with pytest.raises(ModelError, match="trained without seen"):
+        labels(leave_one_group_out=str(models))
+    shipped_as_if_trained_on([], models / "seen")
+    assert labels(leave_one_group_out=str(models)) == dict.fromkeys(("seen", "unseen"), "not in its training")
+    shutil.rmtree(models)
+    shipped_as_if_trained_on(["seen"], models / "seen")
+    with pytest.raises(ModelError, match="says that it was trained on seen"):
+        labels(leave_one_group_out=str(models))
