@@ -1,6 +1,8 @@
 """The outside yardstick: LightGBM quantile regression, fitted per group on the first part of its series."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +12,10 @@ from skill.series import LAST_PART, Moments, Series
 
 NAME = "LightGBM"
 LOOK_BACK_S = 60.0
-MOST_ROWS = 150_000  # to learn from, evenly spaced: more changed no figure by 1 %, and took longer
+MOST_ROWS = 60_000  # to learn from, evenly spaced
 HELD_BACK = 0.1  # of them, the newest of each series: they say how many trees are enough
 FEWEST_ROWS = 100  # nothing is learned from less
-MOST_TREES = 600
+MOST_TREES = 1000
 PATIENCE = 40
 SETTINGS = {
     "objective": "quantile", "learning_rate": 0.05, "num_leaves": 63, "min_data_in_leaf": 20, "feature_fraction": 0.8,
@@ -30,29 +32,25 @@ def lags_of(interval_ticks: int) -> IntArray:
     return np.unique(np.concatenate([np.arange(1, 21), np.geomspace(20, longest, 50).round()])).astype(np.int64)
 
 
-def columns(series: Series, made: IntArray) -> tuple[FloatArray, FloatArray]:
-    """What was known at each reading, [k, features], and the scale [k] W that makes loads alike: the mean draw so far.
+def columns(series: Series, made: IntArray) -> FloatArray:
+    """What was known at each reading, [k, features], in parts of the rating.
 
-    Lags are relative to the present reading; a lag from before the beginning is missing.
+    Lags are relative to the present reading; one from before the beginning is missing.
     """
     power_w = series.power_w
-    m = len(power_w)
-    scale_w = np.maximum(np.cumsum(power_w) / np.arange(1, m + 1), LEAST_MEAN_W)[made]
     back = made[:, None] - lags_of(series.interval_ticks)
-    lagged = np.where(back >= 0, power_w[np.maximum(back, 0)] - power_w[made, None], np.nan)
-    parts = [lagged]
+    parts = [np.where(back >= 0, power_w[np.maximum(back, 0)] - power_w[made, None], np.nan)]
     sums, squares = np.append(0.0, np.cumsum(power_w)), np.append(0.0, np.cumsum(power_w**2))
     for seconds in (5.0, 20.0, 60.0):
         begin = np.maximum(made + 1 - max(1, round(seconds / (series.interval_ticks * TICK_S))), 0)
         count = made + 1 - begin
         mean_w = (sums[made + 1] - sums[begin]) / count
         spread_w = np.sqrt(np.maximum((squares[made + 1] - squares[begin]) / count - mean_w**2, 0.0))
-        span = Moments(made, made)
-        parts += [(mean_w - power_w[made])[:, None], spread_w[:, None]]
-        parts += [(series.recent_max_w(span, seconds) - power_w[made])[:, None]]
-    relative = np.column_stack([*parts, power_w[made]]) / scale_w[:, None]
+        highest_w = series.recent_max_w(Moments(made, made), seconds)
+        parts += [np.column_stack([mean_w - power_w[made], spread_w, highest_w - power_w[made]])]
+    in_rating = np.column_stack([*parts, power_w[made]]) / series.rating_w
     of_load = np.broadcast_to([np.log(series.rating_w), series.interval_ticks], (len(made), 2))
-    return np.column_stack([relative, of_load]), scale_w
+    return np.column_stack([in_rating, of_load])
 
 
 def yardstick(group: Sequence[Series]) -> dict[str, Sums]:
@@ -61,52 +59,64 @@ def yardstick(group: Sequence[Series]) -> dict[str, Sums]:
 
     width = max(len(lags_of(s.interval_ticks)) for s in group)
     first = [_rows(s, width, last=False) for s in group]
-    count = sum(len(target) for _, target, *_ in first)
+    count = sum(len(part.target) for part in first)
     if count < FEWEST_ROWS:
         return {}
-    stride = max(1, -(-count // MOST_ROWS))
-    learn, stop = [], []
-    for x, target, *_ in first:
-        cut = int(len(target) * (1.0 - HELD_BACK))
-        learn.append((x[:cut:stride], target[:cut:stride]))
-        stop.append((x[cut::stride], target[cut::stride]))
-    said = []
-    for quantile in QUANTILES:
-        settings = {**SETTINGS, "alpha": quantile}
-        data = lightgbm.Dataset(*_joined(learn), free_raw_data=True)
-        held = lightgbm.Dataset(*_joined(stop), reference=data)
-        trained = lightgbm.train(
-            settings, data, MOST_TREES, valid_sets=[held], callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)]
-        )
-        said.append(trained)
-    return {s.name: _judged(s, width, said) for s in group}
+    stride = -(-count // MOST_ROWS)
+    cuts = [int(len(part.target) * (1.0 - HELD_BACK)) for part in first]
+    learn = [part.some(slice(0, cut, stride)) for part, cut in zip(first, cuts, strict=True)]
+    stop = [part.some(slice(cut, None, stride)) for part, cut in zip(first, cuts, strict=True)]
+    data, held = _dataset(learn), _dataset(stop)
+    held.set_reference(data)
+    enough = lightgbm.early_stopping(PATIENCE, verbose=False)
+    trained = [
+        lightgbm.train({**SETTINGS, "alpha": quantile}, data, MOST_TREES, valid_sets=[held], callbacks=[enough])
+        for quantile in QUANTILES
+    ]
+    return {s.name: _judged(s, width, trained) for s in group}
 
 
-def _judged(series: Series, width: int, said: Sequence[object]) -> Sums:
-    x, _, scale_w, now_w, came_w = _rows(series, width, last=True)
-    if not len(came_w):
+def _judged(series: Series, width: int, trained: Sequence[Any]) -> Sums:
+    rows = _rows(series, width, last=True)
+    if not len(rows.came_w):
         return Sums()
-    change = np.sort(np.column_stack([model.predict(x) for model in said]), axis=1)  # type: ignore[attr-defined]
+    change = np.sort(np.column_stack([model.predict(rows.known) for model in trained]), axis=1)
     mean_w = max(series.mean_w, LEAST_MEAN_W)
-    losses = value_losses(NAME, now_w[:, None] + change * scale_w[:, None], now_w, came_w, mean_w)
-    return Sums(len(came_w), {name: float(loss.sum() / mean_w) for name, loss in losses.items()})
+    losses = value_losses(NAME, rows.now_w[:, None] + change * series.rating_w, rows.now_w, rows.came_w, mean_w)
+    return Sums(len(rows.came_w), {name: float(loss.sum() / mean_w) for name, loss in losses.items()})
 
 
-def _rows(
-    series: Series, width: int, *, last: bool
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Features, target (change in scales), scale, present and coming draw; of moments wholly in the first or the last part."""
+@dataclass(frozen=True)
+class _Rows:
+    """Examples [k] of one series: what was known, the change until 5 s ahead in parts of the rating, how much it counts."""
+
+    known: FloatArray
+    target: FloatArray
+    weight: FloatArray
+    now_w: FloatArray
+    came_w: FloatArray
+
+    def some(self, which: slice) -> "_Rows":
+        return _Rows(*(getattr(self, part.name)[which] for part in fields(self)))
+
+
+def _rows(series: Series, width: int, *, last: bool) -> _Rows:
+    """Of the moments wholly in the first or in the last part. A watt counts as in the scores: against the mean draw."""
     moments = series.moments
-    late = series.in_last_part(moments)
-    chosen = late if last else series.tick[moments.due] < LAST_PART * series.ticks
+    chosen = series.in_last_part(moments) if last else series.tick[moments.due] < LAST_PART * series.ticks
     made, due = moments.made[chosen], moments.due[chosen]
-    x, scale_w = columns(series, made)
-    lags = len(lags_of(series.interval_ticks))
-    x = np.column_stack([x[:, :lags], np.full((len(x), width - lags), np.nan), x[:, lags:]])
+    known, lags = columns(series, made), len(lags_of(series.interval_ticks))
+    known = np.column_stack([known[:, :lags], np.full((len(made), width - lags), np.nan), known[:, lags:]])
     now_w, came_w = series.power_w[made], series.power_w[due]
-    return x.astype(np.float32), (came_w - now_w) / scale_w, scale_w, now_w, came_w
+    first_w = max(float(series.power_w[series.tick < LAST_PART * series.ticks].mean()), LEAST_MEAN_W)
+    weight = np.full(len(made), series.rating_w / first_w)
+    return _Rows(known.astype(np.float32), (came_w - now_w) / series.rating_w, weight, now_w, came_w)
 
 
-def _joined(parts: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
-    xs, targets = zip(*parts, strict=True)
-    return np.concatenate(xs), np.concatenate(targets)
+def _dataset(parts: Sequence[_Rows]) -> Any:
+    import lightgbm
+
+    known, target, weight = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("known", "target", "weight")
+    )
+    return lightgbm.Dataset(known, target, weight=weight)
