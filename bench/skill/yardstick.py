@@ -18,7 +18,7 @@ FEWEST_ROWS = 100  # nothing is learned from less
 MOST_TREES = 1000
 PATIENCE = 40
 SETTINGS = {
-    "objective": "quantile", "learning_rate": 0.05, "num_leaves": 63, "min_data_in_leaf": 20, "feature_fraction": 0.8,
+    "objective": "quantile", "learning_rate": 0.05, "num_leaves": 31, "min_data_in_leaf": 60, "feature_fraction": 0.8,
     "bagging_fraction": 0.8, "bagging_freq": 1, "verbosity": -1, "num_threads": 1, "seed": 1, "deterministic": True,
     "force_row_wise": True,
 }  # fmt: skip
