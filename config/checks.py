@@ -28,6 +28,18 @@ def cross_check(config: Config, base_dir: Path, env: Mapping[str, str]) -> Itera
     yield from _telemetry(config, base_dir, env)
     yield from _trap_sinks(config, base_dir, env)
     yield from _captures(config)
+    yield from _retrain(config)
+
+
+def _retrain(config: Config) -> Iterator[Found]:
+    first, _, last = config.retrain.hours.partition("-")
+    if first == last:
+        yield ("retrain", "hours"), f"{config.retrain.hours!r} is no time at all; such as '01:00-05:00'"
+    if config.retrain.history_days < config.retrain.min_history_days:
+        yield (
+            ("retrain", "history_days"),
+            f"{config.retrain.history_days:g} days are fewer than min_history_days = {config.retrain.min_history_days:g}",
+        )
 
 
 def _close(name: str, known: Sequence[str]) -> str:

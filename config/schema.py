@@ -454,6 +454,32 @@ class Forecasting(Section):
     model: str = Field("shipped", description="model directory, or 'shipped'")
 
 
+class Retrain(Section):
+    """Learning the rack's own loads at night, see docs/retraining.md. Needs the extra `train` and the history."""
+
+    enabled: bool = Field(True, description="train by itself; a model that was promoted stands either way")
+    hours: str = Field(
+        "01:00-05:00",
+        pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$",
+        description="local time of day in which a training may begin and run; may pass midnight",
+    )
+    max_load: Fraction = Field(
+        0.7, description="no constraint may carry more than this part of its derated rating, mean of 15 min"
+    )
+    min_history_days: float = Field(
+        2.0, ge=0, le=365, description="days that must be stored before a candidate may stand by itself"
+    )
+    history_days: float = Field(
+        7.0, gt=0, le=365, description="days that are learned from, the newest fifth to judge by"
+    )
+    minutes: float = Field(30.0, ge=0.05, le=600, description="a training that takes longer is ended")
+    memory_mb: float = Field(500.0, ge=300, le=16_000, description="MB; a training that takes more is ended")
+    keep_models: int = Field(5, ge=2, le=100, description="trained models kept; the one that stands always is")
+    watch_hours: float = Field(
+        24.0, ge=0, le=720, description="h that a promoted model is compared with the one before it, live; 0 trusts it"
+    )
+
+
 class Corrector(Section):
     """How margins are learned from the residual, and how a request comes down again."""
 
@@ -596,6 +622,7 @@ class Config(Section):
     telemetry: list[Telemetry] = []
     constraint: list[Constraint] = Field(min_length=1, description="breakers, phases, feeds, the rack")
     forecast: Forecasting = Forecasting()
+    retrain: Retrain = Retrain()
     corrector: Corrector = Corrector()
     allocator: Allocator = Allocator()
     guard: Guard = Guard()

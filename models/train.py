@@ -75,9 +75,16 @@ class Lanes:
 
 
 def train(
-    data: Examples, share: FloatArray, settings: Settings, report: Report, start: lstm.Params | None = None
+    data: Examples,
+    share: FloatArray,
+    settings: Settings,
+    report: Report,
+    start: lstm.Params | None = None,
+    progress: Callable[[float], None] = lambda _: None,
 ) -> tuple[lstm.Params, dict[str, Any]]:
     """Fit the network; `share` [S] weighs the series. Returns the parameters and a record of the run.
+
+    `progress` hears the part that is done, 0 to 1.
 
     `start` goes on from these parameters instead of random ones; its hidden size must be that of the settings.
     """
@@ -99,6 +106,7 @@ def train(
         done = min(1.0, max((update + 1) / settings.updates, (time.monotonic() - began) / (60.0 * settings.minutes)))
         optimiser.step(grads, LAST_RATE + 0.5 * (settings.first_rate - LAST_RATE) * (1.0 + np.cos(np.pi * done)))
         losses.append(loss)
+        progress(done)
         if done == 1.0:
             break
         if (update + 1) % 100 == 0:

@@ -532,6 +532,24 @@ def hint(load: str, delta_w: float, in_s: float, for_s: float, config_path: Path
     show(answer, as_json, f"{load}: {delta_w:+g} W in {in_s:g} s, for {for_s:g} s")
 
 
+@main.command()
+@click.option("--now", is_flag=True, help="Train at once, whatever hour, load and length of the history.")
+@click.option("--dry-run", is_flag=True, help="Train at once and judge, but change nothing.")
+@config_option
+@json_option
+def retrain(now: bool, dry_run: bool, config_path: Path, as_json: bool) -> None:
+    """Learn from the stored history: what the running daemon is up to, or a training now. Works without a running daemon."""
+    from rpi_daemon.retrain import command
+
+    if not (now or dry_run):
+        with client(config_path) as daemon:
+            answer = daemon.ask("status")["retrain"]
+        show({"schema": 1, "ok": True, "retrain": answer}, as_json, command.plan_told(answer))
+        return
+    document, text = command.retrain(config_path, dry_run, Console(stderr=True))
+    show(document, as_json, text)
+
+
 @main.group()
 def model() -> None:
     """The forecast model."""

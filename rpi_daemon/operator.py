@@ -61,6 +61,7 @@ class Operator:
             "traps_test": self._traps_test,
             "model_promote": self._model_promote,
             "model_roll_back": self._model_roll_back,
+            "retrain_decided": self._retrain_decided,
         }
         command = commands.get(request["command"])
         if command is None:
@@ -135,11 +136,26 @@ class Operator:
         if not isinstance(name, str):
             raise RpiError(f"name is {name!r}; the name of a model is needed")
         found = await self._standing().promote(name, str(request.get("reason", "operator")))
+        self._forget_watch()
         return {"current": found.current, "previous": found.previous}
 
     async def _model_roll_back(self, request: dict[str, Any]) -> dict[str, Any]:
         found = await self._standing().roll_back(str(request.get("reason", "operator")))
+        self._forget_watch()
         return {"current": found.current, "previous": found.previous}
+
+    async def _retrain_decided(self, request: dict[str, Any]) -> dict[str, Any]:
+        decision, learning = request.get("decision"), self._service.learning
+        if learning is None:
+            raise RpiError("no network forecasts in this run, or it is recorded: it takes no model")
+        if not isinstance(decision, dict):
+            raise RpiError(f"decision is {decision!r}; an object is needed")
+        await learning.decided(decision)
+        return {"current": self._standing().name}
+
+    def _forget_watch(self) -> None:
+        if self._service.learning is not None:
+            self._service.learning.forget_watch()
 
     def _standing(self) -> "StandingModel":
         if self._service.standing is None:

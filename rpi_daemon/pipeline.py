@@ -116,6 +116,7 @@ class Pipeline:
         self.plans = plans
         self.telemetry = telemetry
         self.safe = safe
+        self.forecast_input: ForecastInput | None = None  # what the forecaster was given last
         self.capping = Capping(rack, trip_margin_share=guard.trip_margin_share)
         self._corrector = corrector
         self._matcher = ResidualMatcher(rack.n)
@@ -163,7 +164,8 @@ class Pipeline:
         if self._foreseen is not None and readings.t_mono_ns <= self._foreseen[0].t_mono_ns:
             return None, *self._foreseen
         residual = self._matcher.match(readings)
-        forecast = self.forecaster.step(self._forecast_input(readings, telemetry))
+        self.forecast_input = self._forecast_input(readings, telemetry)
+        forecast = self.forecaster.step(self.forecast_input)
         capped_w = self.capping.of_outlets(np.where(caps.ours, caps.cap_w, np.nan)) if caps.ours.any() else None
         request = self._corrector.step(forecast, residual, readings, in_force, capped_w)
         self._matcher.record(forecast, request.request_w)

@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from rpi_daemon.records import TICK_NS, BoolArray, FloatArray, IntArray, Readings, reach_ticks
+from rpi_daemon.records import TICK_NS, BoolArray, FloatArray, ForecastInput, IntArray, Readings, reach_ticks
 
 GAP_NS: Final = TICK_NS + TICK_NS // 2  # windows further apart than this have one missing between them
 NEVER_NS: Final = -(1 << 62)
@@ -39,7 +39,7 @@ class Reach:
         self._t_ns = NEVER_NS
         self._whole_since_ns = NEVER_NS
 
-    def take(self, readings: Readings) -> Due | None:
+    def take(self, readings: Readings | ForecastInput) -> Due | None:
         """Take these readings in; what they judge, or None: they judge nothing, or are not new."""
         t_ns = readings.t_mono_ns
         if t_ns <= self._t_ns:

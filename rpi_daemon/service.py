@@ -74,6 +74,7 @@ from rpi_daemon.trap_task import Traps
 
 if TYPE_CHECKING:
     from rpi_daemon.retrain.standing import StandingModel
+    from rpi_daemon.retrain.task import Learning
 
 FOUND_FILE = "found-limits.json"
 FOUND_CAPS_FILE = "found-caps.json"
@@ -136,6 +137,7 @@ class Service:
         self.writes = self.writes_verified = self.writes_refused = 0
         self._guard = settings(GuardConfig, config.guard)
         self.standing: StandingModel | None = None  # None: no network is wanted
+        self.learning: Learning | None = None
         self._record_dir = record
         self._recorder: Recorder | None = None
         self.found = FoundLimits({})
@@ -185,6 +187,7 @@ class Service:
             notify("READY=1")
             pipeline = await self._built(boards)
             self._make_cap_tasks()
+            self._begin_learning()
             running = [asyncio.create_task(task.run(), name=f"pdu {pdu}") for pdu, task in self.tasks.items()]
             running += [asyncio.create_task(task.run(), name=f"cap {load}") for load, task in self.cap_tasks.items()]
             if seconds is not None:
@@ -194,6 +197,8 @@ class Service:
             finally:
                 notify("STOPPING=1")
                 self._loop_runs = False
+                if self.learning is not None:
+                    self.learning.stop()
                 for task in self.tasks.values():
                     task.stop()
                 for cap_task in self.cap_tasks.values():
@@ -466,6 +471,15 @@ class Service:
         self.model_refused = "; ".join(choice.refused) or None
         return with_model(self.config, choice), False
 
+    def _begin_learning(self) -> None:
+        if self.standing is None or self.standing.name is None or self._recorder is not None:
+            return
+        from rpi_daemon.retrain.task import Learning
+
+        self.learning = Learning(self.config, self.standing, self.clock, self.rack.n)
+        self._stack.push_async_callback(self.learning.close)
+        self.learning.begin()
+
     # -- the loop
 
     async def _loop(self, pipeline: Pipeline, running: Sequence["asyncio.Task[None]"]) -> None:
@@ -567,8 +581,12 @@ class Service:
             owners.clear()
         if self.keeping is not None:
             self.keeping.tick(snapshot)
+        if self.learning is not None:
+            self.learning.tick(self.pipeline.forecast_input, self.pipeline.forecaster)
         if self.score.ticks % COLLECT_TICKS == 0:
             gc.collect()
+            if self.learning is not None:
+                self.learning.look(_load(self.rack, snapshot), snapshot.safe.state is SafeState.NORMAL)
             self._note_settle_times()
             if self.settle.worth_saving() and (self._saving is None or self._saving.done()):
                 self._saving = asyncio.create_task(asyncio.to_thread(self.settle.save), name="settle times")
@@ -860,6 +878,13 @@ def log_overloads(rack: RackModel, before: Snapshot | None, snapshot: Snapshot) 
             )
     for name in sorted(was - now):
         log.warning("overload.over", constraint=name)
+
+
+def _load(rack: RackModel, snapshot: Snapshot) -> float | None:
+    """The highest part of a constraint's derated rating that is drawn; None where a reading is missing."""
+    if not snapshot.readings.valid.all():
+        return None
+    return max((item.draw / (item.rating * item.derate) for item in loadings(rack, snapshot.readings)), default=None)
 
 
 def _overloads(snapshot: Snapshot | None) -> frozenset[str]:

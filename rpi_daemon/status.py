@@ -50,6 +50,7 @@ def status_document(service: "Service") -> dict[str, Any]:
         "alarms": _alarms(service),
         "trap_sinks": service.traps.status(),
         "history": service.keeping.status() if service.keeping is not None else None,
+        "retrain": service.learning.status() if service.learning is not None else None,
         "summary": summary(service),
     }
 

@@ -334,6 +334,16 @@ class History:
         )
         return sorted({str(row[0]) for row in rows})
 
+    def times(self, quantity: str, from_ns: int, to_ns: int) -> IntArray:
+        """When each stored minute of [from_ns, to_ns) begins, UTC, in order; of every rack, damaged or not."""
+        rows = self._rows(
+            "SELECT t_ns FROM block WHERE quantity = ? AND t_ns >= ? AND t_ns < ? ORDER BY t_ns",
+            (quantity, from_ns, to_ns),
+            from_ns,
+            to_ns,
+        )
+        return np.array([row[0] for row in rows], dtype=np.int64)
+
     def limits(self, rack: str, from_ns: int, to_ns: int) -> Iterator[StoredLimit]:
         """Limit changes of a rack in [from_ns, to_ns), in order."""
         for row in self._rows(

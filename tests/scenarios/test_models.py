@@ -66,7 +66,7 @@ def test_without_a_daemon_it_holds_from_the_next_start_and_a_damaged_one_is_pass
         assert status["forecast"]["model"] == "shipped"
         assert "model_fallback" not in status["causes"]
         assert daemon.logged("model.refused")["doing"] == "shipped forecasts"
-        assert [alarm["id"] for alarm in status["alarms"]] == ["model_refused"]
+        assert "model_refused" in {alarm["id"] for alarm in status["alarms"]}
         assert daemon.stop() == 0
 
 

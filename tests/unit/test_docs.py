@@ -148,7 +148,7 @@ def test_every_cause_that_can_come_is_explained() -> None:
 def test_every_status_key_told_is_there() -> None:
     sources = "".join(
         (ROOT / "rpi_daemon" / name).read_text(encoding="utf-8")
-        for name in ("status.py", "score.py", "trap_task.py", "telemetry_task.py", "keeping.py")
+        for name in ("status.py", "score.py", "trap_task.py", "telemetry_task.py", "keeping.py", "retrain/task.py")
     ) + (ROOT / "drivers/hosts/feed.py").read_text(encoding="utf-8")
     counters = Sampler(Ring(np.zeros(Ring.bytes_needed(1, 100), np.uint8), n_channels=1, capacity=100)).counters()
     told = [word for cells in rows(operating(), "key") for word in re.findall(r"`([a-z_]+)", " ".join(cells))]
