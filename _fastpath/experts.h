@@ -58,7 +58,7 @@ enum {
 #define RPI_RECENT_RATE (1.0 / 30.0)
 #define RPI_RECENT_PART 0.8      /* the rest of the second scale is the usual movement: a still load may wake up */
 #define RPI_RECENT_CLIP 8.0      /* one movement raises the recent one by this factor at most */
-#define RPI_DISPLACED 4.0        /* usual movements away from the median of 20 s: the draw has left its level */
+#define RPI_DISPLACED 6.0        /* usual movements away from the median of 20 s: the draw has left its level */
 #define RPI_EWMA_S 3.0
 #define RPI_MEAN_S 60.0
 #define RPI_RANGE_S 300.0        /* the range seen shrinks to the mean in this time */
@@ -120,7 +120,7 @@ typedef struct {
     double gram[RPI_INPUTS][RPI_INPUTS], moment[RPI_TARGETS][RPI_INPUTS], weight[RPI_TARGETS][RPI_INPUTS];
     double ridge_error;
     int32_t solve_due;
-    double count[RPI_KINDS][RPI_EXPERTS][RPI_SCALES][RPI_BINS], increment;
+    double count[RPI_KINDS][RPI_EXPERTS][RPI_SCALES][RPI_BINS], counted[RPI_KINDS][RPI_EXPERTS][RPI_SCALES], increment;
     double band[RPI_KINDS][RPI_EXPERTS][RPI_SCALES][RPI_QUANTILES];
     double error[RPI_KINDS][RPI_HORIZONS]; /* mean |error| of the mixture's median */
     rpi_weight mixture[RPI_SITUATIONS][RPI_KINDS][RPI_QUANTILES][RPI_CANDIDATES];
@@ -169,10 +169,9 @@ static inline int rpi_bin(double z) {
     return (int)rpi_within(RPI_BINS / 2 + RPI_BINS_PER_E * asinh(z / RPI_BIN_UNIT), 0.0, RPI_BINS - 1.0);
 }
 
-static void rpi_band(const double count[RPI_BINS], double band[RPI_QUANTILES]) {
-    double total = 0.0, sum = 0.0;
+static void rpi_band(const double count[RPI_BINS], double total, double band[RPI_QUANTILES]) {
+    double sum = 0.0;
     int b = 0;
-    for (int i = 0; i < RPI_BINS; i++) total += count[i];
     for (int q = 0; q < RPI_QUANTILES; q++) {
         double want = rpi_levels[q] * total;
         while (b < RPI_BINS - 1 && sum + count[b] < want) sum += count[b++];
@@ -183,19 +182,41 @@ static void rpi_band(const double count[RPI_BINS], double band[RPI_QUANTILES]) {
 
 /* ---- prior weights: what is good on loads in general begins with more (docs/decisions/mixture.md) */
 
-static double rpi_prior(int kind, int quantile, int candidate, const uint8_t *allowed) {
+static double rpi_prior_of(int displaced, int kind, int quantile, int candidate, const uint8_t *allowed) {
     int expert = rpi_expert_of(candidate);
     if (!allowed[expert]) return 0.0;
     if (candidate == RPI_LSTM_ITSELF) return 1.0;
     if (quantile == 0 && candidate % RPI_SCALES) return 0.0; /* the medians of both bands are alike */
-    if (expert == RPI_PERSISTENCE && (kind == 0 || quantile == 0)) return 8.0;
-    return expert == RPI_MEDIAN_20S && kind == 1 ? 16.0 : 1.0;
+    if (expert == RPI_PERSISTENCE && (kind == 0 || quantile == 0)) return displaced ? 64.0 : 8.0;
+    if (kind == 0) return 1.0;
+    if (expert == RPI_EWMA) return 0.1; /* the mean says little of a maximum */
+    return expert == RPI_MEDIAN_20S || expert == RPI_MEDIAN_60S ? 16.0 : 1.0;
+}
+
+/* The same as parts of 1, and log(1 / part), which sets the learning rate. */
+typedef struct {
+    uint8_t allowed[RPI_EXPERTS];
+    double part[RPI_SITUATIONS][RPI_KINDS][RPI_QUANTILES][RPI_CANDIDATES], surprise[RPI_SITUATIONS][RPI_KINDS][RPI_QUANTILES][RPI_CANDIDATES];
+} rpi_priors;
+
+static void rpi_set_priors(rpi_priors *p) {
+    for (int x = 0; x < RPI_SITUATIONS; x++)
+        for (int k = 0; k < RPI_KINDS; k++)
+            for (int q = 0; q < RPI_QUANTILES; q++) {
+                double total = 0.0;
+                for (int c = 0; c < RPI_CANDIDATES; c++) total += rpi_prior_of(x, k, q, c, p->allowed);
+                for (int c = 0; c < RPI_CANDIDATES; c++) {
+                    double part = rpi_prior_of(x, k, q, c, p->allowed) / total;
+                    p->part[x][k][q][c] = part;
+                    p->surprise[x][k][q][c] = part > 0.0 ? -log(part) : 0.0;
+                }
+            }
 }
 
 /* ---- beginning */
 
 /* Everything, what was learned included. */
-static void rpi_outlet_forget(rpi_outlet_experts *o, const uint8_t *allowed) {
+static void rpi_outlet_forget(rpi_outlet_experts *o, const rpi_priors *priors) {
     memset(o, 0, sizeof *o);
     o->increment = 1.0;
     o->ridge_error = 1.0;
@@ -203,14 +224,12 @@ static void rpi_outlet_forget(rpi_outlet_experts *o, const uint8_t *allowed) {
         for (int j = 0; j < RPI_EXPERTS; j++)
             for (int s = 0; s < RPI_SCALES; s++) {
                 memcpy(o->count[k][j][s], rpi_band_prior, sizeof rpi_band_prior);
-                rpi_band(rpi_band_prior, o->band[k][j][s]);
+                o->counted[k][j][s] = RPI_BAND_PRIOR;
+                rpi_band(rpi_band_prior, RPI_BAND_PRIOR, o->band[k][j][s]);
             }
-        for (int q = 0; q < RPI_QUANTILES; q++) {
-            double total = 0.0;
-            for (int c = 0; c < RPI_CANDIDATES; c++) total += rpi_prior(k, q, c, allowed);
+        for (int q = 0; q < RPI_QUANTILES; q++)
             for (int x = 0; x < RPI_SITUATIONS; x++)
-                for (int c = 0; c < RPI_CANDIDATES; c++) o->mixture[x][k][q][c].share = rpi_prior(k, q, c, allowed) / total;
-        }
+                for (int c = 0; c < RPI_CANDIDATES; c++) o->mixture[x][k][q][c].share = priors->part[x][k][q][c];
     }
 }
 
@@ -476,8 +495,9 @@ static void rpi_solve_ridge(rpi_outlet_experts *o) {
 static void rpi_learn_bands(rpi_outlet_experts *o, const rpi_made *m, const double came[RPI_KINDS][RPI_HORIZONS]) {
     o->increment /= rpi_keep(RPI_BAND_MEMORY, o->learned); /* newer errors count more, instead of older ones less */
     if (o->increment > 1e12) {
-        double *count = &o->count[0][0][0][0];
+        double *count = &o->count[0][0][0][0], *counted = &o->counted[0][0][0];
         for (size_t i = 0; i < sizeof o->count / sizeof *count; i++) count[i] /= o->increment;
+        for (size_t i = 0; i < sizeof o->counted / sizeof *counted; i++) counted[i] /= o->increment;
         o->increment = 1.0;
     }
     for (int k = 0; k < RPI_KINDS; k++)
@@ -486,7 +506,8 @@ static void rpi_learn_bands(rpi_outlet_experts *o, const rpi_made *m, const doub
             for (int s = 0; s < RPI_SCALES; s++) {
                 double *count = o->count[k][j][s];
                 count[rpi_bin((came[k][RPI_LAST] - m->point[k][j][RPI_LAST]) / m->scale[s])] += o->increment;
-                rpi_band(count, o->band[k][j][s]);
+                o->counted[k][j][s] += o->increment;
+                rpi_band(count, o->counted[k][j][s], o->band[k][j][s]);
             }
         }
     for (int k = 0; k < RPI_KINDS; k++)
@@ -497,19 +518,19 @@ static void rpi_learn_bands(rpi_outlet_experts *o, const rpi_made *m, const doub
 /* Bernstein online aggregation (Wintenberger, "Optimal learning with Bernstein online aggregation", Machine Learning 106,
  * 2017) of one quantile, on the gradient of its pinball loss, with a learning rate for each candidate; candidates that
  * slept keep their weight (Freund et al. 1997); a little always returns to the prior (Herbster and Warmuth 1998). */
-static void rpi_learn_weights(rpi_outlet_experts *o, const rpi_made *m, int k, int q, double came_w, const uint8_t *allowed) {
+static void rpi_learn_weights(rpi_outlet_experts *o, const rpi_made *m, int k, int q, double came_w, const rpi_priors *priors) {
     rpi_weight *w = o->mixture[m->situation][k][q];
+    const double *prior = priors->part[m->situation][k][q], *surprise = priors->surprise[m->situation][k][q];
     double slope = (came_w < m->mixed[k][RPI_LAST][q] ? 1.0 : 0.0) - rpi_levels[q];
     double keep = rpi_keep(RPI_WEIGHT_MEMORY, o->situations[m->situation]);
-    double prior[RPI_CANDIDATES], all = 0.0, awake = 0.0, grown = 0.0, total = 0.0;
-    for (int c = 0; c < RPI_CANDIDATES; c++) all += prior[c] = rpi_prior(k, q, c, allowed);
+    double awake = 0.0, grown = 0.0, total = 0.0;
     for (int c = 0; c < RPI_CANDIDATES; c++) {
         if (!m->awake[rpi_expert_of(c)] || prior[c] == 0.0) continue;
         double regret = slope * (m->mixed[k][RPI_LAST][q] - m->candidate[k][q][c]) / m->scale[0];
         regret = rpi_within(regret, -RPI_LOSS_CLIP, RPI_LOSS_CLIP);
         w[c].reach = fmax(w[c].reach * keep, fabs(regret));
         w[c].spread = w[c].spread * keep + regret * regret;
-        double rate = fmin(0.5 / (w[c].reach + 1e-6), sqrt(log(all / prior[c]) / (w[c].spread + 1e-6)));
+        double rate = fmin(0.5 / (w[c].reach + 1e-6), sqrt(surprise[c] / (w[c].spread + 1e-6)));
         awake += w[c].share;
         w[c].share *= exp(rate * regret * (1.0 - rate * regret));
         grown += w[c].share;
@@ -519,7 +540,7 @@ static void rpi_learn_weights(rpi_outlet_experts *o, const rpi_made *m, int k, i
         if (m->awake[rpi_expert_of(c)]) w[c].share *= awake / grown;
         total += w[c].share;
     }
-    for (int c = 0; c < RPI_CANDIDATES; c++) w[c].share = (1.0 - RPI_SHARE) * w[c].share / total + RPI_SHARE * prior[c] / all;
+    for (int c = 0; c < RPI_CANDIDATES; c++) w[c].share = (1.0 - RPI_SHARE) * w[c].share / total + RPI_SHARE * prior[c];
 }
 
 static void rpi_learn_scales(rpi_outlet_experts *o, double moved_w, double floor_w) {
@@ -532,7 +553,7 @@ static void rpi_learn_scales(rpi_outlet_experts *o, double moved_w, double floor
 }
 
 /* The forecast's time has come with the newest reading: what came at each horizon, and everything that is learned from it. */
-static void rpi_resolve(rpi_outlet_experts *o, const rpi_made *m, int32_t interval, double floor_w, const uint8_t *allowed) {
+static void rpi_resolve(rpi_outlet_experts *o, const rpi_made *m, int32_t interval, double floor_w, const rpi_priors *priors) {
     double came[RPI_KINDS][RPI_HORIZONS], highest = -INFINITY;
     int h = 0;
     for (uint64_t r = m->reading + 1; r < o->n && h < RPI_HORIZONS; r++) {
@@ -546,7 +567,7 @@ static void rpi_resolve(rpi_outlet_experts *o, const rpi_made *m, int32_t interv
     rpi_learn_ridge(o, m, (const double(*)[RPI_HORIZONS])came);
     rpi_learn_bands(o, m, (const double(*)[RPI_HORIZONS])came);
     for (int k = 0; k < RPI_KINDS; k++)
-        for (int q = 0; q < RPI_QUANTILES; q++) rpi_learn_weights(o, m, k, q, came[k][RPI_LAST], allowed);
+        for (int q = 0; q < RPI_QUANTILES; q++) rpi_learn_weights(o, m, k, q, came[k][RPI_LAST], priors);
     o->learned++;
     o->situations[m->situation]++;
     rpi_learn_scales(o, fabs(came[0][RPI_LAST] - m->last_w), floor_w);
@@ -572,7 +593,7 @@ static int rpi_usable(const rpi_seen *x) {
     return 1;
 }
 
-static void rpi_forecast(rpi_outlet_experts *o, const rpi_seen *x, double floor_w, const uint8_t *allowed) {
+static void rpi_forecast(rpi_outlet_experts *o, const rpi_seen *x, double floor_w, const rpi_priors *priors) {
     rpi_made *m = &o->now;
     m->made = x->tick;
     m->due = x->tick + rpi_reach(x->interval, RPI_LAST);
@@ -588,18 +609,18 @@ static void rpi_forecast(rpi_outlet_experts *o, const rpi_seen *x, double floor_
         for (int h = 0; h < RPI_HORIZONS; h++)
             for (int q = 0; q < RPI_QUANTILES; q++) m->own[k][h][q] = m->awake[RPI_LSTM] ? x->own[k][h][q] - x->plan[k][h] : 0.0;
     rpi_ask_all(o, x->interval, m);
-    for (int j = 0; j < RPI_EXPERTS; j++) m->awake[j] = m->awake[j] && allowed[j];
+    for (int j = 0; j < RPI_EXPERTS; j++) m->awake[j] = m->awake[j] && priors->allowed[j];
     rpi_mix(o, m);
 }
 
-static void rpi_outlet_step(rpi_outlet_experts *o, const rpi_seen *x, const uint8_t *allowed) {
+static void rpi_outlet_step(rpi_outlet_experts *o, const rpi_seen *x, const rpi_priors *priors) {
     double floor_w = RPI_SCALE_FLOOR * x->rating_w + 1e-3;
     if (o->n && x->tick - o->valid_tick > RPI_BRIDGED) rpi_outlet_begin(o);
     if (x->valid) o->valid_tick = x->tick;
     if (o->solve_due && (x->tick + x->turn) % RPI_SOLVE_EVERY == 0) rpi_solve_ridge(o);
     if (!x->fresh) return;
     if (o->interval != x->interval) { /* another meter: what was learned is about other readings */
-        rpi_outlet_forget(o, allowed);
+        rpi_outlet_forget(o, priors);
         o->interval = x->interval;
         o->valid_tick = x->tick;
         o->usual = o->recent = RPI_START_SCALE * x->rating_w;
@@ -608,12 +629,12 @@ static void rpi_outlet_step(rpi_outlet_experts *o, const rpi_seen *x, const uint
     for (; o->first_pending != o->last_pending; o->first_pending++) {
         const rpi_made *m = &o->pending[o->first_pending % RPI_PENDING];
         if (x->tick < m->due - x->interval / 4) break;
-        if (x->tick <= m->due + x->interval / 4) rpi_resolve(o, m, x->interval, floor_w, allowed);
+        if (x->tick <= m->due + x->interval / 4) rpi_resolve(o, m, x->interval, floor_w, priors);
     }
     int every = (RPI_LEARN_EVERY + x->interval - 1) / x->interval;
     int learn = (o->n + (uint64_t)x->turn) % (uint64_t)every == 0;
     if (learn) rpi_find_period(o, x->interval, 8.0 * o->usual);
-    rpi_forecast(o, x, floor_w, allowed);
+    rpi_forecast(o, x, floor_w, priors);
     if (learn && o->last_pending - o->first_pending < RPI_PENDING) o->pending[o->last_pending++ % RPI_PENDING] = o->now;
 }
 
@@ -623,17 +644,21 @@ static void rpi_finish(const rpi_outlet_experts *o, const rpi_seen *x, double sa
     double bound_w = RPI_UPPER_BOUND * fmax(x->rating_w, now_w) + fmax(x->plan[1][RPI_LAST], 0.0);
     /* nobody sees a server being switched on; and above its rating an outlet draws only what it already does */
     double most_w = fmax(rpi_highest(o, 1) <= RPI_OFF_LEVEL * x->rating_w ? now_w : x->rating_w, announced_w);
-    for (int k = 0; k < RPI_KINDS; k++)
-        for (int h = 0; h < RPI_HORIZONS; h++) {
-            double *s = said[k][h];
-            s[0] = rpi_within(s[0] + x->plan[k][h], 0.0, bound_w);
-            for (int q = 1; q < RPI_QUANTILES; q++) {
-                s[q] = rpi_within(s[q] + x->plan[k][h], 0.0, fmax(most_w, s[0]));
-                if (k == 1) s[q] = fmax(s[q], now_w + x->plan[1][h]);
-                s[q] = fmax(rpi_within(s[q], 0.0, bound_w), s[q - 1]);
-            }
-            for (int q = 0; k == 1 && q < RPI_QUANTILES; q++) s[q] = fmax(fmax(s[q], said[0][h][q]), h ? said[1][h - 1][q] : 0.0);
+    for (int h = 0; h < RPI_HORIZONS; h++) {
+        double *value = said[0][h], *highest = said[1][h];
+        for (int q = 0; q < RPI_QUANTILES; q++) {
+            value[q] += x->plan[0][h];
+            highest[q] = fmax(highest[q] + x->plan[1][h], q ? now_w + x->plan[1][h] : 0.0);
         }
+        value[0] = rpi_within(value[0], 0.0, bound_w);
+        highest[0] = rpi_within(fmax(highest[0], value[0]), 0.0, bound_w);
+        for (int q = 1; q < RPI_QUANTILES; q++) {
+            highest[q] = rpi_within(highest[q], highest[q - 1], fmax(fmin(most_w, bound_w), highest[q - 1]));
+            /* the maximum is what limits are made of, and is learned as such: the value's tail gives way */
+            value[q] = fmax(fmin(value[q], highest[q]), value[q - 1]);
+        }
+        for (int q = 0; h && q < RPI_QUANTILES; q++) highest[q] = fmax(highest[q], said[1][h - 1][q]);
+    }
 }
 
 /* Whether the outlet has a reading that is not too old. */

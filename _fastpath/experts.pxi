@@ -15,6 +15,8 @@ cdef extern from "experts.h" nogil:
         int32_t interval
         int32_t lag
         rpi_made now
+    ctypedef struct rpi_priors:
+        uint8_t allowed[8]
     ctypedef struct rpi_seen:
         int64_t tick
         int32_t interval
@@ -26,8 +28,9 @@ cdef extern from "experts.h" nogil:
         double plan[2][5]
         double own[2][5][3]
     void rpi_experts_tables()
-    void rpi_outlet_forget(rpi_outlet_experts *o, const uint8_t *allowed)
-    void rpi_outlet_step(rpi_outlet_experts *o, const rpi_seen *x, const uint8_t *allowed)
+    void rpi_set_priors(rpi_priors *priors)
+    void rpi_outlet_forget(rpi_outlet_experts *o, const rpi_priors *priors)
+    void rpi_outlet_step(rpi_outlet_experts *o, const rpi_seen *x, const rpi_priors *priors)
     void rpi_mixture(const rpi_outlet_experts *o, double (*said)[5][3])
     void rpi_member(const rpi_outlet_experts *o, int expert, double (*said)[5][3])
     void rpi_finish(const rpi_outlet_experts *o, const rpi_seen *x, double (*said)[5][3])
@@ -52,20 +55,21 @@ cdef class Experts:
     cdef readonly int n
     cdef rpi_outlet_experts *outlets
     cdef rpi_seen *seen
-    cdef uint8_t allowed[8]
+    cdef rpi_priors priors
 
     def __cinit__(self, int n, alone=None):
         _check(n >= 0, f"n = {n}: a number of outlets")
         _check(alone is None or alone in EXPERTS, f"alone = {alone!r}: choose one of {', '.join(EXPERTS)}")
         self.n = n
         for j, name in enumerate(EXPERTS):
-            self.allowed[j] = alone is None or alone == name
+            self.priors.allowed[j] = alone is None or alone == name
+        rpi_set_priors(&self.priors)
         self.outlets = <rpi_outlet_experts *>calloc(max(n, 1), sizeof(rpi_outlet_experts))
         self.seen = <rpi_seen *>calloc(max(n, 1), sizeof(rpi_seen))
         if self.outlets == NULL or self.seen == NULL:
             raise MemoryError(f"experts of {n} outlets")
         for i in range(n):
-            rpi_outlet_forget(&self.outlets[i], self.allowed)
+            rpi_outlet_forget(&self.outlets[i], &self.priors)
 
     def __dealloc__(self):
         free(self.outlets)
@@ -77,7 +81,7 @@ cdef class Experts:
         _check(rows.shape[0] == self.n, f"{rows.shape[0]} rows for {self.n} outlets")
         for i in range(self.n):
             if rows[i]:
-                rpi_outlet_forget(&self.outlets[i], self.allowed)
+                rpi_outlet_forget(&self.outlets[i], &self.priors)
 
     def step(self, int64_t tick, const double[:] power_w, const uint8_t[:] valid, const uint8_t[:] fresh, const int64_t[:] interval_ticks,
              const double[:] rating_w, const double[:, :] planned_w, const double[:, :, :] value_w, const double[:, :, :] running_max_w,
@@ -96,7 +100,7 @@ cdef class Experts:
         with nogil:
             for i in range(n):
                 self._look(i, tick, power_w[i], valid[i], fresh[i], interval_ticks[i], rating_w[i], planned_w[i], value_w[i], running_max_w[i])
-                rpi_outlet_step(&self.outlets[i], &self.seen[i], self.allowed)
+                rpi_outlet_step(&self.outlets[i], &self.seen[i], &self.priors)
                 self._say(i, -1, out)
 
     def member(self, int expert, double[:, :, :, ::1] out):

@@ -1,0 +1,78 @@
+"""The compiled experts against their NumPy twin, and against what is known of their loads."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rpi_daemon._fastpath.core import Experts
+from rpi_daemon._fastpath.reference_experts import ReferenceExperts
+
+RATING_W = 600.0
+NOTHING = np.full((1, 5, 3), np.nan)
+NO_PLAN = np.zeros((1, 5))
+Array = NDArray[np.float64]
+
+
+def ask(
+    experts: Experts,
+    tick: int,
+    power_w: float,
+    *,
+    interval: int = 1,
+    planned_w: Array = NO_PLAN,
+    own: tuple[Array, Array] = (NOTHING, NOTHING),
+    valid: bool = True,
+    fresh: bool = True,
+) -> Array:
+    """One tick of one outlet, [2, 5, 3] W."""
+    out = np.empty((2, 1, 5, 3))
+    experts.step(
+        tick, np.array([power_w]), np.array([valid]), np.array([fresh]), np.array([interval]), np.array([RATING_W]),
+        planned_w, *own, out,
+    )  # fmt: skip
+    return out[:, 0]
+
+
+def story(kind: str, rng: np.random.Generator) -> Iterator[float]:
+    """Draws of a load, W."""
+    level = 300.0
+    for k in range(100_000):
+        if kind == "bursts":
+            yield 150.0 + 250.0 * (k % 90 < 30) + rng.normal(0.0, 2.0)
+        elif kind == "flat":
+            yield 200.0
+        else:
+            level = rng.uniform(50.0, 550.0) if rng.random() < 0.02 else level
+            yield level + rng.normal(0.0, 5.0) * (rng.random() < 0.7)
+
+
+@pytest.mark.parametrize("interval", [1, 4, 10, 20, 50])
+@pytest.mark.parametrize("kind", ["bursts", "flat", "steps"])
+def test_the_twin_says_the_same(kind: str, interval: int) -> None:
+    rng = np.random.default_rng(interval)
+    experts, twin = Experts(1), ReferenceExperts()
+    draws, tick = story(kind, rng), 0
+    count = {1: 600, 4: 200}.get(interval, 100)
+    for k in range(count):
+        lost = k in (count // 2, count // 2 + 1, count - 20)
+        tick += 7 if k == count // 3 else 1  # longer than is bridged: the readings are forgotten
+        for held in range(interval):
+            tick += held > 0
+            if held == 0:
+                power_w = next(draws)
+            planned_w = np.full((1, 5), 50.0) * np.arange(5) if 20 < k < 30 else NO_PLAN
+            own = (NOTHING, NOTHING)
+            if k % 50 > 10:
+                value_w = np.sort(np.abs(power_w + rng.normal(0.0, 20.0, (1, 5, 3))), axis=2)
+                own = value_w, np.maximum.accumulate(value_w + 5.0, axis=1)
+            said = ask(
+                experts, tick, power_w, interval=interval, planned_w=planned_w, own=own, valid=not lost, fresh=held == 0
+            )
+            expected = twin.step(
+                tick, power_w, interval, RATING_W, planned_w[0], own[0][0], own[1][0], valid=not lost, fresh=held == 0
+            )
+            assert (expected is None) == bool(np.isnan(said).all())
+            if expected is not None:
+                np.testing.assert_allclose(said, expected, rtol=1e-6, atol=1e-6, err_msg=f"reading {k}, tick {tick}")
