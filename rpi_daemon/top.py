@@ -18,6 +18,7 @@ STATE_STYLE = {"NORMAL": "bold green", "HOLD": "bold yellow", "STATIC_SAFE": "bo
 ALARM_STYLE = {"critical": "bold red", "warning": "yellow", "info": "dim"}
 ALARM_STYLES = tuple(ALARM_STYLE)  # the gravest first
 ALARMS = 5  # shown
+HEAVIEST = 3  # experts in the counters
 TOLD = 0.01  # a smaller weight is not told
 
 Status = Mapping[str, Any]
@@ -203,14 +204,14 @@ def counters(status: Status) -> list[str]:
     if run["request_escape_rate"] is not None:
         words.append(f"requests passed {run['request_escape_rate']:.2%}")
     if run["expert_weights"]:
-        words.append(f"forecast by {by_weight(run['expert_weights'])}")
+        words.append(f"forecast by {by_weight(run['expert_weights'], HEAVIEST)}")
     return words
 
 
-def by_weight(weights: Mapping[str, float], digits: int = 0) -> str:
+def by_weight(weights: Mapping[str, float], most: int | None = None) -> str:
     """Experts with a share worth telling, the heaviest first: "lstm 62 %, ridge 30 %"."""
-    ranked = sorted(weights.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {100.0 * weight:.{digits}f} %" for name, weight in ranked if weight >= TOLD)
+    ranked = sorted(weights.items(), key=lambda item: -item[1])[:most]
+    return ", ".join(f"{name} {100.0 * weight:.0f} %" for name, weight in ranked if weight >= TOLD)
 
 
 def _by(outlet: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ svg text.strong { font-weight: 600; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
 th { text-align: right; font-weight: 600; color: var(--soft); vertical-align: bottom; line-height: 1.25; }
 td { text-align: right; white-space: nowrap; } th, td { padding: 3px 6px; border-bottom: 1px solid var(--line); }
-td.l, th.l { text-align: left; } td.wrap { white-space: normal; overflow-wrap: anywhere; } tr.sum td { font-weight: 600; border-top: 2px solid var(--ink); }
+td.l, th.l { text-align: left; } td.wrap { white-space: normal; width: 100%; overflow-wrap: anywhere; } tr.sum td { font-weight: 600; border-top: 2px solid var(--ink); }
 .none { color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); }
 .notes { background: var(--panel); border-radius: 8px; padding: 8px 14px 8px 32px; margin: 12px 0; } .defs dt { font-weight: 600; margin-top: 8px; }
 .defs dd { margin: 0; color: var(--soft); max-width: 60em; } .scroll { overflow-x: auto; }
@@ -167,8 +167,8 @@ def _outlets(document: Document, zone: tzinfo | None) -> str:
 
 def _risks(document: Document) -> str:
     head = (
-        "outlet|l", "requests judged", "passed", "episodes", "static limit passed", "limit in force, mean W", "kind|l", "passed, times", "passed, s",
-        "by at most W", "writes", "others' writes",
+        "outlet|l", "requests judged", "requests passed", "in episodes", "static limit passed", "mean limit in force W", "kind|l",
+        "limit passed, times", "for s", "by at most W", "writes", "others' writes",
     )  # fmt: skip
 
     def cells(name: str, row: Row, kind: str) -> list[str]:
@@ -180,7 +180,9 @@ def _risks(document: Document) -> str:
         ]  # fmt: skip
 
     body = [cells(_name(row), row, escape(row["limit_kind"] or "")) for row in document["outlets"]]
-    return "<h2 class='page'>Risk and writes, by outlet</h2>" + _table(
+    states = " · ".join(f"{name} {percent(share, 1)}" for name, share in document["states"].items() if share)
+    said = f"<p class='soft'>{states} of the time</p>" if states else ""
+    return f"<h2 class='page'>Risk and writes, by outlet</h2>{said}" + _table(
         head, body, cells("all", document["together"], "")
     )
 
