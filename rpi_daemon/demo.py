@@ -203,7 +203,7 @@ def _print_summary(summary: Mapping[str, Any], keep: Path | None) -> None:
     console = Console()
     console.print(table)
     if keep is not None:
-        console.print(f"files: {keep}")
+        console.print(f"files: {keep}; what it bought: rpi-daemon report -c {keep}/demo.toml", soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -177,11 +177,10 @@ def _stored_span(asked: Question) -> tuple[int, int]:
     history, rack = History(asked.folder), asked.config.rack.id
     first = next(history.minutes((POWER,), asked.from_ns, asked.to_ns, rack), None)
     if first is None:
-        others = history.damage.other_racks
-        whose = f"; of other racks there is: {', '.join(others)}" if others else ""
+        met = "".join(f"; {note}" for note in damage_notes(history))
         raise RpiError(
             f"{asked.folder}: nothing is stored of rack {rack!r} between"
-            f" {_told(asked.from_ns, asked)} and {_told(asked.to_ns, asked)}{whose}"
+            f" {_told(asked.from_ns, asked)} and {_told(asked.to_ns, asked)}{met}"
         )
     begin_ns, stride_ns = first[0].t_ns, 3600 * NS_PER_S
     while True:  # from the end backwards, in longer and longer strides: the last block without reading them all

@@ -294,6 +294,15 @@ def test_nothing_or_hardly_anything_to_report_is_one_sentence(rack: Rack, ticks:
     assert "Traceback" not in result.output
 
 
+def test_an_unreadable_file_is_named_where_nothing_is_found(rack: Rack) -> None:
+    rack.historian.close()
+    path_of(rack.history, T0).parent.mkdir(parents=True)
+    path_of(rack.history, T0).write_bytes(b"no database" * 100)
+    result = rack.run()
+    assert result.exit_code == 1
+    assert f"not readable: {path_of(rack.history, T0).name}" in result.stderr
+
+
 def test_the_terminal_has_the_sentence_and_where_the_page_is(rack: Rack) -> None:
     rack.fill(range(1200), bump, constant(150.0, NAN))
     scores(rack, 50.0)
