@@ -342,7 +342,7 @@ def _notes(asked: Question, tally: Tally, history: History, outlets: Outlets, sc
     found = (
         (first_ns - asked.from_ns >= GAP_NS, f"nothing is stored before {_told(first_ns, asked)}: the report begins there"),
         (asked.to_ns - last_ns >= 60 * GAP_NS, f"nothing is stored after {_told(last_ns, asked)}: the report ends there"),
-        (tally.gaps, f"{len(tally.gaps)} gaps in the measurements, {_length(gaps_s)} together: nothing is filled in"),
+        (tally.gaps, f"{_count(len(tally.gaps), 'gap')} in the measurements, {_length(gaps_s)} together: nothing is filled in"),
         (absent, f"no reading of {', '.join(absent)}: not known, not 0"),
         (strangers, f"outlets that the configuration does not have (renamed, or taken out) are left out: {', '.join(strangers)}"),
         (len(tally.calibrations) > 1, "the calibration changed within the span"),
@@ -359,6 +359,10 @@ def _length(seconds: float) -> str:
         if seconds >= 2.0 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n} {thing}{'s' * (n != 1)}"
 
 
 def _told(t_ns: int, asked: Question) -> str:

@@ -222,7 +222,7 @@ def test_gaps_are_shown_and_nothing_is_filled_in(rack: Rack) -> None:
     assert document["known_share"] == pytest.approx(0.5)
     assert document["outlets"][0]["energy_kwh"] == pytest.approx(120.0 * 100.0 / 3.6e6)
     assert document["together"]["judged_share"] == pytest.approx(110.0 / 240.0)  # none is judged across the gap
-    assert "1 gaps in the measurements, 2.0 min together: nothing is filled in" in document["notes"]
+    assert "1 gap in the measurements, 2.0 min together: nothing is filled in" in document["notes"]
     draws = document["curves"]["draw_w"]["mean"]
     assert draws[BUCKETS // 2] is None
     assert draws[0] == draws[-1] == 200.0
