@@ -23,7 +23,7 @@ def watts(value: float | None, digits: int = 0) -> str:
 def bars(rows: Sequence[tuple[str, float | None, float | None, float | None]]) -> str:
     """Reserved watts, one bar a row: (name, reserved, drawn of it, highest moment); what is not known says so."""
     top = max([x for row in rows for x in row[1:] if x is not None], default=1.0) or 1.0
-    left, right, height = 300.0, WIDTH - 120.0, 44
+    left, right, height = 230.0, WIDTH - 230.0, 44
     scale = (right - left) / top
     parts = []
     for k, (name, reserved, drawn, highest) in enumerate(rows):
@@ -42,11 +42,12 @@ def bars(rows: Sequence[tuple[str, float | None, float | None, float | None]]) -
             if stranded * scale > 110.0:
                 middle = left + (drawn + reserved) / 2.0 * scale
                 parts.append(_text(middle, y + 19, f"{watts(stranded)} stranded", "middle", "small"))
+        told = watts(reserved)
         if highest is not None:
-            x = left + highest * scale
-            parts.append(f'<path class="mark" d="M{x:.1f} {y - 4}v36"/>')
+            parts.append(f'<path class="mark" d="M{left + highest * scale:.1f} {y - 4}v36"/>')
             end = max(end, highest)
-        parts.append(_text(left + end * scale + 8, y + 19, watts(reserved), "start", "strong"))
+            told += f", at most {watts(highest)}"
+        parts.append(_text(left + end * scale + 8, y + 19, told, "start", "strong"))
     return _svg(len(rows) * height + 8, "".join(parts), "watts reserved by each rule, and the drawn part of them")
 
 

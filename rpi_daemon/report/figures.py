@@ -17,7 +17,7 @@ from rpi_daemon.history.query import damage_notes
 from rpi_daemon.history.show import stamp
 from rpi_daemon.history.weeks import History
 from rpi_daemon.look_back import Question
-from rpi_daemon.records import FloatArray
+from rpi_daemon.records import FloatArray, SafeState
 from rpi_daemon.report.tally import GAP_NS, POWER, QUANTITIES, Curve, LimitsInTime, Outlets, Tally, sum_of_loads
 
 SCHEMA: Final = 1
@@ -314,7 +314,7 @@ def _events(asked: Question, from_ns: int, to_ns: int) -> tuple[dict[str, Any], 
         kinds[event.name] += 1
         if event.name.startswith(MODEL_EVENTS):
             models.append(_told_event(event, asked))
-        elif event.name not in ROUTINE:
+        elif event.name not in ROUTINE and event.data.get("state") != SafeState.NORMAL.name:
             notable.append(_told_event(event, asked))
             del notable[:-NOTABLE]
     return {"by_kind": dict(kinds.most_common()), "notable": notable}, models, [f"not readable: {x}" for x in damaged]

@@ -258,7 +258,7 @@ def _event_table(events: Iterable[Row]) -> str:
 
 
 def _said(data: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_word(value)}" for key, value in data.items())
+    return ", ".join(f"{key} {_word(value)}" for key, value in data.items() if value not in (None, "", [], {}))
 
 
 def _word(value: object) -> str:

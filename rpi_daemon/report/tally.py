@@ -16,7 +16,8 @@ QUANTITIES: Final = (POWER, REQUEST_MEAN, REQUEST_MAX, MARKS)
 AHEAD: Final = 5  # seconds that a request is for
 TICKS: Final = 10  # of a second
 GAP_NS: Final = NS_PER_S  # more than this between two blocks is a gap
-BUCKETS: Final = 240  # points of a curve
+BUCKETS: Final = 240  # points of a curve, fewer where they would be shorter than `SHORTEST_NS`
+SHORTEST_NS: Final = 2 * NS_PER_S
 NOT_OURS: Final = frozenset({"read", "stands", "foreign_change"})  # reasons of limits that nobody here wrote
 SAFE: Final = Mark.STATIC_SAFE | Mark.DEVICE_DEFAULT  # then the static limits stand, whatever was requested
 
@@ -61,21 +62,22 @@ class Curve:
     """Means, and the lowest and highest value, of equal spans."""
 
     def __init__(self, n: int, from_ns: int, to_ns: int) -> None:
-        self.from_ns, self.to_ns = from_ns, to_ns
-        self._sum, self._count = np.zeros((2, n, BUCKETS))
-        self.low = np.full((n, BUCKETS), np.nan)
-        self.high = np.full((n, BUCKETS), np.nan)
+        self._from_ns, self._to_ns = from_ns, to_ns
+        self._points = int(np.clip((to_ns - from_ns) // SHORTEST_NS, 1, BUCKETS))
+        self._sum, self._count = np.zeros((2, n, self._points))
+        self.low = np.full((n, self._points), np.nan)
+        self.high = np.full((n, self._points), np.nan)
 
     @property
     def mean(self) -> FloatArray:
-        """[n, BUCKETS]; NaN where nothing was known."""
+        """[n, points]; NaN where nothing was known."""
         return self._sum / np.where(self._count > 0.0, self._count, np.nan)
 
     def take(self, values: FloatArray, t_ns: IntArray) -> None:
         """`values` [n, k] at ascending `t_ns` [k]."""
         if not len(t_ns):
             return
-        place = np.clip((t_ns - self.from_ns) * BUCKETS // (self.to_ns - self.from_ns), 0, BUCKETS - 1)
+        place = np.clip((t_ns - self._from_ns) * self._points // (self._to_ns - self._from_ns), 0, self._points - 1)
         starts = np.flatnonzero(np.diff(place, prepend=-1))
         at = place[starts]
         known = ~np.isnan(values)

@@ -224,7 +224,7 @@ def test_gaps_are_shown_and_nothing_is_filled_in(rack: Rack) -> None:
     assert document["together"]["judged_share"] == pytest.approx(110.0 / 240.0)  # none is judged across the gap
     assert "1 gap in the measurements, 2.0 min together: nothing is filled in" in document["notes"]
     draws = document["curves"]["draw_w"]["mean"]
-    assert draws[BUCKETS // 2] is None
+    assert draws[len(draws) // 2] is None
     assert draws[0] == draws[-1] == 200.0
 
 
@@ -402,13 +402,17 @@ def test_the_highest_is_found_across_blocks_whatever_is_missing() -> None:
 
 
 def test_a_curve_is_the_mean_of_its_spans() -> None:
-    curve = Curve(1, 0, BUCKETS * 10)
-    for start in (0, 7):  # a bucket may come in two blocks
-        curve.take(np.arange(start, start + 7, dtype=np.float64)[None], np.arange(start, start + 7))
+    span_ns = 20 * NS_PER_S
+    curve = Curve(1, 0, BUCKETS * span_ns)
+    for start in (0, 7):  # a span may come in two blocks
+        seconds = np.arange(start, start + 7)
+        curve.take(seconds[None].astype(np.float64), 2 * seconds * NS_PER_S)
     assert curve.mean[0, 0] == 4.5
     assert (curve.low[0, 0], curve.high[0, 0]) == (0.0, 9.0)
     assert curve.mean[0, 1] == 11.5
     assert np.isnan(curve.mean[0, 2:]).all()
+    assert curve.mean.shape == (1, BUCKETS)
+    assert Curve(1, 0, 60 * NS_PER_S).mean.shape == (1, 30)  # a request is kept by the second: no finer than 2 s
 
 
 def test_limits_play_back_in_step_with_the_measurements() -> None:
