@@ -96,13 +96,14 @@ class ReferenceExperts:
         self._low = self._high = 0.0
         self._learned, self._situations = 0, [0, 0]
         self._usual = self._recent = 0.01 * rating_w
-        self._gram, self._moment = np.zeros((INPUTS, INPUTS)), np.zeros((2, 5, INPUTS))
+        self._gram: Array = np.zeros((INPUTS, INPUTS))
+        self._moment: Array = np.zeros((2, 5, INPUTS))
         self._weight: Array = np.zeros((2, 5, INPUTS))
         self._ridge_error, self._solve_due = 1.0, False
-        self._count = np.tile(_band_prior(), (2, EXPERTS, 2, 1))
+        self._count: Array = np.tile(_band_prior(), (2, EXPERTS, 2, 1))
         self._increment = 1.0
-        self._band = np.tile(band(_band_prior()), (2, EXPERTS, 2, 1))
-        self._error = np.zeros((2, 5))
+        self._band: Array = np.tile(band(_band_prior()), (2, EXPERTS, 2, 1))
+        self._error: Array = np.zeros((2, 5))
         self._share = np.array(
             [[[prior(x, k, q) / prior(x, k, q).sum() for q in range(3)] for k in range(2)] for x in range(2)]
         )
@@ -320,7 +321,7 @@ class ReferenceExperts:
     def _solve(self) -> None:
         self._solve_due = False
         solved = np.linalg.solve(self._gram + 5.0 * np.eye(INPUTS), self._moment.reshape(10, INPUTS).T)
-        self._weight = solved.T.reshape(2, 5, INPUTS)
+        self._weight = np.asarray(solved.T.reshape(2, 5, INPUTS), np.float64)
 
     def _learn_bands(self, m: _Made, came: Array) -> None:
         self._increment /= keep(0.999, self._learned)
