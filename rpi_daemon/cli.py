@@ -582,6 +582,19 @@ def model_show(name: str | None, config_path: Path, as_json: bool) -> None:
         sys.exit(ModelError.exit_code)
 
 
+@model.command("compare")
+@click.argument("name")
+@click.argument("other", required=False)
+@config_option
+@json_option
+def model_compare(name: str, other: str | None, config_path: Path, as_json: bool) -> None:
+    """Judge the model NAME against OTHER (the one that stands) on the newest stored history. Changes nothing."""
+    from rpi_daemon.retrain.command import compare
+
+    document, text = compare(config_path, name, other, Console(stderr=True))
+    show(document, as_json, text)
+
+
 @model.command("promote")
 @click.argument("name")
 @click.option("--reason", default="operator", show_default=True)

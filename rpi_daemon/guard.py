@@ -52,7 +52,6 @@ CAUSES: dict[str, tuple[SafeState, bool]] = {
     "tick_overrun": (SafeState.HOLD, False),
     "audit_not_durable": (SafeState.HOLD, False),
     "foreign_writer": (SafeState.HOLD, True),
-    "model_poisoned": (SafeState.HOLD, True),
     "no_readings": (SafeState.STATIC_SAFE, False),
     "lease_expired": (SafeState.STATIC_SAFE, False),
     "starting": (SafeState.STATIC_SAFE, False),
@@ -85,7 +84,6 @@ class HealthFlags:
     cap_uncontrolled: frozenset[str] = frozenset()  # loads whose server does not take our caps
     cap_not_held: frozenset[str] = frozenset()  # loads that draw more than the cap that stands
     model_fallback: bool = False  # a baseline forecasts: shown, no reason to hold
-    model_poisoned: bool = False
     tick_overrun: bool = False  # more than 3 ticks in a row late
     audit_not_durable: bool = False
     over_derating: frozenset[str] = frozenset()  # constraints that carry more than their continuous rating: shown

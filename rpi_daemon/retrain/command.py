@@ -22,7 +22,7 @@ from rpi_daemon.host import folder_lock
 from rpi_daemon.models.forecaster import SHIPPED
 from rpi_daemon.models.library import SHIPPED_NAME, Library, Standing
 from rpi_daemon.retrain.decision import Decision, decide, new_name, prepare, tidy, training_lock, why_never
-from rpi_daemon.retrain.gate import INCUMBENT, MEMBERS, PERSISTENCE, RIDGE
+from rpi_daemon.retrain.gate import INCUMBENT, MEMBERS, PERSISTENCE, RIDGE, verdict
 from rpi_daemon.retrain.process import Result, Training
 from rpi_daemon.retrain.standing import library_of
 
@@ -101,7 +101,7 @@ def retrain(config_path: Path, dry_run: bool, console: Console) -> tuple[dict[st
         utc_ns = _now_ns()
         name = new_name(library, utc_ns)
         out = library.folder / name
-        result = _with_a_bar(prepare(config, choice, library, utc_ns, name), console)
+        result = _with_a_bar(prepare(config, choice.model.path, library, utc_ns, name), console)
         decision = decide(config, choice, result)
         try:
             if not dry_run:
@@ -112,6 +112,35 @@ def retrain(config_path: Path, dry_run: bool, console: Console) -> tuple[dict[st
             )
     document = {"schema": 1, "ok": True, "dry_run": dry_run, **decision.to_json()}
     return document, told(decision, dry_run)
+
+
+def compare(config_path: Path, name: str, other: str | None, console: Console) -> tuple[dict[str, Any], str]:
+    """Two models on the newest fifth of the stored history, as the gate would judge them; nothing is changed.
+
+    Raises RpiError.
+    """
+    config = read_config(config_path)
+    library = library_of(config)
+    against = library.choose().name if other is None else other
+    judged, measure = (directory_of(config_path, name) for name in (name, against))
+    result = _with_a_bar(prepare(config, measure, library, _now_ns(), name, candidate=judged), console)
+    if result.scores is None:
+        raise RpiError(result.why_not)
+    scores, reasons = result.scores.to_json(), verdict(result.scores)
+    document = {
+        "schema": 1,
+        "ok": True,
+        "model": name,
+        "against": against,
+        "better": not reasons,
+        "reasons": reasons,
+        "scores": scores,
+        "material": dict(result.material),
+    }
+    rows = [{"name": "all", **scores}, *scores["classes"]]
+    words = "; ".join(reasons) or "it would win at the gate"
+    lines = [f"{name} (candidate) against {against} (incumbent), {scores['hours']:.3g} outlet hours"]
+    return document, "\n".join([*lines, *map(_scores_told, rows), words])
 
 
 def plan_told(status: dict[str, Any] | None) -> str:

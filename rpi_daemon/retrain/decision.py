@@ -67,8 +67,13 @@ def why_never(config: Config) -> str:
     return ""
 
 
-def prepare(config: Config, choice: Choice, library: Library, utc_ns: int, name: str) -> Training:
-    """A training on the last `retrain.history_days`. Raises RpiError where nothing is stored."""
+def prepare(
+    config: Config, incumbent: Path, library: Library, utc_ns: int, name: str, *, candidate: Path | None = None
+) -> Training:
+    """A training on the last `retrain.history_days`; with `candidate`, a model's directory, it is only judged.
+
+    Raises RpiError where nothing is stored.
+    """
     folder = config.path(config.daemon.state_dir) / config.history.folder
     if not folder.is_dir():
         raise RpiError(f"{folder}: no history is there; it begins when the daemon runs with history.enabled = true")
@@ -80,7 +85,8 @@ def prepare(config: Config, choice: Choice, library: Library, utc_ns: int, name:
         "to_ns": utc_ns,
         "seed": 1,
         "updates": UPDATES,
-        "incumbent": str(choice.model.path.resolve()),
+        "incumbent": str(incumbent.resolve()),
+        "candidate": None if candidate is None else str(candidate.resolve()),
         "out": str((library.folder / name).resolve()),
         "name": name,
     }

@@ -130,7 +130,7 @@ class Learning:
         choice = await asyncio.to_thread(library.choose)
         name = new_name(library, utc_ns)
         out = library.folder / name
-        training = prepare(self._config, choice, library, utc_ns, name)
+        training = prepare(self._config, choice.model.path, library, utc_ns, name)
         if self._never:  # the daemon stops
             return
         self._training = training

@@ -25,6 +25,7 @@ BYTES_PER_TICK: Final = 4 * (N_COLUMNS + 2 * 5 + 2) + 5  # examples and series o
 WORKING_MB: Final = 230.0  # interpreter, libraries, choice of spans, gradients
 MOST_ROUNDS: Final = 6
 FIRST_RATE: Final = 1e-3  # a quarter of a training from nothing: what the incumbent knows is to stay
+NOTHING_TO_JUDGE_BY: Final = "no nominal span in the newest fifth of the history, which a candidate would be judged by"
 JUDGED_AT_ONCE: Final = 192  # spans
 JUDGING_SHARE: Final = 0.2  # of the time limit; training has what reading left of the rest
 
@@ -38,11 +39,14 @@ def carry_out(order: Mapping[str, Any], progress: "Progress") -> dict[str, Any]:
         order["seed"], progress.of("reading"),
     )  # fmt: skip
     told = {"material": material.to_json()}
+    incumbent = load_model(order["incumbent"])
+    rng = np.random.default_rng(order["seed"])
+    judge = _some(material.judge, JUDGED_AT_ONCE, rng)
+    if candidate_dir := order.get("candidate"):
+        return told | _compared(load_model(candidate_dir), incumbent, judge, progress.of("judging"))
     if why_not := too_little(material):
         return {**told, "why_not": why_not}
-    incumbent = load_model(order["incumbent"])
     left_s = limit_s * (1.0 - JUDGING_SHARE) - (time.monotonic() - began_s)
-    rng = np.random.default_rng(order["seed"])
     candidate, record = fine_tune(
         incumbent, material.learn, rng, order["memory_mb"], order["updates"], max(1.0, left_s), progress.of("training")
     )
@@ -51,7 +55,6 @@ def carry_out(order: Mapping[str, Any], progress: "Progress") -> dict[str, Any]:
         "data": [{"name": f"history of rack {order['rack']}", "licence": "private", **_flat(material)}],
     }
     out = Path(order["out"])
-    judge = _some(material.judge, JUDGED_AT_ONCE, rng)
     write_model(out, name=order["name"], training=record, scores=[], **candidate)
     scores = gate.score(load_model(out), incumbent, judge, progress.of("judging"))
     write_model(out, name=order["name"], training=record, scores=[_row(c) for c in scores.classes], **candidate)
@@ -65,6 +68,16 @@ def carry_out(order: Mapping[str, Any], progress: "Progress") -> dict[str, Any]:
     }
 
 
+def _compared(
+    candidate: LoadedModel, incumbent: LoadedModel, judge: Sequence[Span], progress: Callable[[float], None]
+) -> dict[str, Any]:
+    """Scores of a model that is there already."""
+    if not judge:
+        return {"why_not": NOTHING_TO_JUDGE_BY}
+    scores = gate.score(candidate, incumbent, judge, progress)
+    return {"name": candidate.name, "sha256": candidate.sha256, "scores": scores.to_json()}
+
+
 def too_little(material: Material) -> str:
     """Why nothing is learned from this material; empty when something is."""
     if material.suspicious > DISTRUSTED:
@@ -75,7 +88,7 @@ def too_little(material: Material) -> str:
     if len(material.learn) < LEAST_LEARN:
         return f"{len(material.learn)} nominal spans of {material.span_ticks / 10:g} s to learn from; {LEAST_LEARN} are needed"
     if not material.judge:
-        return "no nominal span in the newest fifth of the history, which a candidate would be judged by"
+        return NOTHING_TO_JUDGE_BY
     return ""
 
 

@@ -202,7 +202,6 @@ flag_sets = st.builds(
     tick_overrun=st.booleans(),
     audit_not_durable=st.booleans(),
     model_fallback=st.booleans(),
-    model_poisoned=st.booleans(),
     no_readings=st.booleans(),
     all_pdus_unreachable=st.booleans(),
     pdu_unreachable=st.frozensets(st.sampled_from(["pdu-0", "pdu-1"])),

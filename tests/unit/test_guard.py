@@ -67,7 +67,7 @@ def test_a_latched_cause_waits_for_its_own_acknowledgement_and_for_its_end() -> 
     flags = HealthFlags(foreign_writer=frozenset({"pdu-0"}))
     status = ladder(NORMAL, 0, flags)
     assert ladder(status, S, flags, ["foreign_writer:pdu-0"]).latched == ("foreign_writer:pdu-0",)
-    status = ladder(status, 60 * S, HealthFlags(), ["model_poisoned"])
+    status = ladder(status, 60 * S, HealthFlags(), ["foreign_writer:pdu-9"])
     assert (status.state, status.latched) == (SafeState.HOLD, ("foreign_writer:pdu-0",))
     status = ladder(status, 61 * S, HealthFlags(), ["foreign_writer:pdu-0"])
     assert (status.state, status.latched) == (SafeState.HOLD, ())
