@@ -11,6 +11,7 @@ from rpi_daemon.report.words import Document, headline, length, mode, percent, s
 
 DAY_S: Final = 86_400.0
 LISTED: Final = 40  # events and gaps on the page, the newest or longest; the document has more
+LONGEST: Final = 300  # characters of an event
 STYLE: Final = """
 :root { --ink: #1c2430; --soft: #5c6675; --line: #d8dde4; --paper: #ffffff; --panel: #f4f6f9; --draw: #1769aa; --band: #1769aa33;
   --reserve: #1f7a3d; --static: #b3261e; --stranded: #f0c9a0; --gap: #8a93a022; --good: #1f7a3d; --bad: #b3261e; }
@@ -258,7 +259,14 @@ def _event_table(events: Iterable[Row]) -> str:
 
 
 def _said(data: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_word(value)}" for key, value in data.items() if value not in (None, "", [], {}))
+    """The plain fields of an event; tables of scores are in the document alone."""
+    plain = {key: value for key, value in data.items() if value not in (None, "", []) and not _nested(value)}
+    text = ", ".join(f"{key} {_word(value)}" for key, value in plain.items())
+    return text if len(text) <= LONGEST else text[: LONGEST - 2] + " …"
+
+
+def _nested(value: object) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(x, dict | list) for x in value))
 
 
 def _word(value: object) -> str:

@@ -360,6 +360,18 @@ def test_the_page_stands_alone_and_takes_names_as_text(rack: Rack) -> None:
     assert "2025-11-21 04:40 to 2025-11-21 04:42 UTC" in page
 
 
+def test_scores_of_a_decision_stay_in_the_document(rack: Rack) -> None:
+    rack.fill(range(600), constant(100.0, 100.0), constant(150.0, 150.0))
+    scores = {"candidate": {"pinball_w": 1.25}, "outcome": "promoted", "reasons": ["wins by 9 %"], "word": "x" * 400}
+    rack.events(Event(T0, 0, "retrain.decided", {"level": "info"} | scores))
+    document = rack.report()
+    assert document["models"][0]["data"] == scores
+    page = page_of(document, UTC)
+    assert "outcome promoted, reasons wins by 9 %, word xxx" in page
+    assert "pinball_w" not in page
+    assert "x" * 300 not in page
+
+
 def test_times_are_in_the_readers_zone(rack: Rack) -> None:
     rack.fill(range(1200), bump, constant(150.0, NAN))
     page = page_of(rack.report(), timezone(timedelta(hours=5, minutes=30), "IST"))
