@@ -90,6 +90,7 @@ class Rack:
         zero = np.zeros(n, np.int64)
         kind = (LimitKind.ALARM,) * n
         weights = {f"expert-{k}": np.full(n, 1 / EXPERTS) for k in range(EXPERTS)}
+        telemetry = np.full((n, 4), np.nan)
         safe = SafeStatus(SafeState.NORMAL, (), (), 0)
         for k in range(self.power_w.shape[1]):
             t_ns = k * TICK_NS
@@ -114,7 +115,7 @@ class Rack:
                 "t_mono_ns": t_ns, "t_utc_ns": T0 + t_ns, "mode": Mode.CLOSED_LOOP, "readings": readings, "residual": residual,
                 "forecast": Forecast(t_ns, value_w, highest_w, ("mixture",) * n),
                 "request": Request(t_ns, self.request_w[:, k], nothing, false, nothing), "safe": safe,
-                "weights": weights, "request_weights": weights, "in_force": in_force, "desired": tuple[Desired, ...](), "foreign": (),
+                "telemetry": telemetry, "weights": weights, "request_weights": weights, "in_force": in_force, "desired": tuple[Desired, ...](), "foreign": (),
             }  # fmt: skip
             yield Snapshot(**dict.fromkeys(Snapshot.__dataclass_fields__, None) | found)
 

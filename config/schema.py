@@ -108,7 +108,9 @@ class History(Section):
     capture_step_share: float = Field(
         0.5, gt=0, le=10, description="a change within 40 ms above this share of the outlet's rating is a step"
     )
-    capture_per_hour: int = Field(3, ge=1, le=1000, description="captures an hour of each kind; more are counted alone")
+    capture_per_hour: int = Field(
+        1, ge=1, le=1000, description="captures an hour of each kind, on average over 3 h; more are counted alone"
+    )
     capture_keep: int = Field(200, ge=1, le=100_000, description="captures kept; the oldest are deleted")
     capture_keep_mb: float = Field(200.0, ge=1, le=1e6, description="MB of captures kept")
 

@@ -26,6 +26,7 @@ LONGEST: Final = 3  # times the usual length, where one thing follows the other
 SETTLE_NS: Final = 200_000_000  # until the scans of a capture's end are in the ring
 WAITING: Final = 8  # captures that a slow disk may lag behind; no scans are in memory yet
 TOLD: Final = 50  # triggers of one capture that are told one by one
+HOURS: Final = 3  # over which the number an hour is the mean: three in a row are kept, not three every hour
 HOUR_NS: Final = 3600 * NS_PER_S
 LEAST_HZ: Final = 16.0  # railway power; slower is no mains
 
@@ -38,7 +39,7 @@ class CaptureOptions:
 
     before_s: float
     after_s: float
-    per_hour: int  # of each kind
+    per_hour: int  # of each kind, on average
     keep: int
     keep_bytes: int
 
@@ -49,7 +50,7 @@ class CaptureCounters:
 
     written: int = 0
     dropped: int = 0  # the disk did not take them, or lagged behind; or the ring held no scan of that time
-    left_out: int = 0  # beyond the number of an hour
+    left_out: int = 0  # beyond their number an hour
     deleted: int = 0  # the oldest, for newer ones
     failing: str | None = None  # the last word of the disk or the ring, None while it works
 
@@ -77,7 +78,7 @@ class Captures:
         self._open: dict[str, _Span] = {}
         self._full: list[_Span] = []  # not over yet, and as long as they may be
         self._end_ns: dict[str, int] = {}  # by board: of the newest
-        self._taken: dict[str, deque[int]] = {}  # by kind: when each of the last hour began
+        self._taken: dict[str, deque[int]] = {}  # by kind: when each of the last hours began
         self._waiting: deque[_Span] = deque()
 
     def tick(self, now_ns: int, triggers: Sequence[Trigger]) -> None:
@@ -119,12 +120,12 @@ class Captures:
     def _may_begin(self, trigger: Trigger) -> bool:
         """Each kind has its own number an hour: restless loads do not use up what a fault needs."""
         taken = self._taken.setdefault(trigger.kind, deque())
-        while taken and trigger.t_mono_ns - taken[0] >= HOUR_NS:
+        while taken and trigger.t_mono_ns - taken[0] >= HOURS * HOUR_NS:
             taken.popleft()
         # boards of one trigger are one capture
         if taken and taken[-1] == trigger.t_mono_ns:
             return True
-        if len(taken) >= self._options.per_hour:
+        if len(taken) >= HOURS * self._options.per_hour:
             return False
         taken.append(trigger.t_mono_ns)
         return True

@@ -100,6 +100,7 @@ def _quantity(asked: Question, form: str, output: Path | None) -> tuple[list[dic
     files = History(asked.folder)
     quantity = QUANTITIES[asked.what]
     answer = read_series(files, asked.config.rack.id, asked.outlets, quantity, asked.from_ns, asked.to_ns)
+    answer.notes += _renamed(asked, files, [series.outlet for series in answer.series if not len(series.t_ns)])
     zone = asked.now.tzinfo
     if form == "npz" and output is not None:
         write_npz(answer, output)
@@ -134,6 +135,23 @@ def _quantity(asked: Question, form: str, output: Path | None) -> tuple[list[dic
     ]
     text = as_csv(answer, zone) if form == "csv" else _lines(rows) if form == "table" else ""
     return rows, answer.notes, text
+
+
+def _renamed(asked: Question, files: History, absent: Sequence[str]) -> list[str]:
+    """Where the load of an outlet without data was fed by an outlet that the configuration no longer has."""
+    if not absent:
+        return []
+    load_of = {row.id: row.load for row in asked.config.outlets()}
+    former: dict[str, list[str]] = {}
+    for layout in files.layouts(asked.config.rack.id, asked.from_ns, asked.to_ns):
+        for outlet, load in zip(layout.outlets, layout.loads, strict=False):
+            if outlet not in load_of and outlet not in former.setdefault(load, []):
+                former[load].append(outlet)
+    return [
+        f"{outlet} feeds {load_of[outlet]!r}, which is stored as {', '.join(former[load_of[outlet]])} in this span"
+        for outlet in absent
+        if former.get(load_of[outlet])
+    ]
 
 
 def _limits(asked: Question) -> tuple[list[dict[str, Any]], list[str]]:

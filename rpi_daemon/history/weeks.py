@@ -33,6 +33,8 @@ LOG_PAGES: Final = 8192  # of the write-ahead log before they go to the file: so
 RUN_NS: Final = (
     2 * NS_PER_S
 )  # wall time that is so far from the monotonic clock's is of another boot, or the clock was set
+NO_PLACE: Final = 2**62
+BESIDE: Final = 64  # blocks: more than a minute has
 BUSY_S: Final = 2.0  # a reader may hold the file for a moment
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -43,10 +45,11 @@ CREATE TABLE IF NOT EXISTS block (
 CREATE UNIQUE INDEX IF NOT EXISTS block_time ON block (t_ns, quantity, t_mono_ns);
 CREATE TABLE IF NOT EXISTS limit_change (
     t_ns INTEGER, t_mono_ns INTEGER, outlet TEXT, kind TEXT, limit_w REAL, reason TEXT, rule TEXT, layout INTEGER,
-    crc INTEGER, PRIMARY KEY (t_ns, t_mono_ns, outlet)
-) WITHOUT ROWID;
+    crc INTEGER
+);
 """  # all in the order of time: new rows go to the end of a file, so that few pages are written twice
 LONGEST_NS: Final = 610 * NS_PER_S  # of a block: figures of ten minutes
+_LIMITS_GONE: Final = "SELECT max(rowid) - min(rowid) + 1 - count(*) FROM limit_change"  # none is ever deleted
 STATISTICS: Final = ("mean", "min", "max")  # of each second, in the order of their rows in a block
 
 
@@ -193,7 +196,7 @@ def insert(
             ],
         )
         connection.executemany(
-            "INSERT OR REPLACE INTO limit_change VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO limit_change VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [(*row, whose, _crc(*row, text)) for row in map(astuple, limits)],
         )
         connection.execute("COMMIT")
@@ -278,11 +281,13 @@ class History:
         wanted = None if outlets is None else frozenset(outlets)
         stored = {quantity.partition("/")[0] for quantity in quantities}
         rows = self._rows(
-            "SELECT t_ns, t_mono_ns, quantity, text, period_ns, data, number, crc FROM block JOIN layout ON layout.id = block.layout"
+            "SELECT t_ns, t_mono_ns, quantity, text, period_ns, data, number, crc, block.rowid"
+            " FROM block LEFT JOIN layout ON layout.id = block.layout"
             f" WHERE quantity IN ({', '.join('?' * len(stored))}) AND t_ns < ? AND t_ns > ? ORDER BY t_ns, t_mono_ns",
             (*stored, to_ns, from_ns - LONGEST_NS),
             from_ns,
             to_ns,
+            stored,
         )
         for _, together in itertools.groupby(self._sound(rows), key=lambda row: row[:2]):
             found = [block for row in together for block in self._of_row(row, quantities, wanted)]
@@ -296,7 +301,7 @@ class History:
         """Rows whose CRC is right, without it and their number; others, and those missing between, are counted."""
         last: dict[tuple[str, str, int], int] = {}
         hidden: dict[str, int] = {}
-        for *row, number, crc in rows:
+        for *row, number, crc, _ in rows:
             t_ns, t_mono_ns, stored, text = row[:4]
             if crc != _crc(*row, number):
                 self.damage.blocks += 1
@@ -344,14 +349,29 @@ class History:
         )
         return np.array([row[0] for row in rows], dtype=np.int64)
 
+    def layouts(self, rack: str, from_ns: int, to_ns: int) -> list[Layout]:
+        """What a rack looked like in the blocks of a span: outlets have new names, loads move, boards are calibrated."""
+        rows = self._rows(
+            "SELECT DISTINCT text FROM block JOIN layout ON layout.id = block.layout WHERE t_ns >= ? AND t_ns < ?",
+            (from_ns, to_ns),
+            from_ns,
+            to_ns,
+        )
+        found: dict[Layout, None] = {}
+        for (text,) in rows:
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # damaged: so are its blocks, which are counted
+                found[Layout.from_text(text)] = None
+        return [layout for layout in found if layout.rack == rack]
+
     def limits(self, rack: str, from_ns: int, to_ns: int) -> Iterator[StoredLimit]:
         """Limit changes of a rack in [from_ns, to_ns), in order."""
         for row in self._rows(
             "SELECT t_ns, t_mono_ns, outlet, kind, limit_w, reason, rule, text, crc FROM limit_change"
-            " JOIN layout ON layout.id = limit_change.layout WHERE t_ns >= ? AND t_ns < ? ORDER BY t_ns, t_mono_ns",
+            " LEFT JOIN layout ON layout.id = limit_change.layout WHERE t_ns >= ? AND t_ns < ? ORDER BY t_ns, t_mono_ns",
             (from_ns, to_ns),
             from_ns,
             to_ns,
+            limits=True,
         ):
             try:
                 if row[-1] != _crc(*row[:-1]):
@@ -363,14 +383,46 @@ class History:
             if whose == rack:
                 yield StoredLimit(*row[:-2])
 
-    def _rows(self, query: str, values: tuple[object, ...], from_ns: int, to_ns: int) -> Iterator[Any]:
-        """Rows of every file that may hold the span; a file that cannot be read is named in `damage`."""
+    def _rows(
+        self,
+        query: str,
+        values: tuple[object, ...],
+        from_ns: int,
+        to_ns: int,
+        stored: Collection[str] = (),
+        limits: bool = False,
+    ) -> Iterator[Any]:
+        """Rows of every file that may hold the span; a file that cannot be read is named in `damage`.
+
+        `stored`: they are blocks of these quantities, with their place last; `limits`: they are limit changes. What rotten
+        inner pages hide of either is counted.
+        """
         first, last = path_of(self.folder, from_ns - LONGEST_NS).name, path_of(self.folder, to_ns).name
         for path in self.files():
             if not first <= path.name <= last:
                 continue
             try:
                 with contextlib.closing(open_read_only(path)) as connection:
-                    yield from connection.execute(query, values)
+                    low, high = NO_PLACE, -NO_PLACE
+                    for row in connection.execute(query, values):
+                        if stored:
+                            low, high = min(low, row[-1]), max(high, row[-1])
+                        yield row
+                    if limits:
+                        self.damage.limits += connection.execute(_LIMITS_GONE).fetchone()[0] or 0
+                    if stored:
+                        self.damage.missing += _hidden(connection, stored, from_ns, to_ns, low, high)
             except sqlite3.Error:
                 self.damage.files = tuple(dict.fromkeys((*self.damage.files, path.name)))
+
+
+def _hidden(
+    connection: sqlite3.Connection, stored: Collection[str], from_ns: int, to_ns: int, low: int, high: int
+) -> int:
+    """Blocks of the span that stand beside the places low to high, which are all that the index gave of them."""
+    query = "SELECT quantity, t_ns FROM block NOT INDEXED WHERE rowid"
+    beside = [
+        *connection.execute(f"{query} > ? ORDER BY rowid LIMIT {BESIDE}", (high,)),
+        *connection.execute(f"{query} < ? ORDER BY rowid DESC LIMIT {BESIDE}", (low,)),
+    ]
+    return sum(quantity in stored and from_ns <= t_ns < to_ns for quantity, t_ns in beside)

@@ -145,3 +145,28 @@ def test_events_by_name_and_their_chain(config: Path, tmp_path: Path) -> None:
 def test_the_end_of_time_is_a_time(config: Path) -> None:
     assert END > T0
     assert asked(config, "history", "a/1", "--from", "2000-01-01", "--to", "2090-01-01")["rows"]
+
+
+def test_an_outlet_that_had_another_name_is_found_by_its_load(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "state/history"
+    historian = Alone(folder, Layout("rack", ("old/7", "old/8"), "", ("load-1", "elsewhere")), keep_days=36_500.0)
+    historian.start()
+    for k in range(10):
+        historian.tick(T0 + 7200 * 10**9 + k * TICK_NS, k * TICK_NS, np.array([1.0, 2.0]), {})
+    historian.close()
+    span = ("--from", "2025-11-21T06:39:00Z", "--to", "2025-11-21T06:45:00Z")
+    notes = asked(config, "history", *span)["notes"]
+    assert notes == ["nothing is stored of a/1-2", "a/1 feeds 'load-1', which is stored as old/7 in this span"]
+
+
+def test_a_clock_that_was_set_back_is_said(config: Path, tmp_path: Path) -> None:
+    historian = Alone(tmp_path / "state/history", Layout("rack", ("a/1", "a/2")), keep_days=36_500.0)
+    historian.start()
+    for k in range(600):
+        historian.tick(T0 + 30 * 10**9 + k * TICK_NS, 10**15 + k * TICK_NS, np.array([500.0, np.nan]), {})
+    historian.limit(StoredLimit(T0 + 30 * 10**9, 10**15, "a/1", "alarm", 600.0, "read", ""))
+    historian.close()
+    document = asked(config, "history", "a/1", *SPAN)
+    assert "the wall clock was set back within the span: times overlap" in document["notes"]
+    escapes = asked(config, "history", "a/1", "--what", "escapes", *SPAN)["rows"]
+    assert [row["worst_w"] for row in escapes] == [250.0], "500 W were below the limit of their own time"
