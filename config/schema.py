@@ -483,30 +483,19 @@ class Retrain(Section):
 
 
 class Corrector(Section):
-    """How margins are learned from the residual, and how a request comes down again."""
+    """What margins aim at, and how thresholds of `alarm` kinds are held up."""
 
     target: float = Field(
-        0.01, gt=0, lt=1, description="long-run share of ticks whose running maximum may pass the request"
-    )
-    step_per_escape: float = Field(
-        0.0005, gt=0, le=1, description="growth of the margin per escape, part of the outlet's rating"
-    )
-    full_cover_escapes: float = Field(
-        50.0,
-        gt=0,
-        le=10_000,
-        description="excess escapes (one rise makes 50) until the worst recent under-forecast is covered",
-    )
-    cover: float = Field(1.1, ge=0, le=10, description="cover at most, part of the worst recent under-forecast")
-    worst_half_life_s: float = Field(
-        60.0, gt=0, le=86_400, description="s in which the worst under-forecast fades to a half"
+        0.01, gt=0, lt=1, description="long-run share of readings whose running maximum may pass the request"
     )
     meter_noise_w: float = Field(
-        2.0, ge=0, le=10_000, description="W, noise of the meter; a margin is never below it + the device step"
+        0.2,
+        ge=0,
+        le=10_000,
+        description="W, what the meter shows beside the draw; a margin is never below it. What is seen of it is learned anyway",
     )
-    hold_s: float = Field(5.0, gt=0, le=3600, description="s that a request stays before it falls")
-    fall_per_s: float = Field(
-        0.05, gt=0, le=10, description="then it falls by at most this part of the rating per second"
+    hold_s: float = Field(
+        5.0, gt=0, le=3600, description="s that the allocation keeps room for what was requested, before others get it"
     )
     censor_band: float = Field(
         0.05, ge=0, lt=1, description="an enforced limit this close to the draw hides the demand"
@@ -517,8 +506,14 @@ class Corrector(Section):
     blind_hold_s: float = Field(
         5.0, ge=0, le=3600, description="s that the last request holds without readings; then STATIC_SAFE"
     )
+    alarm_learn_s: float = Field(
+        600.0,
+        ge=0,
+        le=604_800,
+        description="s from the first reading that an alarm threshold stays at STATIC_SAFE or above",
+    )
     alarm_hold_s: float = Field(
-        60.0, gt=0, le=86_400, description="s: an alarm threshold clears the largest request of this span"
+        86_400.0, gt=0, le=604_800, description="s: an alarm threshold clears the largest request of this span"
     )
     alarm_headroom: float = Field(
         0.1, ge=0, le=10, description="part by which it clears it: an alarm that cries wolf is worse than none"

@@ -1,6 +1,7 @@
 """Forecast quantile + learned margin = request: what each outlet should be allowed for the next 5 s."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -8,39 +9,53 @@ from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.errors import ConfigError
 from rpi_daemon.records import (
     REQUEST_QUANTILE,
+    TICK_NS,
     BoolArray,
     FloatArray,
     Forecast,
+    IntArray,
+    LimitKind,
     LimitsInForce,
     Quality,
     RackModel,
     Readings,
     Request,
     Residual,
+    reach_ticks,
 )
 
-DELAY_NS = 5 * NS_PER_S  # the running maximum of a request is known 5 s (50 ticks) after it was made
-DAY_S = 86_400.0
-NEVER_NS = -(1 << 62)
-BLOCKS = 10  # a rolling maximum is kept in this many blocks of its span
+DAY_S: Final = 86_400.0
+NEVER_NS: Final = -(1 << 62)
+EPISODE_S: Final = 60.0  # a draw that passes its threshold again within this time is the same episode
+BLOCKS: Final = 10  # a rolling maximum is kept in this many blocks of its span
+
+# How a margin grows with the rises that passed the request, in units of the outlet's usual error: in proportion at first,
+# by the factor e in every `BEND` rises later. docs/decisions/request-quantile.md has the measurements behind all of these.
+GAIN: Final = 0.4  # usual errors for each rise
+BEND: Final = 2.0  # rises
+FIRST_RISES: Final = 1.0  # an outlet begins as if one rise too many had passed its request
+FIRST_ERROR: Final = 0.01  # part of the rating: the usual error before any was seen
+LEAST_ERROR: Final = 0.0003  # part of the rating: the least that counts as usual; it makes the bound finite
+ERROR_MEMORY_S: Final = 300.0
+MOST_RISES: Final = 22.0  # from 18 on the margin is the rating at least, whatever the usual error
+ERROR_SHARE, SPREAD_SHARE = 0.5, 0.25  # of the mean recent error, and of the forecast's own 0.5 to 0.99 spread
+MISSED_HALF_LIFE_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class CorrectorConfig:
-    """How margins are learned and how a request comes down again."""
+    """What margins aim at, and how thresholds of `alarm` kinds are held up."""
 
-    target: float = 0.01  # long-run share of ticks whose running maximum may pass the request
-    step_per_escape: float = 0.0005  # eta, part of the outlet's rating
-    full_cover_escapes: float = 50.0  # excess escapes (one rise makes 50) until the worst recent miss is covered
-    cover: float = 1.1  # of the worst recent under-forecast
-    worst_half_life_s: float = 60.0
-    meter_noise_w: float = 2.0
-    hold_s: float = 5.0  # a request stays this long before it falls
-    fall_per_s: float = 0.05  # then it falls by at most this part of the rating per second
+    target: float = 0.01  # long-run share of readings whose running maximum may pass the request
+    meter_noise_w: float = 0.2
+    hold_s: float = 5.0  # the allocation keeps room for a request this long, before others get it
     censor_band: float = 0.05  # an enforced limit this close to the draw hides the demand
     growth_per_s: float = 1.5  # factor by which the request of a capped load grows per second
     blind_hold_s: float = 5.0  # without readings the last request holds this long, then STATIC_SAFE
-    alarm_hold_s: float = 60.0  # an alarm threshold clears the largest request of this span ...
+    alarm_learn_s: float = (
+        600.0  # an alarm threshold stays at STATIC_SAFE or above for this long after the first reading
+    )
+    alarm_hold_s: float = 86_400.0  # then it clears the largest request of this span ...
     alarm_headroom: float = 0.1  # ... by this part of it ...
     alarm_step: float = 0.05  # ... and by this part of the rating for each escape episode beyond ...
     alarm_episodes_per_day: float = 1.0  # ... this many
@@ -48,18 +63,9 @@ class CorrectorConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.target < 1.0:
             raise ConfigError(
-                f"corrector target is {self.target}; it is a share of ticks: choose more than 0, less than 1"
+                f"corrector target is {self.target}; it is a share of readings: choose more than 0, less than 1"
             )
-        for name in (
-            "step_per_escape",
-            "full_cover_escapes",
-            "worst_half_life_s",
-            "hold_s",
-            "fall_per_s",
-            "alarm_hold_s",
-            "alarm_step",
-            "alarm_episodes_per_day",
-        ):
+        for name in ("hold_s", "alarm_hold_s", "alarm_step", "alarm_episodes_per_day"):
             if not getattr(self, name) > 0.0:
                 raise ConfigError(f"corrector {name} is {getattr(self, name)}; choose more than 0")
         if not self.growth_per_s > 1.0:
@@ -67,26 +73,33 @@ class CorrectorConfig:
 
 
 class Corrector:
-    """Steers one margin per outlet by online conformal control, and holds requests up.
+    """Steers one margin per outlet by online conformal control.
 
-    With S the sum of (escape - target) over the feedback so far, never below 0, the margin is
+    With r the readings within a forecast's reach, the escapes that one unforeseen rise makes (50 of a board, 5 of a meter
+    read every second), and S the sum of (escape - target) over the feedback so far, never below 0, the margin is
 
-        max(floor, eta * S, worst * min(S / full_cover_escapes, cover))
+        max(floor, GAIN x BEND x sinh(S / r / BEND) x usual error)
 
-    The feedback rule is that of adaptive conformal inference (Gibbs & Candes 2021). `eta * S` is the quantile tracker,
-    and a margin that is a saturating function of the error sum is the error integration, of Angelopoulos, Candes &
-    Tibshirani, "Conformal PID Control for Time Series Prediction" (2023), section 2. The last term adapts fast: `worst`
-    is the largest recent under-forecast and fades, so that a flat load has a small margin long before S is worked off.
+    The feedback rule is that of adaptive conformal inference (Gibbs & Candes 2021), the margin a saturating function of
+    the error sum: the error integration of Angelopoulos, Candes & Tibshirani, "Conformal PID Control for Time Series
+    Prediction" (2023), section 2.2. The usual error is the mean of the outlet's recent under- and over-forecasts and half of
+    the spread that the forecast itself tells, so that a margin is wide before a burst and narrow in a quiet minute.
 
-    The alarm threshold is steered the same way on a slower clock, an episode being its tick: with E the sum of episodes
-    beyond the daily target, never below 0, it stands E steps above the largest request of the last minute + head-room.
+    Nothing holds a request up: it says what is needed in the next 5 s. The allocation goes by the largest of the last
+    seconds (`held_w`), so that room does not change hands with every wave; writing has its own economy.
 
-    A slow meter looks once a second or less: what it may have missed between two readings, by their largest recent change,
-    is in the floor of the margin. One reading is one feedback, so `target` is then a share of readings.
+    Bound: the usual error is at least e = LEAST_ERROR x rating, so no signal that passes the forecast quantile by at most
+    R escapes once S >= s(R) = r x BEND x asinh(R / (GAIN x BEND x e)), and S overshoots by at most the D + 1 feedbacks
+    under way, D = r. So in T readings at most target T + s(R) + 2 D + 1 escape. Floors only raise the request.
 
-    Bound: once S >= R / eta no signal of range R escapes, and S overshoots by at most the D + 1 feedbacks under way, so
-    in T ticks there are at most target T + R / eta + 2 D + 1 escapes. Floors, holds and the fast term only raise the
-    request.
+    Alarm thresholds go by their own, slower rule: the largest request of a day and a head-room. If the days of a load are
+    alike, the largest draw of one is passed in the next with even chance: one episode in two days. With E the sum of
+    episodes beyond the daily target, never below 0, the threshold stands E steps higher. For the first minutes it is not
+    below STATIC_SAFE: nothing is known of the load.
+
+    What a device does to a number is added where the number is written: an enforced limit is the grant, so the margin of
+    such an outlet is not below the device's step and the largest recent change between two readings of a slow meter, that
+    is what it may have missed; a threshold has the step added.
     """
 
     def __init__(self, config: CorrectorConfig, rack: RackModel) -> None:
@@ -96,14 +109,18 @@ class Corrector:
         self._rating_w = rack.rating_w
         self._load_of = rack.load_of
         self._demand_w = np.minimum(rack.rating_w, np.array([rack.loads[i].demand_w for i in rack.load_of]))
-        self._eta_w = config.step_per_escape * rack.rating_w
-        self._excess = np.zeros(n)
-        self._worst_w = np.zeros(n)
+        self._excess = np.full(n, np.nan)  # escapes beyond the target; NaN: the outlet's reach is not known yet
+        self._error_w = FIRST_ERROR * rack.rating_w
+        self._least_error_w = LEAST_ERROR * rack.rating_w
         self._missed_w = np.zeros(n)
         self._read_before_w = np.full(n, np.nan)
+        self._kind: tuple[LimitKind, ...] = ()
+        self._enforced = np.zeros(n, np.bool_)
         self._censored_until_ns = np.zeros(n, dtype=np.int64)
+        self._first_ns = np.full(n, NEVER_NS, dtype=np.int64)
         self._seen_ns = np.full(n, NEVER_NS, dtype=np.int64)
         self._request_w = rack.static_safe_w.astype(np.float64, copy=True)
+        self._held_w = self._request_w
         self._recent = _RollingMax(n, config.hold_s)
         self._alarm = _RollingMax(n, config.alarm_hold_s)
         self._alarm_w = np.full(n, np.inf)
@@ -119,7 +136,7 @@ class Corrector:
         in_force: LimitsInForce,
         cap_w: FloatArray | None = None,
     ) -> Request:
-        """The request at the time of the forecast; `residual` is about the request made 5 s before.
+        """The request at the time of the forecast; `residual` is about the requests that these readings judge.
 
         `cap_w` [n]: the server cap of ours that holds each outlet's load back, for all its outlets together; NaN: none.
         """
@@ -127,40 +144,49 @@ class Corrector:
         now_ns = forecast.t_mono_ns
         dt_s = 0.0 if self._t_ns is None else max(0.0, (now_ns - self._t_ns) / NS_PER_S)
         self._t_ns = now_ns
+        if in_force.kind != self._kind:
+            self._kind = in_force.kind
+            self._enforced = np.array([kind.enforced for kind in in_force.kind])
+        reach = reach_ticks(readings.interval_ticks)
         capped = self._at_cap(readings, cap_w)
         censored = self._censored(readings, in_force) | capped
-        self._censored_until_ns[censored] = now_ns + DELAY_NS
-        self._learn(residual, dt_s, now_ns)
+        self._censored_until_ns = np.where(censored, now_ns + reach * TICK_NS, self._censored_until_ns)
+        in_reach = reach // readings.interval_ticks
+        self._learn(residual, in_reach, readings.interval_ticks, now_ns)
         self._learn_missed(readings, dt_s)
-        margin_w = self._margin_w(in_force)
+        highest_w = forecast.running_max_w[:, -1]
+        margin_w = self._margin_w(highest_w[:, -1] - highest_w[:, 0], in_reach, in_force)
 
-        raw_w = np.minimum(forecast.running_max_w[:, -1, REQUEST_QUANTILE], self._rating_w) + margin_w
+        raw_w = np.minimum(highest_w[:, REQUEST_QUANTILE], self._rating_w) + margin_w
         known = readings.valid & np.isfinite(raw_w)
-        held_at_w = np.where(capped, self._request_w, np.fmax(self._request_w, in_force.limit_w))
-        grown_w = np.minimum(held_at_w * config.growth_per_s**dt_s, self._demand_w)
-        raw_w = np.where(censored, np.maximum(raw_w, grown_w), raw_w)
-        held_w = self._recent.push(now_ns, np.where(known, raw_w, 0.0))
-        request_w = np.maximum(held_w, self._request_w - config.fall_per_s * self._rating_w * dt_s)
+        if censored.any():
+            held_at_w = np.where(capped, self._request_w, np.fmax(self._request_w, in_force.limit_w))
+            grown_w = np.minimum(held_at_w * config.growth_per_s**dt_s, self._demand_w)
+            raw_w = np.where(censored, np.maximum(raw_w, grown_w), raw_w)
 
         self._seen_ns[known] = now_ns
         lost = ~known & (now_ns - self._seen_ns > round(config.blind_hold_s * NS_PER_S))
-        request_w = np.where(known, request_w, np.where(lost, self._static_safe_w, self._request_w))
-        self._request_w = request_w
+        self._request_w = np.where(known, raw_w, np.where(lost, self._static_safe_w, self._request_w))
+        recent_w = self._recent.push(now_ns, np.where(known, raw_w, 0.0))
+        self._held_w = np.where(known, recent_w, np.where(lost, self._static_safe_w, self._held_w))
         self._count_episodes(readings, dt_s, now_ns)
-        highest_w = self._alarm.push(now_ns, np.where(known, request_w, 0.0))
-        alarm_w = np.maximum(highest_w, request_w) * (1.0 + config.alarm_headroom)
-        alarm_w += config.alarm_step * self._rating_w * self._episodes
-        self._alarm_w = np.where(lost, self._static_safe_w, alarm_w)
+        self._alarm_w = self._threshold_w(known, lost, in_force.step_w, now_ns)
         return Request(
-            t_mono_ns=now_ns, request_w=request_w, margin_w=margin_w, censored=censored & known, alarm_w=self._alarm_w
+            t_mono_ns=now_ns,
+            request_w=self._request_w,
+            margin_w=margin_w,
+            censored=censored & known,
+            alarm_w=self._alarm_w,
+            held_w=self._held_w,
         )
 
     def _censored(self, readings: Readings, in_force: LimitsInForce) -> BoolArray:
         """Outlets whose demand is hidden: by an enforced limit, or because the sensor is at full scale."""
-        enforced = np.array([kind.enforced for kind in in_force.kind])
-        with np.errstate(invalid="ignore"):
-            seen_w = in_force.seen_w(readings.power_w, readings.rms_a)  # held at its amperes, the voltage may sag
-            capped = enforced & (seen_w >= (1.0 - self._config.censor_band) * in_force.limit_w)
+        capped = self._enforced
+        if capped.any():
+            with np.errstate(invalid="ignore"):
+                seen_w = in_force.seen_w(readings.power_w, readings.rms_a)  # held at its amperes, the voltage may sag
+                capped = capped & (seen_w >= (1.0 - self._config.censor_band) * in_force.limit_w)
         censored: BoolArray = (capped | ((readings.quality & Quality.SATURATED) != 0)) & readings.valid
         return censored
 
@@ -173,36 +199,51 @@ class Corrector:
             at_cap: BoolArray = drawn_w >= (1.0 - self._config.censor_band) * cap_w
         return at_cap
 
-    def _learn(self, residual: Residual | None, dt_s: float, now_ns: int) -> None:
-        self._worst_w *= 0.5 ** (dt_s / self._config.worst_half_life_s)
+    def _learn(self, residual: Residual | None, in_reach: IntArray, interval_ticks: IntArray, now_ns: int) -> None:
+        begins = np.isnan(self._excess)
+        if begins.any():
+            self._excess = np.where(begins, FIRST_RISES * in_reach, self._excess)
         if residual is None:
             return
         learn = residual.valid & (self._censored_until_ns <= now_ns)
         change = np.where(learn, residual.escaped - self._config.target, 0.0)
-        self._excess = np.maximum(0.0, self._excess + change)
-        score_w = np.where(learn & np.isfinite(residual.running_max_w), residual.running_max_w, 0.0)
-        self._worst_w = np.maximum(self._worst_w, score_w)
+        self._excess = np.clip(self._excess + change, 0.0, MOST_RISES * in_reach)
+        rate = np.minimum(1.0, interval_ticks * TICK_NS / (ERROR_MEMORY_S * NS_PER_S))
+        self._error_w += np.where(learn, rate * (np.abs(residual.running_max_w) - self._error_w), 0.0)
 
     def _learn_missed(self, readings: Readings, dt_s: float) -> None:
-        """The largest recent change between two readings of a slow meter; it fades as the worst under-forecast does."""
-        fresh = readings.fresh & (readings.quality & Quality.SLOW_METER != 0)
+        """The largest recent change between two readings of a slow meter that an enforced limit goes by."""
+        if not self._enforced.any():
+            return
+        fresh = readings.fresh & self._enforced & (readings.quality & Quality.SLOW_METER != 0)
         change_w = np.where(fresh, np.abs(readings.power_w - self._read_before_w), 0.0)
-        self._missed_w = np.fmax(self._missed_w * 0.5 ** (dt_s / self._config.worst_half_life_s), change_w)
+        self._missed_w = np.fmax(self._missed_w * 0.5 ** (dt_s / MISSED_HALF_LIFE_S), change_w)
         self._read_before_w = np.where(fresh, readings.power_w, np.where(readings.valid, self._read_before_w, np.nan))
 
+    def _margin_w(self, spread_w: FloatArray, in_reach: IntArray, in_force: LimitsInForce) -> FloatArray:
+        usual_w = np.fmax(self._least_error_w, ERROR_SHARE * self._error_w + SPREAD_SHARE * spread_w)
+        rises = self._excess / in_reach
+        floor_w = self._config.meter_noise_w + np.where(self._enforced, in_force.step_w + self._missed_w, 0.0)
+        margin_w: FloatArray = np.maximum(floor_w, GAIN * BEND * np.sinh(rises / BEND) * usual_w)
+        return np.minimum(margin_w, self._rating_w)
+
+    def _threshold_w(self, known: BoolArray, lost: BoolArray, step_w: FloatArray, now_ns: int) -> FloatArray:
+        config = self._config
+        self._first_ns = np.where(known & (self._first_ns == NEVER_NS), now_ns, self._first_ns)
+        highest_w = self._alarm.push(now_ns, np.where(known, self._request_w, 0.0))
+        alarm_w = np.maximum(highest_w, self._request_w) * (1.0 + config.alarm_headroom) + step_w
+        alarm_w += config.alarm_step * self._rating_w * self._episodes
+        new = now_ns - self._first_ns < round(config.alarm_learn_s * NS_PER_S)
+        alarm_w = np.where(new, np.maximum(alarm_w, self._static_safe_w), alarm_w)
+        return np.where(lost, self._static_safe_w, alarm_w)
+
     def _count_episodes(self, readings: Readings, dt_s: float, now_ns: int) -> None:
-        """Draw above the threshold of the tick before; one episode until it was below for `alarm_hold_s`."""
+        """Draw above the threshold of the tick before; one episode until it was below for `EPISODE_S`."""
         over = readings.fresh & (readings.power_w > self._alarm_w)
-        fresh = over & (now_ns - self._over_ns > round(self._config.alarm_hold_s * NS_PER_S))
+        begins = over & (now_ns - self._over_ns > round(EPISODE_S * NS_PER_S))
         self._over_ns[over] = now_ns
         worked_off = self._config.alarm_episodes_per_day * dt_s / DAY_S
-        self._episodes = np.maximum(0.0, self._episodes + fresh - worked_off)
-
-    def _margin_w(self, in_force: LimitsInForce) -> FloatArray:
-        floor_w = self._config.meter_noise_w + in_force.step_w + self._missed_w
-        fast_w = self._worst_w * np.minimum(self._excess / self._config.full_cover_escapes, self._config.cover)
-        margin_w: FloatArray = np.maximum(floor_w, np.maximum(self._eta_w * self._excess, fast_w))
-        return margin_w
+        self._episodes = np.maximum(0.0, self._episodes + begins - worked_off)
 
 
 class _RollingMax:

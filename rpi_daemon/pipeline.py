@@ -247,7 +247,7 @@ class Pipeline:
         controlled = writable(self.rack, self.safe, in_force)
         enforced = np.array([kind.enforced for kind in in_force.kind])
         capped = least_w = None
-        request_w = request.request_w
+        request_w = request.held_w
         if self.rack.caps:
             capped, least_w = self._able_to_give_way(caps)
             controlled |= capped[self.rack.load_of]

@@ -176,6 +176,7 @@ class Request:
     margin_w: FloatArray
     censored: BoolArray  # an enforced limit of ours was within 5 % of the draw
     alarm_w: FloatArray  # what an alarm threshold should stand at: the slower, higher number of DESIGN section 5
+    held_w: FloatArray  # the largest request of the last seconds: what the allocation goes by
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,7 +197,7 @@ class Rack:
             )
             for pdu in dict.fromkeys(rack.pdu_of)
         }
-        quick = CorrectorConfig(hold_s=1.0, fall_per_s=0.5, alarm_hold_s=2.0, worst_half_life_s=2.0)
+        quick = CorrectorConfig(hold_s=1.0, alarm_learn_s=0.0, alarm_hold_s=2.0)
         self.pipeline = Pipeline(
             rack,
             cast(Features, self.shown),

@@ -143,7 +143,8 @@ def make_limits(
 
 def make_request(t_ns: int, request_w: FloatArray, alarm_w: FloatArray | None = None) -> Request:
     n = len(request_w)
-    return Request(t_ns, request_w, np.zeros(n), np.zeros(n, dtype=np.bool_), request_w if alarm_w is None else alarm_w)
+    threshold_w = request_w if alarm_w is None else alarm_w
+    return Request(t_ns, request_w, np.zeros(n), np.zeros(n, dtype=np.bool_), threshold_w, request_w)
 
 
 def watts(n: int, most: float = 1500.0) -> st.SearchStrategy[FloatArray]:

@@ -37,9 +37,8 @@ recover_s = 1.0
 
 [corrector]
 hold_s = 1.0
+alarm_learn_s = 0.0
 alarm_hold_s = 1.0
-worst_half_life_s = 2.0
-fall_per_s = 1.0
 
 [actuator]
 lower_hold_s = 0.5

@@ -50,9 +50,8 @@ raw_ring_s = 30.0
 recover_s = 1.0
 
 [corrector]
-worst_half_life_s = 10.0
 hold_s = 1.0
-fall_per_s = 0.3
+alarm_learn_s = 0.0
 alarm_hold_s = 4.0
 
 [actuator]

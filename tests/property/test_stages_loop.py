@@ -104,7 +104,7 @@ class Loop:
         self.rack = rack
         rng = np.random.default_rng(seed)
         self.actuator = Actuator(actuator, rack)
-        self.corrector = Corrector(CorrectorConfig(hold_s=0.5, fall_per_s=1.0, alarm_hold_s=1.0), rack)
+        self.corrector = Corrector(CorrectorConfig(hold_s=0.5, alarm_learn_s=0.0, alarm_hold_s=1.0), rack)
         self.lowest = LowestRecent(rack)
         self.status: SafeStatus = at_start(0)
         self.pdus = {
@@ -145,7 +145,7 @@ class Loop:
         forecast = make_forecast(now_ns, forecast_w)
         request = self.corrector.step(forecast, None, readings, limits)
         self.allocation = allocate(
-            now_ns, request.request_w, rack, ceilings, factor, voltage_v, AllocatorConfig(), ~limits.uncontrolled
+            now_ns, request.held_w, rack, ceilings, factor, voltage_v, AllocatorConfig(), ~limits.uncontrolled
         )
         self.status = ladder(self.status, now_ns, flags)
         permitted = permit(
