@@ -97,12 +97,13 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     parts = {path: [one for one in series if one.group in members] for path, members in by_model.items()}
     progress = Progress(sum(work(part) for part in parts.values()), _teller())
     scored: dict[str, list[Scored]] = {group: [] for group in groups}
+    drawn = _to_draw(series) if chosen.picture is not None else set()
     pictured: dict[str, tuple[Series, Answers]] = {}
     for path, part in parts.items():
         config = default_config(path)
         for one, answers in run(part, deployed_forecaster(config), config, progress):
             scored[one.group].append(score(one, answers))
-            if chosen.picture is not None and _better_seen(one, pictured):
+            if one.name in drawn:
                 pictured[one.group] = one, answers
     held_out = {group for path, members in by_model.items() if path != model for group in members}
     rows, lines = [], []
@@ -249,9 +250,14 @@ def train_without(group: str, data: Path) -> Path:
     return folder
 
 
-def _better_seen(one: Series, pictured: dict[str, tuple[Series, Answers]]) -> bool:
-    """The first series of each group that is at least 10 min long, else the first."""
-    return one.group not in pictured or pictured[one.group][0].duration_s < 600.0 <= one.duration_s
+def _to_draw(series: Sequence[Series]) -> set[str]:
+    """Of each group the series whose draw moves as much as that of the middle one; of 10 min or more where there is one."""
+    drawn = set()
+    for group in dict.fromkeys(one.group for one in series):
+        members = [one for one in series if one.group == group]
+        members = [one for one in members if one.duration_s >= 600.0] or members
+        drawn.add(sorted(members, key=lambda one: one.movement)[len(members) // 2].name)
+    return drawn
 
 
 def _worst_series(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from rpi_daemon.records import QUANTILES, TICK_S, FloatArray
 from skill.deployed import DEPLOYED, Answers
-from skill.series import UNSCORED_S, Series
+from skill.series import Series
 
 SHOWN_S = 240.0
 COLUMNS = 2
@@ -40,7 +40,7 @@ def draw(pictured: Sequence[tuple[Series, Answers]], path: Path) -> None:
 def _panel(panel: object, series: Series, answers: Answers) -> None:
     moments = series.moments
     t_s = series.tick[moments.due] * TICK_S
-    begin_s = liveliest(t_s, series.power_w[moments.due])
+    begin_s = lively(t_s, series.power_w[moments.due])
     shown = (t_s >= begin_s) & (t_s <= begin_s + SHOWN_S)
     at_s, made, due = t_s[shown] - begin_s, moments.made[shown], moments.due[shown]
     said_w = answers.value_w[made, answers.sources.index(DEPLOYED)]
@@ -75,14 +75,12 @@ def _watts_shown(request_w: FloatArray, draw_w: FloatArray) -> tuple[float, floa
     return (low_w - room_w if low_w > 0.6 * high_w else 0.0), high_w + 0.3 * room_w
 
 
-def liveliest(t_s: FloatArray, power_w: FloatArray) -> float:
+def lively(t_s: FloatArray, power_w: FloatArray) -> float:
     """Where the span to show begins, s: of spans half a span apart one that moves more than three quarters of them.
 
     The liveliest of all would show each load at its oddest.
     """
-    begins = np.arange(max(UNSCORED_S, t_s[0]), max(t_s[-1] - SHOWN_S, t_s[0]) + 1e-9, 0.5 * SHOWN_S)
-    if not len(begins):
-        return float(t_s[0])
-    moved = [float(np.std(power_w[(t_s >= begin) & (t_s <= begin + SHOWN_S)])) for begin in begins]
-    lively = np.argsort(moved)[len(moved) * 3 // 4]
-    return float(begins[lively])
+    begins = np.arange(t_s[0], t_s[-1] - SHOWN_S, 0.5 * SHOWN_S)
+    spans = [(begin, power_w[(t_s >= begin) & (t_s <= begin + SHOWN_S)]) for begin in begins]
+    moved = sorted((float(np.std(shown_w)), float(begin)) for begin, shown_w in spans if len(shown_w) > 1)
+    return moved[len(moved) * 3 // 4][1] if moved else float(t_s[0])

@@ -8,14 +8,13 @@ import numpy as np
 
 from rpi_daemon.records import QUANTILES, TICK_S, FloatArray
 from skill.deployed import DEPLOYED, Answers
-from skill.series import UNSCORED_S, Moments, Series
+from skill.series import LEAST_MEAN_W, UNSCORED_S, Moments, Series
 
 PERSISTENCE = "stays as it is"  # the reading itself: what every MAE is compared with
 MEDIAN = QUANTILES.index(0.5)
 LIMIT_QUANTILE = 0.99  # a request is to be passed by 1 % of the running maxima
 RULES = {"persistence": 0.0, "max of 5 s": 5.0, "max of 20 s": 20.0}
 NOTHING_W = 1e-3  # a mean loss below this is none: a load that never moves has nothing to beat
-LEAST_MEAN_W = 1.0  # losses count in parts of the mean draw; a smaller draw counts as this
 
 # request escape rate: of series this long, s, at most this share may pass
 BOUNDS = {"30 min or more": (1800.0, np.inf, 0.02), "10 to 30 min": (600.0, 1800.0, 0.03)}

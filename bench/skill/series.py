@@ -17,6 +17,7 @@ UNSCORED_S = 60.0  # the first minute of a series is not scored
 LAST_PART = 0.6  # the yardstick learns from the series up to here; what follows is scored for both
 RATING_HEADROOM = 1.25  # as `rpi-daemon dry-run` rates an outlet without a configuration
 RATING_STEP_W = 10.0
+LEAST_MEAN_W = 1.0  # losses count in parts of the mean draw; a smaller draw counts as this
 LOWEST_W = -2.0  # below is no reading, as in features.py: a load does not feed back
 _EPSILON = 1e-6  # of a tick: 0.3 s is tick 3, whatever 0.3 / 0.1 is in binary
 
@@ -75,6 +76,12 @@ class Series:
         judged &= (due > made) & (gaps[due] == gaps[made]) & (self.tick * TICK_S >= UNSCORED_S - _EPSILON)
         return Moments(made[judged], due[judged])
 
+    @property
+    def movement(self) -> float:
+        """How much the draw changes in 5 s, in parts of its mean: persistence's own error."""
+        changed_w = self.power_w[self.moments.due] - self.power_w[self.moments.made]
+        return float(np.abs(changed_w).mean()) / max(self.mean_w, LEAST_MEAN_W)
+
     def running_max_w(self, moments: Moments) -> FloatArray:
         """Largest reading after each `made` until its `due`, [k] W."""
         return _highest(self.power_w, moments.made + 1, moments.due + 1)
@@ -106,7 +113,7 @@ def as_outlet(trace: Trace, group: str, use: str, *, hours: float | None = None)
         kept &= trace.t_s <= hours * 3600.0
     t_s, power_w = trace.t_s[kept], trace.power_w[kept]
     if not len(t_s):
-        raise TraceError(f"{trace.name}: no reading above {LOWEST_W:g} W")
+        raise TraceError(f"no reading above {LOWEST_W:g} W")
     place = t_s / TICK_S
     if slow:
         tick = np.ceil(place - _EPSILON).astype(np.int64)
@@ -161,12 +168,16 @@ def _outlets_of(path: Path, row: dict[str, str], hours: float | None) -> tuple[l
     """Each column of a file as a series, named as in the index, and why others are none."""
     try:
         traces = read_traces(path)
-        outlets = [as_outlet(trace, row["group"], row.get("use") or "", hours=hours) for trace in traces]
     except TraceError as error:
         return [], [str(error)]
     found, left_out = [], []
-    for k, series in enumerate(outlets):
-        name = row["file"] if len(outlets) == 1 else f"{row['file']}[{k}]"
+    for k, trace in enumerate(traces):
+        name = row["file"] if len(traces) == 1 else f"{row['file']}[{k}]"
+        try:
+            series = as_outlet(trace, row["group"], row.get("use") or "", hours=hours)
+        except TraceError as error:
+            left_out.append(f"{name}: {error}")
+            continue
         if series.duration_s < SHORTEST_S:
             left_out.append(f"{name}: {series.duration_s:.0f} s; allowed: {SHORTEST_S:.0f} s or more")
         elif not len(series.moments.made):

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from rpi_daemon.records import QUANTILES, TICK_S, FloatArray, IntArray
-from skill.scores import LEAST_MEAN_W, Sums, value_losses
-from skill.series import LAST_PART, Moments, Series
+from skill.scores import Sums, value_losses
+from skill.series import LAST_PART, LEAST_MEAN_W, Moments, Series
 
 NAME = "LightGBM"
 LOOK_BACK_S = 60.0
