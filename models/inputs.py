@@ -17,7 +17,8 @@ HOLD_TICKS: Final = 5  # a gap up to this long is bridged with the last reading,
 HOLD_READINGS: Final = 3  # the same for a slow meter: for so many intervals its newest reading counts as one
 PRIME_TICKS: Final = 5  # readings after a start before the network's answer is used; of a slow meter it is one
 LIMIT: Final = 8.0  # columns are clipped to +- this many scales
-SCALE_FLOOR: Final = 0.004  # of the rating
+SCALE_FLOOR: Final = 0.0005  # of the rating
+OFF_SHARE: Final = 0.004  # of the rating: less cannot be told from nothing
 
 COLUMNS: Final = (
     *FACTS,
@@ -183,7 +184,7 @@ class InputStream:
         out[_TELEMETRY + 4 :] = x.telemetry_mask.T
         np.clip(out, -LIMIT, LIMIT, out=out)
         ready = self._begun & (facts[AGE] >= self._prime) & (self._since < self._hold)
-        off = high_20s + power_w <= SCALE_FLOOR * rating_w
+        off = high_20s + power_w <= OFF_SHARE * rating_w
         period = Period(
             lag_ticks=facts[LAG].astype(np.int64),
             mismatch=facts[SHARES],

@@ -26,7 +26,8 @@ FACTS: Final = (
     "period_offset",
     *(f"period_value_{int(h)}s" for h in HORIZONS_S),
     *(f"period_max_{h}s" for h in ANALOG_S),
-    *("period_miss_3s", "period_mismatch", "period_length", "periods_seen", "age"),
+    *(f"missed_{rule}" for rule in ("still", "mean_0s5", "mean_3s", "mean_20s", "period")),
+    *("rise_mean", "rise_top", "period_miss_3s", "period_mismatch", "period_length", "periods_seen", "age"),
 )
 PERIOD: Final = FACTS.index("period_offset")
 SHARES: Final = FACTS.index("period_mismatch")  # from here on no watts
@@ -36,16 +37,21 @@ N_FACTS: Final = len(FACTS)
 SPREAD, AGE, LAG, KNOWN = range(N_FACTS, N_FACTS + 4)
 N_ROWS: Final = N_FACTS + 4
 _H: Final = len(HORIZONS_S)
+_REACH: Final = round(HORIZONS_S[-1] / TICK_S)  # ticks
 _AHEAD: Final = slice(PERIOD + 1, PERIOD + 1 + _H)
 _PEAKS: Final = slice(PERIOD + 1 + _H, PERIOD + 1 + _H + len(ANALOG_S))
 _MISS: Final = SHARES - 1
+_N_RULES: Final = 5
+_MISSED: Final = slice(_PEAKS.stop, _PEAKS.stop + _N_RULES)
+_RISE: Final = slice(_MISSED.stop, _MISSED.stop + 2)
 
 _MEAN_S: Final = np.array([[0.5], [3.0], [20.0]])
 _MEAN_READINGS: Final = np.array([[2.0], [4.0], [12.0]])  # a slow meter's means are over at least so many
 _SPREAD_S: Final = 40.0
 _SPREAD_READINGS: Final = 16.0
-_RECENT_READINGS: Final = 3  # the "5 s" of a slow meter are at least so many readings,
-_LONG_READINGS: Final = 8  # and its "20 s" so many
+_RECORD_S: Final = 60.0  # memory of how simple rules did
+_RECORD_READINGS: Final = 20.0
+_LONG_READINGS: Final = 8  # the "20 s" of a slow meter are at least so many
 
 
 class Past:
@@ -69,8 +75,11 @@ class Past:
         self._lags = np.arange(LAG_MAX, LAG_MIN - 1, -LAG_STEP)
         self._mean_decay: FloatArray = TICK_S / _MEAN_S
         self._spread_decay: float | FloatArray = TICK_S / _SPREAD_S
+        self._record_decay: float | FloatArray = TICK_S / _RECORD_S
         self._miss_decay = 1 / 30.0
         self._age_full = 300.0
+        self._made = np.zeros((_REACH + 1, _N_RULES, n))  # what simple rules said for the reach of 5 s
+        self._far: IntArray = np.full(n, _REACH)
         self._lag_max = LAG_MAX
         self._begin_common(n)
 
@@ -81,6 +90,7 @@ class Past:
         self._means = np.zeros((3, n))
         self._spread = np.zeros(n)
         self._miss = np.zeros(n)
+        self._record = np.zeros((_N_RULES + 2, n))
         self._age = np.zeros(n, np.int64)  # readings since the outlet began
 
     def step(self, power_w: FloatArray, live: BoolArray, restarted: BoolArray) -> FloatArray:
@@ -101,6 +111,7 @@ class Past:
         facts[5:8] -= power_w
         self._match(history, power_w, decay)
         self._previous_period(history, power_w, facts)
+        self._judge(power_w, facts)
         facts[N_FACTS - 1] = np.minimum(self._age, self._age_full) / self._age_full
         facts[SPREAD], facts[AGE], facts[LAG] = self._spread, self._age, self._lag * self._interval
         return facts
@@ -116,6 +127,7 @@ class Past:
         self._means[:, rows] = power_w[rows]
         self._spread[rows] = 0.0
         self._miss[rows] = 0.0
+        self._record[:, rows] = 0.0
         self._age[rows] = 0
 
     def _remember(self, power_w: Float32) -> Float32:
@@ -168,6 +180,30 @@ class Past:
         np.maximum.accumulate(peaks, axis=0, out=peaks)
         return history[start + self._seconds[:_H], self._outlets], peaks[[s - 1 for s in ANALOG_S]]
 
+    def _judge(self, power_w: FloatArray, facts: FloatArray) -> None:
+        """How far simple rules were off at the reach of 5 s lately, and how high the draw rose within it: mean, and top."""
+        now = np.empty((_N_RULES, self._n))
+        now[0], now[4] = power_w, power_w + facts[_AHEAD.stop - 1]
+        now[1:4] = self._means
+        made = self._exchange(now)
+        record = self._record
+        missed = np.abs(made - power_w)
+        rise = np.maximum(facts[5] + power_w - made[0], 0.0)
+        judged = self._age - self._far
+        decay = np.where(judged > 0, np.maximum(self._record_decay, 1.0 / np.maximum(judged, 1)), 0.0)
+        record[:_N_RULES] += decay * (missed - record[:_N_RULES])
+        record[_N_RULES] += decay * (rise - record[_N_RULES])
+        top = record[_N_RULES + 1]
+        top *= 1.0 - self._record_decay
+        np.maximum(top, rise, out=top, where=decay > 0.0)
+        facts[_MISSED.start : _RISE.stop] = record
+
+    def _exchange(self, now: FloatArray) -> FloatArray:
+        """Keep what the rules say now; returns what they said for now, [rules, n]."""
+        self._made[self._tick % (_REACH + 1)] = now
+        said: FloatArray = self._made[(self._tick - _REACH) % (_REACH + 1)]
+        return said
+
     def _match(self, history: Float32, power_w: FloatArray, decay: FloatArray) -> None:
         """Bring a fifth of the lags up to date; after each round of five ticks choose the best lag of each outlet."""
         turn = self._tick % MATCH_TURNS
@@ -207,11 +243,13 @@ class SlowPast(Past):
         self._lags = np.arange(SLOW_LAG_MAX, 0, -1)
         self._mean_decay = 1.0 / np.maximum(_MEAN_S / interval_s, _MEAN_READINGS)
         self._spread_decay = 1.0 / np.maximum(_SPREAD_S / interval_s, _SPREAD_READINGS)
+        self._record_decay = 1.0 / np.maximum(_RECORD_S / interval_s, _RECORD_READINGS)
         self._miss_decay = 1 / 4.0
         self._age_full = 30.0
         self._lag_max = SLOW_LAG_MAX
         self._reach = np.array([reach_ticks(interval_ticks, float(s)) // interval_ticks for s in ANALOG_S])  # readings
-        self._recent = np.maximum(self._reach[_H - 1], _RECENT_READINGS)
+        self._far = self._reach[_H - 1]
+        self._made = np.zeros((int(self._far.max(initial=1)) + 1, _N_RULES, n))
         self._long = np.clip(np.round(20.0 / interval_s), _LONG_READINGS, SLOW_LAG_MAX).astype(np.int64)
         self._begin_common(n)
 
@@ -227,7 +265,18 @@ class SlowPast(Past):
 
     def put(self, rows: IntArray, part: Self) -> None:
         """Take the carried numbers of `part` back."""
-        for name in ("_history", "_mismatch", "_lag", "_quality", "_means", "_spread", "_miss", "_age"):
+        for name in (
+            "_history",
+            "_mismatch",
+            "_lag",
+            "_quality",
+            "_means",
+            "_spread",
+            "_miss",
+            "_record",
+            "_made",
+            "_age",
+        ):
             getattr(self, name)[..., rows] = getattr(part, name)
 
     def _begin(self, rows: BoolArray, power_w: FloatArray) -> None:
@@ -245,11 +294,11 @@ class SlowPast(Past):
         return history[-2:-4:-1]
 
     def _extremes(self, power_w: FloatArray, history: Float32) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Highest of 5 s, highest and lowest of 20 s: of so many readings, and a few at least."""
+        """Highest within the reach of 5 s, highest and lowest of 20 s, or a few readings at least."""
         newest = history[: -1 - int(self._long.max()) : -1]
         back = np.arange(len(newest))[:, None]
         known = np.where((newest > UNKNOWN_W / 2) & (back < self._long), newest, power_w)
-        return np.where(back < self._recent, known, power_w).max(0), known.max(0), known.min(0)
+        return np.where(back < self._far, known, power_w).max(0), known.max(0), known.min(0)
 
     def _after(self, history: Float32, start: IntArray) -> tuple[Float32, Float32]:
         ahead = np.arange(1, int(self._reach.max()) + 1)[:, None]
@@ -257,6 +306,12 @@ class SlowPast(Past):
         values = history[rows, self._outlets]
         peaks = np.maximum.accumulate(values, axis=0)
         return values[self._reach[:_H] - 1, self._outlets], peaks[self._reach - 1, self._outlets]
+
+    def _exchange(self, now: FloatArray) -> FloatArray:
+        self._made[1:] = self._made[:-1]
+        self._made[0] = now
+        said: FloatArray = self._made[self._far, :, self._outlets].T
+        return said
 
     def _match(self, history: Float32, power_w: FloatArray, decay: FloatArray) -> None:
         """Bring every lag up to date and choose each outlet's best, none shorter than its look-ahead."""

@@ -12,7 +12,7 @@ from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.history.query import damage_notes
 from rpi_daemon.history.stretches import POWER, Stretch, stretches
 from rpi_daemon.history.weeks import History, Mark
-from rpi_daemon.models.inputs import HOLD_TICKS, SCALE_FLOOR
+from rpi_daemon.models.inputs import HOLD_TICKS, OFF_SHARE
 from rpi_daemon.records import HORIZONS_S, TICK_S, BoolArray, FloatArray, IntArray, Quality
 
 Float32 = NDArray[np.float32]
@@ -178,7 +178,7 @@ class _Sorter:
         rating_w = self._ratings_w[stretch.layout.outlets[row]]
         found = {NOT_READ: _unbridged(power_w) | (marks & MARKED[NOT_READ] != 0)}
         found |= {name: marks & MARKED[name] != 0 for name in (NOT_NORMAL, CENSORED, SATURATED)}
-        found[OFF] = power_w <= SCALE_FLOOR * rating_w
+        found[OFF] = power_w <= OFF_SHARE * rating_w
         return found
 
     def _cut(

@@ -10,10 +10,10 @@ import numpy as np
 
 from rpi_daemon.history.weeks import History
 from rpi_daemon.models import lstm
-from rpi_daemon.models.dataset import Examples, SeriesSet, examples
+from rpi_daemon.models.dataset import Row, SeriesSet, examples
 from rpi_daemon.models.inputs import N_COLUMNS
 from rpi_daemon.models.manifest import MODEL, LoadedModel, load_model, write_model
-from rpi_daemon.models.train import Settings, train
+from rpi_daemon.models.train import Settings, canary, emphasis, train
 from rpi_daemon.retrain import gate
 from rpi_daemon.retrain.material import DISTRUSTED, Material, Span, gather
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rpi_daemon.retrain.child import Progress
 
 LEAST_LEARN: Final = 8  # spans
-BYTES_PER_TICK: Final = 4 * (N_COLUMNS + 2 * 5 + 2) + 5  # examples and series of one outlet tick
+BYTES_PER_TICK: Final = 2 * (N_COLUMNS + 2 * 5) + 3 * 4 + 5  # examples, their weights, and series of one outlet tick
 WORKING_MB: Final = 230.0  # interpreter, libraries, choice of spans, gradients
 MOST_ROUNDS: Final = 6
 FIRST_RATE: Final = 1e-3  # a quarter of a training from nothing: what the incumbent knows is to stay
@@ -111,48 +111,39 @@ def fine_tune(
     )
     record: dict[str, Any] = {}
     hours = 0.0
-    canary = np.zeros(0, np.float32)
+    steps = np.zeros(0, np.float32)
     for k, part in enumerate(parts):
         chosen = [spans[i] for i in part]
-        data = examples(series_of(chosen))
+        series = series_of(chosen)
+        data = examples(series)
         params, record = train(
             data,
-            np.ones(len(chosen)),
+            series.weight[data.kept],
             replace(settings, seed=k + 1, first_rate=FIRST_RATE / (k + 1)),
             lambda _: None,
             params,
+            emphasis(data, series.source, settings.emphasis),
             progress=lambda done, k=k: progress((k + done) / rounds),  # type: ignore[misc]
         )
         hours += record["outlet_hours"]
-        canary = _canary(data)
+        steps = canary(data)
         del data
     record |= {
         "method": "fine-tuned: NumPy back-propagation through time, Adam, pinball loss",
         "rounds": rounds,
         "outlet_hours": round(hours, 1),
     }
-    return {"model": lstm.to_onnx(params), "hidden": incumbent.hidden, "canary_input": canary}, record
+    return {"model": lstm.to_onnx(params), "hidden": incumbent.hidden, "canary_input": steps}, record
 
 
 def series_of(spans: Sequence[Span]) -> SeriesSet:
-    """Spans as a training set. What was announced is not stored: the network learns no plan from it, and forgets none."""
-    power_w = np.stack([span.power_w for span in spans])
-    n = len(spans)
-    return SeriesSet(
-        power_w=power_w,
-        announced_w=np.zeros_like(power_w),
-        rating_w=np.array([span.rating_w for span in spans]),
-        source=np.zeros(n, np.int64),
-        held_back=np.zeros(n, np.bool_),
-        sources=({"name": "history"},),
-    )
-
-
-def _canary(data: Examples) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Three steps of three outlets from the middle of their spans, [steps, rows, columns]."""
-    rows = data.columns[:: max(1, len(data.columns) // 3)][:3]
-    middle = rows.shape[1] // 2
-    return np.ascontiguousarray(rows[:, middle : middle + 3].transpose(1, 0, 2))
+    """Spans as a training set, a slow meter's as its fresh readings. What was announced is not stored: the network learns
+    no plan from it, and forgets none."""
+    rows = []
+    for span in spans:
+        readings_w = span.power_w if span.interval_ticks == 1 else span.power_w[span.fresh]
+        rows.append(Row(readings_w, np.zeros_like(readings_w), span.rating_w, span.interval_ticks))
+    return SeriesSet.of(rows, [{"name": "history"}])
 
 
 def _some(spans: Sequence[Span], most: int, rng: np.random.Generator) -> list[Span]:

@@ -169,6 +169,20 @@ def test_an_outlet_of_a_slow_meter_moves_at_fresh_readings_alone() -> None:
         before = seen
 
 
+def records_of_rules(signal: FloatArray, reach: int, decay: float) -> dict[str, float]:
+    """How far persistence was off at the reach, and the rises within it, plainly."""
+    missed, rise, top = 0.0, 0.0, 0.0
+    for k in range(len(signal)):
+        top *= 1.0 - decay
+        if k >= reach:
+            share = max(decay, 1.0 / (k - reach + 1))
+            missed += share * (abs(signal[k] - signal[k - reach]) - missed)
+            rose = max(0.0, signal[k - reach + 1 : k + 1].max() - signal[k - reach])
+            rise += share * (rose - rise)
+            top = max(top, rose)
+    return {"missed_still": missed, "rise_mean": rise, "rise_top": top}
+
+
 @given(st.sampled_from([2, 5, 10, 20, 30, 40, 50, 80]), st.integers(2, 300), st.integers(0, 2**31))
 @settings(max_examples=40, deadline=None)
 def test_columns_of_a_slow_meter_against_a_plain_reference(interval: int, readings: int, seed: int) -> None:
@@ -193,7 +207,7 @@ def test_columns_of_a_slow_meter_against_a_plain_reference(interval: int, readin
     expected |= {
         "change": (now - signal[-2]) / scale,
         "change_1s": (now - signal[-3]) / scale if readings > 2 else 0.0,
-        "max_5s": (signal[-max(reach[4], 3) :].max() - now) / scale,
+        "max_5s": (signal[-reach[4] :].max() - now) / scale,
         "max_20s": (signal[-long:].max() - now) / scale,
         "min_20s": (signal[-long:].min() - now) / scale,
         "log_scale": math.log10(scale / RATING_W),
@@ -203,7 +217,7 @@ def test_columns_of_a_slow_meter_against_a_plain_reference(interval: int, readin
         "period_length": lag / SLOW_LAG_MAX,
     }
     wide = (signal[-long:].max() - signal[-long:].min()) / 6.0
-    assert scale == pytest.approx(max(0.004 * RATING_W, spread, abs(now - means[2]) / 4.0, wide), rel=1e-6)
+    assert scale == pytest.approx(max(0.0005 * RATING_W, spread, abs(now - means[2]) / 4.0, wide), rel=1e-6)
     assert reach[-1] <= lag <= SLOW_LAG_MAX
     assert seen.period.known[0] == (readings > lag)
     if readings > lag:
@@ -215,6 +229,8 @@ def test_columns_of_a_slow_meter_against_a_plain_reference(interval: int, readin
             assert seen.period.change_w[h, 0] == pytest.approx(signal[then + reach[h]] - signal[then], abs=1e-3)
             assert seen.period.highest_w[h, 0] == pytest.approx(highest - signal[then], abs=1e-3)
         assert seen.period.origin_w[0] == pytest.approx(signal[then], abs=1e-3)
+    rules = records_of_rules(signal, reach[4], 1.0 / max(60.0 / interval_s, 20))
+    expected |= {name: value / scale for name, value in rules.items()}
     for name, value in expected.items():
         np.testing.assert_allclose(column(seen, name), np.clip(value, -LIMIT, LIMIT), atol=1e-4, err_msg=name)
 
