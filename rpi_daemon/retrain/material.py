@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpi_daemon.clock import NS_PER_S
-from rpi_daemon.history.query import damage_notes
+from rpi_daemon.history.query import damage_notes, listed
 from rpi_daemon.history.stretches import POWER, Stretch, stretches
 from rpi_daemon.history.weeks import History, Mark
 from rpi_daemon.models.inputs import HOLD_TICKS, OFF_SHARE
@@ -23,6 +23,7 @@ SPAN_TICKS: Final = (3000, 2000, 1500, 1000, 600, 300, 200)
 SPANS_PER_HISTORY: Final = 20  # a span is at most this part of the history
 HELD_BACK: Final = 0.2  # of what is stored, the newest
 STRETCH_S: Final = 600.0
+FEW_MINUTES: Final = 30  # whose last ones, which are not whole, count
 KEPT_SPANS: Final = 1200  # of all outlets together, to choose from: 18 MB
 CONSTANT_S: Final = 60.0  # to the last bit: a sensor that is stuck, where the outlet is not mostly like that
 USUAL_SHARE: Final = 0.2  # of an outlet's spans that are constant: then it is how this outlet reads
@@ -123,18 +124,28 @@ def gather(
     Memory does not grow with the history: per outlet a random choice of spans is kept, more likely those with escapes.
     """
     minutes_ns = history.times(POWER, from_ns, to_ns)
-    stored_ticks = 600 * len(minutes_ns)
+    stored_ticks, held_ns = _held_back(history, rack, minutes_ns, to_ns)
     if not stored_ticks:
         return Material([], [], SPAN_TICKS[-1], 0.0, 0.0, {}, 0.0, damage_notes(history))
     span_ticks = next((t for t in SPAN_TICKS if t <= stored_ticks / SPANS_PER_HISTORY), SPAN_TICKS[-1])
-    end_ns = int(minutes_ns[-1]) + 60 * NS_PER_S
-    held_ns = round((max(HELD_BACK * stored_ticks, span_ticks) * TICK_S + HORIZONS_S[-1]) * NS_PER_S)
-    held = minutes_ns[int(len(minutes_ns) * (1.0 - HELD_BACK))] if len(minutes_ns) >= 10 else end_ns - held_ns
-    sorter = _Sorter(ratings_w, span_ticks, int(held), np.random.default_rng(seed))
+    sorter = _Sorter(ratings_w, span_ticks, held_ns, np.random.default_rng(seed))
     for stretch in stretches(history, rack, from_ns, to_ns, longest_s=STRETCH_S):
         sorter.take(stretch)
         progress(np.searchsorted(minutes_ns, stretch.t_ns[-1]) / len(minutes_ns))
     return sorter.material(stored_ticks * TICK_S / 3600.0, history)
+
+
+def _held_back(history: History, rack: str, minutes_ns: IntArray, to_ns: int) -> tuple[int, int]:
+    """How many ticks are stored, and from when on they are held back: the newest fifth of what is stored, not of the time."""
+    if len(minutes_ns) >= FEW_MINUTES:
+        return 600 * len(minutes_ns), int(minutes_ns[int(len(minutes_ns) * (1.0 - HELD_BACK))])
+    if not len(minutes_ns):
+        return 0, to_ns
+    t_ns = np.sort(
+        np.concatenate([s.t_ns for s in stretches(history, rack, int(minutes_ns[0]), to_ns)] or [minutes_ns[:0]])
+    )
+    newest = max(HELD_BACK * len(t_ns), SPAN_TICKS[-1] + HORIZONS_S[-1] / TICK_S)
+    return len(t_ns), int(t_ns[max(0, len(t_ns) - round(newest))]) if len(t_ns) else to_ns
 
 
 class _Sorter:
@@ -315,17 +326,17 @@ class _Sorter:
     def _notes(self, history: History) -> list[str]:
         notes = damage_notes(history)
         if self._unknown:
-            notes.append(f"not in the configuration, left out: {', '.join(sorted(self._unknown))}")
+            notes.append(f"not in the configuration, left out: {listed(sorted(self._unknown))}")
         if absent := sorted(outlet for outlet, seen in self._seen.items() if not seen):
-            notes.append(f"nothing to learn of: {', '.join(absent)}")
+            notes.append(f"nothing to learn of: {listed(absent)}")
         if len(self._calibrations) > 1:
             notes.append(
                 f"{len(self._calibrations)} calibrations in the history: no span reaches from one into another"
             )
         if moved := sorted(outlet for outlet, loads in self._loads.items() if len(loads) > 1):
-            notes.append(f"fed another load within the history: {', '.join(moved)}; no span reaches over the change")
+            notes.append(f"fed another load within the history: {listed(moved)}; no span reaches over the change")
         if distrusted := sorted(o for o, seen in self._seen.items() if any(one.why_not == OUTLET for one in seen)):
-            notes.append(f"distrusted as a whole, too much of it is not nominal: {', '.join(distrusted)}")
+            notes.append(f"distrusted as a whole, too much of it is not nominal: {listed(distrusted)}")
         return notes
 
 
