@@ -10,7 +10,6 @@ from typing import Final
 
 NICE: Final = 19
 OOM_SCORE: Final = 500  # when memory is short this one goes first, never the control loop
-LIBRARIES_MB: Final = 80  # code of NumPy and onnxruntime, which RLIMIT_DATA does not count
 SPARE_CPU_S: Final = 30
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000  # unshare(2)
@@ -39,7 +38,7 @@ def confine(parent: int, memory_mb: float, cpu_s: float) -> list[str]:
         refused.append(f"oom_score_adj: {error.strerror}")
     if number := _SYS_IOPRIO_SET.get(os.uname().machine):
         libc.syscall(number, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_IDLE)
-    data = max(1, round(memory_mb - LIBRARIES_MB)) * 2**20
+    data = round(memory_mb) * 2**20  # code of libraries is not counted, room that was asked for and not used is
     resource.setrlimit(resource.RLIMIT_DATA, (data, data))
     resource.setrlimit(resource.RLIMIT_CPU, (round(cpu_s), round(cpu_s) + SPARE_CPU_S))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -211,7 +211,7 @@ class _Sorter:
     def _add(self, stretch: Stretch, row: int, ticks: slice, interval: int) -> None:
         outlet = stretch.layout.outlets[row]
         power_w = _bridged(stretch.power_w[row, ticks])
-        fresh = stretch.fresh[row, ticks]
+        fresh = stretch.fresh[row, ticks].copy()  # a view would keep the whole stretch
         readings_w = power_w[fresh]
         if len(readings_w) < 2:
             self._count(SHORT, self._span_ticks)

@@ -11,7 +11,7 @@ import numpy as np
 from rpi_daemon.history.weeks import History
 from rpi_daemon.models import lstm
 from rpi_daemon.models.dataset import Row, SeriesSet, examples
-from rpi_daemon.models.inputs import N_COLUMNS
+from rpi_daemon.models.inputs import COLUMNS, N_COLUMNS
 from rpi_daemon.models.manifest import MODEL, LoadedModel, load_model, write_model
 from rpi_daemon.models.train import Settings, canary, emphasis, train
 from rpi_daemon.retrain import gate
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LEAST_LEARN: Final = 8  # spans
 BYTES_PER_TICK: Final = 2 * (N_COLUMNS + 2 * 5) + 3 * 4 + 5  # examples, their weights, and series of one outlet tick
-WORKING_MB: Final = 230.0  # interpreter, libraries, choice of spans, gradients
+WORKING_MB: Final = 300.0  # interpreter, libraries, choice of spans, gradients
 MOST_ROUNDS: Final = 6
 FIRST_RATE: Final = 1e-3  # a quarter of a training from nothing: what the incumbent knows is to stay
 NOTHING_TO_JUDGE_BY: Final = "no nominal span in the newest fifth of the history, which a candidate would be judged by"
@@ -103,6 +103,7 @@ def fine_tune(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Go on from the incumbent, in rounds of `updates` over parts that fit in memory. Returns what `write_model` needs, and a record."""
     params = lstm.from_onnx((incumbent.path / MODEL).read_bytes())
+    weights = params["W"].copy()
     at_once = max(LEAST_LEARN, int((memory_mb - WORKING_MB) * 2**20 / (BYTES_PER_TICK * len(spans[0].power_w))))
     rounds = min(MOST_ROUNDS, -(-len(spans) // at_once))
     parts = np.array_split(rng.permutation(len(spans)), -(-len(spans) // at_once))[:rounds]
@@ -126,12 +127,15 @@ def fine_tune(
             progress=lambda done, k=k: progress((k + done) / rounds),  # type: ignore[misc]
         )
         hours += record["outlet_hours"]
+        silent = [COLUMNS.index(name) for name in record["unused_columns"]]  # plans, telemetry: nothing unlearned of them
+        params["W"][:, silent] = weights[:, silent]
         steps = canary(data)
         del data
     record |= {
         "method": "fine-tuned: NumPy back-propagation through time, Adam, pinball loss",
         "rounds": rounds,
         "outlet_hours": round(hours, 1),
+        "unused_columns": [name for name, column in zip(COLUMNS, params["W"].T, strict=True) if not column.any()],
     }
     return {"model": lstm.to_onnx(params), "hidden": incumbent.hidden, "canary_input": steps}, record
 

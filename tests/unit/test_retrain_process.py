@@ -149,7 +149,7 @@ def test_it_puts_itself_last_and_off_the_network() -> None:
             [sys.executable, "-P", "-c", CONFINED, str(port)], capture_output=True, text=True, timeout=60, check=True
         )
     refused, network, scheduler, nice, data, oom = json.loads(done.stdout)
-    assert (scheduler, nice, data, oom) == (os.SCHED_IDLE, 19, 220 * 2**20, "500")
+    assert (scheduler, nice, data, oom) == (os.SCHED_IDLE, 19, 300 * 2**20, "500")
     assert network is any("network" in sentence for sentence in refused)
 
 
