@@ -20,6 +20,7 @@ BENCHES = (
     "loop",
     "informs",
     "history",
+    "retrain",
     "demo",
     "samples",
 )

@@ -127,7 +127,9 @@ def fine_tune(
             progress=lambda done, k=k: progress((k + done) / rounds),  # type: ignore[misc]
         )
         hours += record["outlet_hours"]
-        silent = [COLUMNS.index(name) for name in record["unused_columns"]]  # plans, telemetry: nothing unlearned of them
+        silent = [
+            COLUMNS.index(name) for name in record["unused_columns"]
+        ]  # plans, telemetry: nothing unlearned of them
         params["W"][:, silent] = weights[:, silent]
         steps = canary(data)
         del data
