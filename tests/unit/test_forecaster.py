@@ -353,3 +353,26 @@ def test_the_bands_of_a_slow_meter_learn_from_each_reading_once(kind: type[Persi
         if k % 10:
             assert (member._bands == before).all()
     assert (member._bands != 0.0).any()
+
+
+def test_the_network_steps_at_fresh_readings_and_its_answer_stands_between(model: LoadedModel) -> None:
+    """An outlet with a board beside two of slow meters: each is forecast as it would be alone, read by read."""
+    interval_ticks, phase = np.array([1, 20, 50]), np.array([0, 7, 13])
+    rng = np.random.default_rng(8)
+    signal = 200.0 + 100.0 * (np.arange(1500)[:, None] % 230 < 90) + rng.normal(0.0, 5.0, (1500, 3))
+    together = LstmForecaster(model, 3)
+    alone = [LstmForecaster(model, 1) for _ in range(3)]
+    said = [np.full((5, 3), np.nan)] * 3
+    for k in range(1500):
+        read_at = (k - phase) // interval_ticks * interval_ticks + phase
+        power_w = np.where(read_at >= 0, signal[read_at, np.arange(3)], np.nan)
+        held = np.where(read_at != k, Quality.HELD, 0)
+        x = replace(tick(k, power_w), quality=held, interval_ticks=interval_ticks)
+        made = together.step(x)
+        for i in range(3):
+            if read_at[i] == k:
+                own = replace(tick(k, power_w[[i]]), interval_ticks=interval_ticks[[i]])
+                said[i] = alone[i].step(own).running_max_w[0]
+            np.testing.assert_allclose(made.running_max_w[i], said[i], rtol=1e-5, atol=1e-2)
+    assert together.seen is not None
+    np.testing.assert_array_equal(together.seen.period.lag_ticks % interval_ticks, 0)
