@@ -1,4 +1,4 @@
-"""Train the network on a set of power series and write a model directory with its scores against every baseline."""
+"""Train the network on a set of power series and write a model directory with its scores beside rules that need no model."""
 
 import time
 from collections.abc import Callable
@@ -112,13 +112,15 @@ def train(
 
     `progress` is told the part that is done, 0 to 1, after each update.
 
-    `start` goes on from these parameters instead of random ones; its hidden size must be that of the settings.
+    `start` goes on from these parameters instead of random ones; its hidden size must be that of the settings. What it
+    knows of columns that this data leaves empty stays.
     """
     rng = np.random.default_rng(settings.seed)
     planned = slice(PLANNED, PLANNED + len(HORIZONS_S))
     params = start or lstm.initial(N_COLUMNS, settings.hidden, rng, planned=planned)
     unused: NDArray[np.bool_] = np.logical_not(data.columns.any(0))
-    params["W"][:, unused] = 0.0  # stays zero: a column that was never seen has no say
+    if start is None:
+        params["W"][:, unused] = 0.0  # stays zero: a column that was never seen has no say
     optimiser = lstm.Adam(params)
     lanes = Lanes(data, share, settings, rng)
     began = time.monotonic()
@@ -180,38 +182,45 @@ def score(model: LoadedModel, series: SeriesSet) -> list[dict[str, Any]]:
     """
     data = examples(series)
     said = answers(model, data)[:, :, -1].astype(np.float64)
-    wanted = data.targets[:, :, -1].astype(np.float64)
-    part = 100.0 * data.scale_w / series.rating_w[data.kept].repeat(data.length)
-    figures = np.full((len(data.length), 6), np.nan)
-    for k, (begin, length) in enumerate(zip(data.start, data.length, strict=True)):
-        interval = int(data.interval_ticks[k])
-        skipped = round(SCORE_AFTER_S / TICK_S) // interval
-        span = slice(begin + skipped, begin + length)
-        if length <= skipped:
-            continue
-        value, highest = part[span] * wanted[span].T
-        median, upper = part[span] * said[span, 0, 0], part[span] * said[span, 1, -1]
-        still = _moving_median(data.base_w[begin : begin + length], max(3, round(MEDIAN_S / TICK_S / interval)))
-        still = 100.0 * (still - data.base_w[begin : begin + length])[skipped:] / series.rating_w[data.kept[k]]
-        margin = np.quantile(highest, QUANTILES[-1])
-        figures[k] = (
-            np.abs(value - median).mean(),
-            np.abs(value).mean(),
-            np.abs(value - still).mean(),
-            pinball_loss(highest, upper).mean(),
-            pinball_loss(highest, margin).mean(),
-            100.0 * (highest > upper).mean(),
-        )
+    figures = np.array([_figures(data, said, k, series.rating_w[data.kept[k]]) for k in range(len(data.length))])
     rows = []
-    keys = ("mae_network", "mae_persistence", "mae_median_20s", "pinball_99_network", "pinball_99_margin", "passed_99")
-    scored = np.isfinite(figures[:, 0])
     for index, source in enumerate(series.sources):
         for kind, slow in (("at 100 ms", False), ("at its own rate", True)):
-            chosen = scored & (series.source[data.kept] == index) & ((data.interval_ticks > 1) == slow)
+            chosen = (series.source[data.kept] == index) & ((data.interval_ticks > 1) == slow)
+            chosen &= np.isfinite(figures[:, 0]) if len(figures) else False
             if chosen.any():
                 row: dict[str, Any] = {"set": f"held back: {source['name']}, {kind}", "series": int(chosen.sum())}
-                rows.append(row | dict(zip(keys, np.round(figures[chosen].mean(0), 4).tolist(), strict=True)))
+                rows.append(row | dict(zip(_FIGURES, np.round(figures[chosen].mean(0), 4).tolist(), strict=True)))
     return rows
+
+
+_FIGURES: Final = (
+    *("mae_network", "mae_persistence", "mae_median_20s"),
+    *("pinball_99_network", "pinball_99_margin", "passed_99"),
+)
+
+
+def _figures(data: Examples, said: FloatArray, k: int, rating_w: float) -> tuple[float, ...]:
+    """Of series k, in the order of _FIGURES; NaN where it is too short. `said` [N, 2, 3] at 5 s, in scales."""
+    interval = int(data.interval_ticks[k])
+    series = slice(data.start[k], data.start[k] + data.length[k])
+    skipped = round(SCORE_AFTER_S / TICK_S) // interval
+    span = slice(series.start + skipped, series.stop)
+    if span.start >= span.stop:
+        return (np.nan,) * len(_FIGURES)
+    part = 100.0 * data.scale_w[span] / rating_w
+    value, highest = part * data.targets[span, :, -1].T
+    median, upper = part * said[span, 0, 0], part * said[span, 1, -1]
+    still_w = _moving_median(data.base_w[series], max(3, round(MEDIAN_S / TICK_S / interval)))
+    still = 100.0 * (still_w - data.base_w[series])[skipped:] / rating_w
+    return (
+        float(np.abs(value - median).mean()),
+        float(np.abs(value).mean()),
+        float(np.abs(value - still).mean()),
+        float(pinball_loss(highest, upper).mean()),
+        float(pinball_loss(highest, np.quantile(highest, QUANTILES[-1])).mean()),
+        float(100.0 * (highest > upper).mean()),
+    )
 
 
 def pinball_loss(measured: FloatArray, said: FloatArray | float, quantile: float = QUANTILES[-1]) -> FloatArray:

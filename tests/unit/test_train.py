@@ -14,7 +14,7 @@ from rpi_daemon.models import lstm
 from rpi_daemon.models.dataset import Row, SeriesSet, examples, inputs_of, read_series, targets, write_series
 from rpi_daemon.models.inputs import COLUMNS, N_COLUMNS
 from rpi_daemon.models.manifest import describe, load_model, write_model
-from rpi_daemon.models.train import Lanes, Settings, canary, emphasis, main, make_model, pinball_loss, score
+from rpi_daemon.models.train import Lanes, Settings, canary, emphasis, main, make_model, pinball_loss, score, train
 
 TICKS = 800
 NAMES = ("network", "persistence", "median_20s")
@@ -206,3 +206,19 @@ def test_a_set_survives_the_file_and_damage_is_named(series: SeriesSet, tmp_path
     np.savez(file, power_w=np.zeros((1, 2)))
     with pytest.raises(TraceError, match="not a training set"):
         read_series(file)
+
+
+def test_going_on_keeps_what_was_learned_of_columns_that_stay_empty(series: SeriesSet) -> None:
+    """A rack's history holds no announcements: learning from it must not forget what they mean."""
+    rng = np.random.default_rng(2)
+    quiet = SeriesSet.of([Row(rng.uniform(100.0, 200.0, 300), np.zeros(300), 500.0)], series.sources)
+    before = lstm.initial(N_COLUMNS, 4, rng)
+    planned = COLUMNS.index("planned_5s")
+    kept = before["W"][:, planned].copy()
+    chosen = Settings(hidden=4, updates=3, lanes=2, steps=20)
+    data = examples(quiet)
+    after, record = train(data, np.ones(1), chosen, lambda _: None, before)
+    np.testing.assert_array_equal(after["W"][:, planned], kept)
+    assert "planned_5s" in record["unused_columns"]
+    after, _ = train(data, np.ones(1), chosen, lambda _: None)
+    assert not after["W"][:, planned].any()
