@@ -9,6 +9,7 @@ Cost: 48 outlets x 7 days of made loads. Tick: the daemon on the simulated rack 
 """
 
 import contextlib
+import sys
 import tempfile
 import threading
 import time
@@ -25,9 +26,11 @@ from skill.series import LAST_PART, Series, read_series
 
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.demo import demo_config, running_daemon, simulated_rack
+from rpi_daemon.errors import ModelError
 from rpi_daemon.history.blobs import pack
 from rpi_daemon.history.weeks import FRESH_SHIFT, MARKS, Layout, insert, open_for_writing, path_of
 from rpi_daemon.models.forecaster import SHIPPED
+from rpi_daemon.models.manifest import describe
 from rpi_daemon.records import TICK_NS, FloatArray
 from rpi_daemon.retrain.decision import UPDATES
 from rpi_daemon.retrain.gate import verdict
@@ -47,6 +50,7 @@ def main() -> None:
     parser.add_argument(
         "--models", type=Path, metavar="MODELS", help="MODELS/GROUP never saw GROUP; shipped if not given"
     )
+    parser.add_argument("--group", action="append", default=[], help="skill: this group alone; may be repeated")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N series of each group")
     parser.add_argument("--hours", type=float, metavar="H", help="at most the first H hours of each series")
     parser.add_argument(
@@ -61,7 +65,7 @@ def main() -> None:
     ratios: dict[str, float | None] = {}
     more: dict[str, Any] = {"models": "shipped" if chosen.models is None else "leave one group out"}
     if "skill" in parts:
-        rows = skill(chosen.data, chosen.models, chosen.limit, chosen.hours)
+        rows = skill(chosen.data, chosen.models, tuple(chosen.group), chosen.limit, chosen.hours)
         moved = [row["mae_after_vs_before"] for row in rows]
         ratios |= {
             "mae_after_vs_before": float(np.exp(np.mean(np.log(moved)))),
@@ -81,15 +85,23 @@ def main() -> None:
 # -- skill
 
 
-def skill(data: Path, models: Path | None, limit: int | None, hours: float | None) -> list[dict[str, Any]]:
+def skill(
+    data: Path, models: Path | None, groups: tuple[str, ...], limit: int | None, hours: float | None
+) -> list[dict[str, Any]]:
     """One row a group."""
-    series, left_out = read_series(data, (), limit, hours)
+    series, left_out = read_series(data, groups, limit, hours)
     for why in left_out:
         print(f"left out: {why}")
-    return [
-        group_row(group, [one for one in series if one.group == group], SHIPPED if models is None else models / group)
-        for group in dict.fromkeys(one.group for one in series)
-    ]
+    rows = []
+    for group in dict.fromkeys(one.group for one in series):
+        without = SHIPPED if models is None else models / group
+        incumbent = without if without.is_dir() else SHIPPED
+        if models is not None and group in {str(source["name"]) for source in describe(incumbent)["training"]["data"]}:
+            raise ModelError(f"{incumbent}: was trained on {group}; {without} should hold a model that was not")
+        rows.append(group_row(group, [one for one in series if one.group == group], incumbent))
+        told = {name: value for name, value in rows[-1].items() if name != "group"}
+        print(f"{group}: {told}", file=sys.stderr, flush=True)
+    return rows
 
 
 def group_row(group: str, series: Sequence[Series], incumbent: Path) -> dict[str, Any]:
