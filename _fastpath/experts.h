@@ -190,6 +190,7 @@ static double rpi_prior_of(int displaced, int kind, int quantile, int candidate,
     if (expert == RPI_PERSISTENCE && (kind == 0 || quantile == 0)) return displaced ? 64.0 : 8.0;
     if (kind == 0) return 1.0;
     if (expert == RPI_EWMA) return 0.1; /* the mean says little of a maximum */
+    if (quantile == RPI_QUANTILES - 1 && expert == RPI_MEDIAN_60S) return 64.0; /* the tail needs the longest look back */
     return expert == RPI_MEDIAN_20S || expert == RPI_MEDIAN_60S ? 16.0 : 1.0;
 }
 

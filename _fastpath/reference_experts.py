@@ -52,6 +52,8 @@ def prior(displaced: int, kind: int, quantile: int) -> Array:
     if kind == 1:
         w[EXPERT_OF == EWMA] = 0.1
         w[(EXPERT_OF == MEDIAN_20S) | (EXPERT_OF == MEDIAN_60S)] = 16.0
+        if quantile == 2:
+            w[EXPERT_OF == MEDIAN_60S] = 64.0
     if quantile == 0:
         w[1:-1:2] = 0.0
     return w

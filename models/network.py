@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rpi_daemon.models.baseline import known_plan, ordered, running_max
 from rpi_daemon.models.inputs import Inputs, InputStream
 from rpi_daemon.models.manifest import LoadedModel, load_model
-from rpi_daemon.records import HORIZONS_S, QUANTILES, REQUEST_QUANTILE, BoolArray, Forecast, ForecastInput
+from rpi_daemon.records import HORIZONS_S, QUANTILES, BoolArray, Forecast, ForecastInput
 
 Float32 = NDArray[np.float32]
 
@@ -100,7 +100,7 @@ class LstmForecaster:
         self._remember(seen)
         quantile_w = self._change_w + np.where(seen.ready, seen.base_w, np.nan)
         announced_w = seen.base_w + running_max(known_plan(x.planned_w))
-        above = quantile_w[1, :, REQUEST_QUANTILE:]  # what requests build on, and beyond
+        above = quantile_w[1, :, QUANTILES.index(0.9) :]
         np.maximum(above, announced_w[:, None], out=above)
         # A quiet outlet's rare jumps count many scales; when an announcement widens the scale, they would count as watts
         # that the outlet cannot draw. The median is left alone: the stack judges it. An outlet that is off stays off.

@@ -11,7 +11,6 @@ from rpi_daemon.guard import Loading, brief, loadings
 from rpi_daemon.records import (
     HORIZONS_S,
     QUANTILES,
-    REQUEST_QUANTILE,
     FloatArray,
     Forecast,
     Mode,
@@ -24,6 +23,7 @@ from rpi_daemon.records import (
 if TYPE_CHECKING:
     from rpi_daemon.pipeline import Snapshot
 
+PREDICTED_QUANTILE = QUANTILES.index(0.9)
 ASSUMED_POWER_FACTOR = 0.9  # of a rise, where none is measured
 LOWEST_POWER_FACTOR = 0.5  # a lower one is an idle supply's, not that of the load that comes
 LOST_VOLTAGE = 0.5  # part of nominal: below it a voltage is a blown tap, and no divisor
@@ -253,7 +253,7 @@ def predict_overloads(
     `guard.loadings`. Constraints in `lower` are measured against `PREDICTED_OVER` of their rating: the level at which a
     prediction that stands ends.
     """
-    highest_w = forecast.running_max_w[:, :, REQUEST_QUANTILE]
+    highest_w = forecast.running_max_w[:, :, PREDICTED_QUANTILE]
     rise_w = np.where(np.isfinite(highest_w), highest_w - readings.power_w[:, None], 0.0)
     power_factor = np.where(np.isfinite(readings.power_factor), readings.power_factor, ASSUMED_POWER_FACTOR)
     power_factor = np.clip(power_factor, LOWEST_POWER_FACTOR, 1.0)[:, None]
@@ -278,9 +278,6 @@ def predict_overloads(
         if passing:
             found.append(min(passing, key=lambda p: (p.seconds, -p.draw / p.rating)))
     return tuple(found)
-
-
-assert QUANTILES[REQUEST_QUANTILE] == 0.9
 
 
 def _predicted(rack: RackModel, snapshot: "Snapshot", stands: frozenset[str]) -> Iterator[Condition]:

@@ -31,14 +31,13 @@ BLOCKS: Final = 10  # a rolling maximum is kept in this many blocks of its span
 
 # How a margin grows with the rises that passed the request, in units of the outlet's usual error: in proportion at first,
 # by the factor e in every `BEND` rises later. docs/decisions/request-quantile.md has the measurements behind all of these.
-GAIN: Final = 0.4  # usual errors for each rise
+GAIN: Final = 0.1  # usual errors for each rise
 BEND: Final = 2.0  # rises
-FIRST_RISES: Final = 1.0  # an outlet begins as if one rise too many had passed its request
+FIRST_RISES: Final = 0.5  # an outlet begins as if half a rise too many had passed its request
 FIRST_ERROR: Final = 0.01  # part of the rating: the usual error before any was seen
-LEAST_ERROR: Final = 0.0003  # part of the rating: the least that counts as usual; it makes the bound finite
+LEAST_ERROR: Final = 0.0006  # part of the rating: the least that counts as usual; it makes the bound finite
 ERROR_MEMORY_S: Final = 300.0
-MOST_RISES: Final = 22.0  # from 18 on the margin is the rating at least, whatever the usual error
-ERROR_SHARE, SPREAD_SHARE = 0.5, 0.25  # of the mean recent error, and of the forecast's own 0.5 to 0.99 spread
+MOST_RISES: Final = 22.0  # from 20 on the margin is the rating at least, whatever the usual error
 MISSED_HALF_LIFE_S: Final = 60.0
 
 
@@ -82,8 +81,7 @@ class Corrector:
 
     The feedback rule is that of adaptive conformal inference (Gibbs & Candes 2021), the margin a saturating function of
     the error sum: the error integration of Angelopoulos, Candes & Tibshirani, "Conformal PID Control for Time Series
-    Prediction" (2023), section 2.2. The usual error is the mean of the outlet's recent under- and over-forecasts and half of
-    the spread that the forecast itself tells, so that a margin is wide before a burst and narrow in a quiet minute.
+    Prediction" (2023), section 2.2. The usual error is the mean of the outlet's recent under- and over-forecasts.
 
     Nothing holds a request up: it says what is needed in the next 5 s. The allocation goes by the largest of the last
     seconds (`held_w`), so that room does not change hands with every wave; writing has its own economy.
@@ -154,10 +152,9 @@ class Corrector:
         in_reach = reach // readings.interval_ticks
         self._learn(residual, in_reach, readings.interval_ticks, now_ns)
         self._learn_missed(readings, dt_s)
-        highest_w = forecast.running_max_w[:, -1]
-        margin_w = self._margin_w(highest_w[:, -1] - highest_w[:, 0], in_reach, in_force)
+        margin_w = self._margin_w(in_reach, in_force)
 
-        raw_w = np.minimum(highest_w[:, REQUEST_QUANTILE], self._rating_w) + margin_w
+        raw_w = np.minimum(forecast.running_max_w[:, -1, REQUEST_QUANTILE], self._rating_w) + margin_w
         known = readings.valid & np.isfinite(raw_w)
         if censored.any():
             held_at_w = np.where(capped, self._request_w, np.fmax(self._request_w, in_force.limit_w))
@@ -220,8 +217,8 @@ class Corrector:
         self._missed_w = np.fmax(self._missed_w * 0.5 ** (dt_s / MISSED_HALF_LIFE_S), change_w)
         self._read_before_w = np.where(fresh, readings.power_w, np.where(readings.valid, self._read_before_w, np.nan))
 
-    def _margin_w(self, spread_w: FloatArray, in_reach: IntArray, in_force: LimitsInForce) -> FloatArray:
-        usual_w = np.fmax(self._least_error_w, ERROR_SHARE * self._error_w + SPREAD_SHARE * spread_w)
+    def _margin_w(self, in_reach: IntArray, in_force: LimitsInForce) -> FloatArray:
+        usual_w = np.fmax(self._least_error_w, self._error_w)
         rises = self._excess / in_reach
         floor_w = self._config.meter_noise_w + np.where(self._enforced, in_force.step_w + self._missed_w, 0.0)
         margin_w: FloatArray = np.maximum(floor_w, GAIN * BEND * np.sinh(rises / BEND) * usual_w)

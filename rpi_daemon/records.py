@@ -15,9 +15,9 @@ TICK_S = 0.1
 TICK_NS = 100_000_000
 HORIZONS_S = (1.0, 2.0, 3.0, 4.0, 5.0)
 QUANTILES = (0.5, 0.9, 0.99)
-# A request builds on this quantile of the running maximum; the learned margin brings it to the target. The far tail of a
-# network is its least trained part: see docs/decisions/request-quantile.md.
-REQUEST_QUANTILE = QUANTILES.index(0.9)
+# A request builds on this quantile of the running maximum; the learned margin brings it to the target: see
+# docs/decisions/request-quantile.md.
+REQUEST_QUANTILE = QUANTILES.index(0.99)
 
 
 def reach_ticks(interval_ticks: IntArray, horizon_s: float = HORIZONS_S[-1]) -> IntArray:
