@@ -10,10 +10,11 @@ import numpy as np
 
 from rpi_daemon.history.weeks import History
 from rpi_daemon.models import lstm
-from rpi_daemon.models.dataset import Row, SeriesSet, examples
+from rpi_daemon.models.dataset import Examples, Row, SeriesSet, examples
 from rpi_daemon.models.inputs import COLUMNS, N_COLUMNS
-from rpi_daemon.models.manifest import MODEL, LoadedModel, load_model, write_model
-from rpi_daemon.models.train import Settings, canary, emphasis, train
+from rpi_daemon.models.manifest import MODEL, LoadedModel, load_model, open_session, write_model
+from rpi_daemon.models.train import Settings, answers, canary, emphasis, train
+from rpi_daemon.records import QUANTILES
 from rpi_daemon.retrain import gate
 from rpi_daemon.retrain.material import DISTRUSTED, Material, Span, gather
 
@@ -23,8 +24,13 @@ if TYPE_CHECKING:
 LEAST_LEARN: Final = 8  # spans
 BYTES_PER_TICK: Final = 2 * (N_COLUMNS + 2 * 5) + 3 * 4 + 5  # examples, their weights, and series of one outlet tick
 WORKING_MB: Final = 300.0  # interpreter, libraries, choice of spans, gradients
-MOST_ROUNDS: Final = 6
-FIRST_RATE: Final = 1e-3  # a quarter of a training from nothing: what the incumbent knows is to stay
+STAGES: Final = 10
+PASSES: Final = 2  # of a stage over its part
+PATIENCE: Final = 2  # stages without a gain
+LANES: Final = (16, 96)
+VALIDATION: Final = 0.15  # of the spans to learn from, the newest: they say when to stop
+VALIDATED_AT_ONCE: Final = 96  # spans
+FIRST_RATE: Final = 1e-3  # a sixth of a training from nothing: what the incumbent knows is to stay
 NOTHING_TO_JUDGE_BY: Final = "no nominal span in the newest fifth of the history, which a candidate would be judged by"
 JUDGED_AT_ONCE: Final = 192  # spans
 JUDGING_SHARE: Final = 0.2  # of the time limit; training has what reading left of the rest
@@ -101,45 +107,70 @@ def fine_tune(
     limit_s: float,
     progress: Callable[[float], None],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Go on from the incumbent, in rounds of `updates` over parts that fit in memory. Returns what `write_model` needs, and a record."""
+    """Go on from the incumbent, stage by stage, as long as the newest of `spans`, which no stage sees, are forecast better.
+
+    A stage sees a part that fits in memory, twice, and makes `updates` at most: few loads must not be learned by heart.
+    Returns what `write_model` needs, and a record.
+    """
+    ordered = sorted(spans, key=lambda span: span.t_ns)
+    kept_back = max(1, round(VALIDATION * len(ordered)))
+    learn, newest = ordered[:-kept_back], _some(ordered[-kept_back:], VALIDATED_AT_ONCE, rng)
+    check = examples(series_of(newest))
     params = lstm.from_onnx((incumbent.path / MODEL).read_bytes())
     weights = params["W"].copy()
+    best, losses = _copied(params), [_loss(params, incumbent.hidden, check)]
     at_once = max(LEAST_LEARN, int((memory_mb - WORKING_MB) * 2**20 / (BYTES_PER_TICK * len(spans[0].power_w))))
-    rounds = min(MOST_ROUNDS, -(-len(spans) // at_once))
-    parts = np.array_split(rng.permutation(len(spans)), -(-len(spans) // at_once))[:rounds]
-    settings = Settings(
-        hidden=incumbent.hidden, updates=updates, minutes=limit_s / rounds / 60.0, first_rate=FIRST_RATE
-    )
-    record: dict[str, Any] = {}
-    hours = 0.0
-    steps = np.zeros(0, np.float32)
-    for k, part in enumerate(parts):
-        chosen = [spans[i] for i in part]
-        series = series_of(chosen)
+    parts = np.array_split(rng.permutation(len(learn)), -(-len(learn) // at_once))
+    hours, seen = 0.0, 0
+    for stage in range(STAGES):
+        series = series_of([learn[i] for i in parts[stage % len(parts)]])
         data = examples(series)
+        lanes = int(np.clip(len(data.length), *LANES))
+        settings = Settings(hidden=incumbent.hidden, lanes=lanes, seed=stage + 1, minutes=limit_s / STAGES / 60.0)
+        needed = -(-PASSES * len(data.columns) // (lanes * settings.steps))
         params, record = train(
             data,
             series.weight[data.kept],
-            replace(settings, seed=k + 1, first_rate=FIRST_RATE / (k + 1)),
+            replace(settings, updates=min(updates, needed), first_rate=FIRST_RATE),
             lambda _: None,
             params,
             emphasis(data, series.source, settings.emphasis),
-            progress=lambda done, k=k: progress((k + done) / rounds),  # type: ignore[misc]
+            progress=lambda done, stage=stage: progress((stage + done) / STAGES),  # type: ignore[misc]
         )
-        hours += record["outlet_hours"]
         silent = [
             COLUMNS.index(name) for name in record["unused_columns"]
         ]  # plans, telemetry: nothing unlearned of them
         params["W"][:, silent] = weights[:, silent]
-        steps = canary(data)
-        del data
-    record |= {
-        "method": "fine-tuned: NumPy back-propagation through time, Adam, pinball loss",
-        "rounds": rounds,
+        hours, seen = hours + record["outlet_hours"], seen + record["updates"]
+        losses.append(_loss(params, incumbent.hidden, check))
+        if losses[-1] <= min(losses):
+            best = _copied(params)
+        elif len(losses) - 1 - int(np.argmin(losses)) >= PATIENCE:
+            break
+    progress(1.0)
+    told = {
+        "method": "fine-tuned: NumPy back-propagation through time, Adam, pinball loss; stopped by the newest spans",
+        "stages": len(losses) - 1,
+        "best_stage": int(np.argmin(losses)),
+        "losses": [round(loss, 5) for loss in losses],
+        "updates": seen,
         "outlet_hours": round(hours, 1),
-        "unused_columns": [name for name, column in zip(COLUMNS, params["W"].T, strict=True) if not column.any()],
+        "unused_columns": [name for name, column in zip(COLUMNS, best["W"].T, strict=True) if not column.any()],
     }
-    return {"model": lstm.to_onnx(params), "hidden": incumbent.hidden, "canary_input": steps}, record
+    return {"model": lstm.to_onnx(best), "hidden": incumbent.hidden, "canary_input": canary(check)}, told
+
+
+def _copied(params: lstm.Params) -> lstm.Params:
+    return {name: value.copy() for name, value in params.items()}
+
+
+def _loss(params: lstm.Params, hidden: int, data: Examples) -> float:
+    """Mean pinball of all outputs, each reading in parts of its series' own scale."""
+    model = lstm.to_onnx(params)
+    said = answers(LoadedModel(Path(), "", "", hidden, open_session(model)), data)
+    error = data.targets.astype(np.float32)[..., None] - said
+    quantiles = np.array(QUANTILES, np.float32)
+    return float(np.maximum(quantiles * error, (quantiles - 1.0) * error).mean())
 
 
 def series_of(spans: Sequence[Span]) -> SeriesSet:
