@@ -56,6 +56,7 @@ enum {
 #define RPI_USUAL_QUANTILE 0.7   /* of the movements over 5 s: the usual one. Below the median a quantised load has 0 W */
 #define RPI_USUAL_RATE 0.005
 #define RPI_RECENT_RATE (1.0 / 30.0)
+#define RPI_START 60             /* forecasts that are learned from before the usual movement is known */
 #define RPI_RECENT_PART 0.8      /* the rest of the second scale is the usual movement: a still load may wake up */
 #define RPI_RECENT_CLIP 8.0      /* one movement raises the recent one by this factor at most */
 #define RPI_DISPLACED 6.0        /* usual movements away from the median of 20 s: the draw has left its level */
@@ -186,8 +187,8 @@ static double rpi_prior_of(int displaced, int kind, int quantile, int candidate,
     int expert = rpi_expert_of(candidate);
     if (!allowed[expert]) return 0.0;
     if (candidate == RPI_LSTM_ITSELF) return 1.0;
-    if (quantile == 0 && candidate % RPI_SCALES) return 0.0; /* the medians of both bands are alike */
-    if (expert == RPI_PERSISTENCE && (kind == 0 || quantile == 0)) return displaced ? 64.0 : 8.0;
+    int plain = quantile == 0 && candidate % RPI_SCALES;
+    if (expert == RPI_PERSISTENCE && (quantile ? kind == 0 : plain)) return displaced ? 64.0 : quantile ? 8.0 : 16.0;
     if (kind == 0) return 1.0;
     if (expert == RPI_EWMA) return 0.1; /* the mean says little of a maximum */
     if (quantile == RPI_QUANTILES - 1 && expert == RPI_MEDIAN_60S) return 64.0; /* the tail needs the longest look back */
@@ -279,15 +280,24 @@ static inline double rpi_median(const rpi_outlet_experts *o, int span) {
     return n % 2 ? sorted[n / 2] : 0.5 * (sorted[n / 2 - 1] + sorted[n / 2]);
 }
 
+static inline uint32_t rpi_span(int span, int32_t interval) {
+    static const uint32_t ticks[RPI_SPANS] = {50, 200, 600};
+    return (ticks[span] + (uint32_t)interval - 1) / (uint32_t)interval;
+}
+
+/* Median of a span that was seen whole, else of the next shorter one: three of the same few readings would be heard thrice. */
+static double rpi_whole_median(const rpi_outlet_experts *o, int span, int32_t interval) {
+    while (span >= 0 && o->sorted_n[span] < rpi_span(span, interval)) span--;
+    return span < 0 ? rpi_back(o, 0) : rpi_median(o, span);
+}
+
 static void rpi_take_in(rpi_outlet_experts *o, int64_t tick, double power, int32_t interval) {
-    static const uint32_t span_ticks[RPI_SPANS] = {50, 200, 600};
     double dt_s = 0.1 * interval;
     if (o->n == 0) {
         o->ewma = o->mean = power;
         if (!o->seen) o->low = o->high = power;
     }
-    for (int span = 0; span < RPI_SPANS; span++)
-        rpi_sort_in(o, span, (span_ticks[span] + (uint32_t)interval - 1) / (uint32_t)interval, power);
+    for (int span = 0; span < RPI_SPANS; span++) rpi_sort_in(o, span, rpi_span(span, interval), power);
     o->tick[o->n % RPI_HISTORY] = tick;
     o->power[o->n % RPI_HISTORY] = o->power[o->n % RPI_HISTORY + RPI_HISTORY] = power;
     o->n++;
@@ -371,7 +381,7 @@ static void rpi_ask_all(const rpi_outlet_experts *o, int32_t interval, rpi_made 
             m->point[k][RPI_PERSISTENCE][h] = m->last_w;
             m->point[k][RPI_EWMA][h] = o->ewma;
             for (int span = 0; span < RPI_SPANS; span++)
-                m->point[k][RPI_MEDIAN_5S + span][h] = k ? rpi_highest(o, span) : rpi_median(o, span);
+                m->point[k][RPI_MEDIAN_5S + span][h] = k ? rpi_highest(o, span) : rpi_whole_median(o, span, interval);
             m->point[k][RPI_LSTM][h] = m->own[k][h][0];
         }
     rpi_ask_periodic(o, interval, m);
@@ -386,16 +396,23 @@ static inline double rpi_near(const rpi_outlet_experts *o, int k, int h) {
     return h == RPI_LAST ? 1.0 : rpi_within(o->error[k][h] / fmax(o->error[k][RPI_LAST], 1e-9), 0.05, 1.0);
 }
 
+/* What a candidate adds to its expert's point 5 s ahead: a quantile of the errors in one of the scales. The medians of both
+ * are alike, so the second one is none: a few errors of one sign are no reason to expect the next. */
+static inline double rpi_offset(const rpi_outlet_experts *o, const rpi_made *m, int k, int q, int candidate) {
+    int s = candidate % RPI_SCALES;
+    return q == 0 && s ? 0.0 : o->band[k][candidate / RPI_SCALES][s][q] * m->scale[s];
+}
+
 /* Mean of one quantile over the candidates that are awake, by `share`, for every horizon. NaN where none is. */
 static void rpi_average(const rpi_outlet_experts *o, const rpi_made *m, int k, int q, const double share[RPI_CANDIDATES],
                         double said[RPI_HORIZONS][RPI_QUANTILES]) {
     double total = 0.0, band = 0.0, by_expert[RPI_EXPERTS] = {0.0};
     for (int c = 0; c < RPI_LSTM_ITSELF; c++) {
-        int j = rpi_expert_of(c), s = c % RPI_SCALES;
+        int j = rpi_expert_of(c);
         if (!m->awake[j]) continue;
         total += share[c];
         by_expert[j] += share[c];
-        band += share[c] * o->band[k][j][s][q] * m->scale[s];
+        band += share[c] * rpi_offset(o, m, k, q, c);
     }
     double own = m->awake[RPI_LSTM] ? share[RPI_LSTM_ITSELF] : 0.0;
     total += own;
@@ -415,10 +432,10 @@ static void rpi_mix(const rpi_outlet_experts *o, rpi_made *m) {
     for (int k = 0; k < RPI_KINDS; k++)
         for (int q = 0; q < RPI_QUANTILES; q++) {
             for (int c = 0; c < RPI_CANDIDATES; c++) {
-                int j = rpi_expert_of(c), s = c % RPI_SCALES;
+                int j = rpi_expert_of(c);
                 share[c] = nobody ? (c == RPI_PERSISTENCE) : o->mixture[m->situation][k][q][c].share;
                 m->candidate[k][q][c] = c == RPI_LSTM_ITSELF ? m->own[k][RPI_LAST][q]
-                                                             : m->point[k][j][RPI_LAST] + o->band[k][j][s][q] * m->scale[s];
+                                                             : m->point[k][j][RPI_LAST] + rpi_offset(o, m, k, q, c);
             }
             rpi_average(o, m, k, q, share, m->mixed[k]);
         }
@@ -434,8 +451,7 @@ static void rpi_member(const rpi_outlet_experts *o, int expert, double said[RPI_
     for (int k = 0; k < RPI_KINDS; k++)
         for (int q = 0; q < RPI_QUANTILES; q++) {
             for (int c = 0; c < RPI_CANDIDATES; c++) {
-                int spoken = rpi_expert_of(c) == expert && (q || c % RPI_SCALES == 0);
-                share[c] = spoken ? o->mixture[o->now.situation][k][q][c].share + 1e-12 : 0.0; /* vanished weights too */
+                share[c] = rpi_expert_of(c) == expert ? o->mixture[o->now.situation][k][q][c].share + 1e-12 : 0.0; /* vanished weights too */
             }
             rpi_average(o, &o->now, k, q, share, said[k]);
         }
@@ -450,6 +466,11 @@ static double rpi_part(const rpi_outlet_experts *o, int k, int q, int expert) {
         part += rpi_expert_of(c) == expert ? share : 0.0;
     }
     return total > 0.0 ? part / total : 0.0;
+}
+
+static inline void rpi_scales(const rpi_outlet_experts *o, double floor_w, double scale[RPI_SCALES]) {
+    scale[0] = fmax(o->usual, floor_w);
+    scale[1] = fmax(RPI_RECENT_PART * o->recent + (1.0 - RPI_RECENT_PART) * o->usual, floor_w);
 }
 
 /* ---- learning: `came` [kinds][horizons] W is what the forecast `m` was about */
@@ -545,16 +566,28 @@ static void rpi_learn_weights(rpi_outlet_experts *o, const rpi_made *m, int k, i
 }
 
 static void rpi_learn_scales(rpi_outlet_experts *o, double moved_w, double floor_w) {
-    double rate = fmax(RPI_USUAL_RATE, 1.0 / (0.2 * (double)o->learned + 1.0));
-    if (rate > 0.3) rate *= 2.0; /* the first guess may be far off */
+    double rate = fmax(RPI_USUAL_RATE, 1.0 / (0.2 * (double)(o->learned + 1) + 1.0));
+    int first = rate > 0.3; /* the first guess may be far off */
+    if (first) rate *= 2.0;
     double usual = o->usual * exp(rate * (fmax(moved_w, floor_w) > o->usual ? RPI_USUAL_QUANTILE : RPI_USUAL_QUANTILE - 1.0));
+    if (first && moved_w > o->usual) usual = moved_w;
     o->usual = rpi_within(usual, floor_w, RPI_MOST_W);
+    if (first) o->recent = o->usual;
     o->recent += RPI_RECENT_RATE * (fmin(moved_w, RPI_RECENT_CLIP * o->recent) - o->recent);
     o->recent = rpi_within(o->recent, 0.05 * o->usual, RPI_MOST_W);
 }
 
+/* Of a start the scales were guesses: what came is told in those known by now. Else errors of a start at rest, in units of
+ * next to nothing, are taken for as many times the movement of the work that follows. */
+static void rpi_restate(const rpi_outlet_experts *o, rpi_made *m, double floor_w) {
+    double told = m->scale[0];
+    rpi_scales(o, floor_w, m->scale);
+    for (int i = 0; i < RPI_INPUTS - 1; i++) m->input[i] = rpi_within(m->input[i] * told / m->scale[0], -RPI_INPUT_CLIP, RPI_INPUT_CLIP);
+    for (int t = 0; t < RPI_TARGETS; t++) m->ridge[t] *= told / m->scale[0];
+}
+
 /* The forecast's time has come with the newest reading: what came at each horizon, and everything that is learned from it. */
-static void rpi_resolve(rpi_outlet_experts *o, const rpi_made *m, int32_t interval, double floor_w, const rpi_priors *priors) {
+static void rpi_resolve(rpi_outlet_experts *o, rpi_made *m, int32_t interval, double floor_w, const rpi_priors *priors) {
     double came[RPI_KINDS][RPI_HORIZONS], highest = -INFINITY;
     int h = 0;
     for (uint64_t r = m->reading + 1; r < o->n && h < RPI_HORIZONS; r++) {
@@ -565,13 +598,14 @@ static void rpi_resolve(rpi_outlet_experts *o, const rpi_made *m, int32_t interv
         }
     }
     if (h < RPI_HORIZONS) return;
+    rpi_learn_scales(o, fabs(came[0][RPI_LAST] - m->last_w), floor_w);
+    if (o->learned < RPI_START) rpi_restate(o, m, floor_w);
     rpi_learn_ridge(o, m, (const double(*)[RPI_HORIZONS])came);
     rpi_learn_bands(o, m, (const double(*)[RPI_HORIZONS])came);
     for (int k = 0; k < RPI_KINDS; k++)
         for (int q = 0; q < RPI_QUANTILES; q++) rpi_learn_weights(o, m, k, q, came[k][RPI_LAST], priors);
     o->learned++;
     o->situations[m->situation]++;
-    rpi_learn_scales(o, fabs(came[0][RPI_LAST] - m->last_w), floor_w);
 }
 
 /* ---- one tick of one outlet */
@@ -600,8 +634,7 @@ static void rpi_forecast(rpi_outlet_experts *o, const rpi_seen *x, double floor_
     m->due = x->tick + rpi_reach(x->interval, RPI_LAST);
     m->reading = o->n - 1;
     m->last_w = x->power_w;
-    m->scale[0] = fmax(o->usual, floor_w);
-    m->scale[1] = fmax(RPI_RECENT_PART * o->recent + (1.0 - RPI_RECENT_PART) * o->usual, floor_w);
+    rpi_scales(o, floor_w, m->scale);
     memcpy(m->plan, x->plan, sizeof m->plan);
     m->situation = fabs(x->power_w - rpi_median(o, 1)) > RPI_DISPLACED * o->usual;
     for (int j = 0; j < RPI_EXPERTS; j++) m->awake[j] = 1;
@@ -628,7 +661,7 @@ static void rpi_outlet_step(rpi_outlet_experts *o, const rpi_seen *x, const rpi_
     }
     rpi_take_in(o, x->tick, x->power_w, x->interval);
     for (; o->first_pending != o->last_pending; o->first_pending++) {
-        const rpi_made *m = &o->pending[o->first_pending % RPI_PENDING];
+        rpi_made *m = &o->pending[o->first_pending % RPI_PENDING];
         if (x->tick < m->due - x->interval / 4) break;
         if (x->tick <= m->due + x->interval / 4) rpi_resolve(o, m, x->interval, floor_w, priors);
     }

@@ -47,15 +47,15 @@ def band(count: Array) -> Array:
 def prior(displaced: int, kind: int, quantile: int) -> Array:
     """Weights [CANDIDATES] before anything was learned."""
     w = np.ones(CANDIDATES)
-    if kind == 0 or quantile == 0:
+    if quantile == 0:
+        w[2 * PERSISTENCE + 1] = 64.0 if displaced else 16.0  # what says "no error to expect"
+    elif kind == 0:
         w[EXPERT_OF == PERSISTENCE] = 64.0 if displaced else 8.0
     if kind == 1:
         w[EXPERT_OF == EWMA] = 0.1
         w[(EXPERT_OF == MEDIAN_20S) | (EXPERT_OF == MEDIAN_60S)] = 16.0
         if quantile == 2:
             w[EXPERT_OF == MEDIAN_60S] = 64.0
-    if quantile == 0:
-        w[1:-1:2] = 0.0
     return w
 
 
@@ -206,7 +206,7 @@ class ReferenceExperts:
     def _forecast(self, tick: int, power_w: float, rating_w: float, plan: Array, own: Array, floor_w: float) -> _Made:
         bound_w = 1.5 * max(rating_w, power_w) + max(plan[1, 4], 0.0)
         heard = bool(((own >= 0.0) & (own <= bound_w)).all())
-        scale = np.maximum([self._usual, 0.8 * self._recent + (1.0 - 0.8) * self._usual], floor_w)
+        scale = self._scales(floor_w)
         displaced = abs(power_w - float(np.median(self._newest(20)))) > 6.0 * self._usual
         m = _Made(
             tick, tick + self._reach_ticks(4), len(self._power) - 1, power_w, scale, plan,
@@ -217,7 +217,7 @@ class ReferenceExperts:
         for k in range(2):
             for q in range(3):
                 said = m.point[k, :, 4][EXPERT_OF]
-                said[:-1] += (self._band[k, :, :, q] * scale).ravel()
+                said[:-1] += self._offset(m, k, q)
                 said[-1] = m.own[k, 4, q]
                 m.candidate[k, q] = said
                 m.mixed[k, :, q] = self._average(m, k, q, self._share[m.situation, k, q])
@@ -227,7 +227,7 @@ class ReferenceExperts:
         m.point[:, PERSISTENCE] = m.last_w
         m.point[:, EWMA] = self._ewma
         for expert, seconds in ((MEDIAN_5S, 5), (MEDIAN_20S, 20), (MEDIAN_60S, 60)):
-            m.point[0, expert], m.point[1, expert] = np.median(self._newest(seconds)), max(self._newest(seconds))
+            m.point[0, expert], m.point[1, expert] = self._whole_median(seconds), max(self._newest(seconds))
         m.point[:, LSTM] = m.own[:, :, 0]
         m.awake[PERIODIC] = 0 < self._lag < self._known()
         if m.awake[PERIODIC]:
@@ -238,6 +238,13 @@ class ReferenceExperts:
         self._see_inputs(m)
         m.ridge = self._weight @ m.input
         m.point[:, RIDGE] = np.clip(m.last_w + m.scale[0] * m.ridge, self._low, self._high)
+
+    def _whole_median(self, seconds: int) -> float:
+        """Of the longest span up to this one that was seen whole."""
+        for span in (60, 20, 5):
+            if span <= seconds and len(self._power) >= -(-10 * span // self._interval):
+                return float(np.median(self._newest(span)))
+        return self._power[-1]
 
     def _see_inputs(self, m: _Made) -> None:
         per = 1 if self._interval >= 10 else 10 // self._interval
@@ -251,13 +258,20 @@ class ReferenceExperts:
         seen += [self._back(self._lag), point[0, 4], point[0, 1], point[1, 4]] if m.awake[PERIODIC] else [m.last_w] * 4
         m.input = np.append(np.clip((np.array(seen) - m.last_w) / m.scale[0], -8.0, 8.0), 1.0)
 
+    def _offset(self, m: _Made, k: int, q: int) -> Array:
+        """What each candidate but the last adds to its expert's point; for a median the second one adds nothing."""
+        offset: Array = self._band[k, :, :, q] * m.scale
+        if q == 0:
+            offset[:, 1] = 0.0
+        return offset.ravel()
+
     def _average(self, m: _Made, k: int, q: int, share: Array) -> Array:
         awake = m.awake[EXPERT_OF]
         said = np.zeros(5)
         for h in range(5):
             near = 1.0 if h == 4 else float(np.clip(self._error[k, h] / max(self._error[k, 4], 1e-9), 0.05, 1.0))
             each = m.point[k, :, h][EXPERT_OF]
-            each[:-1] += near * (self._band[k, :, :, q] * m.scale).ravel()
+            each[:-1] += near * self._offset(m, k, q)
             each[-1] = m.own[k, h, q]
             said[h] = (share * each)[awake].sum() / share[awake].sum()
         return said
@@ -294,6 +308,11 @@ class ReferenceExperts:
                 h += 1
         if h < 5:
             return
+        self._learn_scales(abs(came[0, 4] - m.last_w), floor_w)
+        if self._learned < 60:
+            told, m.scale = m.scale[0], self._scales(floor_w)
+            m.input[:-1] = np.clip(m.input[:-1] * told / m.scale[0], -8.0, 8.0)
+            m.ridge *= told / m.scale[0]
         self._learn_ridge(m, came)
         self._learn_bands(m, came)
         for k in range(2):
@@ -301,12 +320,20 @@ class ReferenceExperts:
                 self._learn_weights(m, k, q, came[k, 4])
         self._learned += 1
         self._situations[m.situation] += 1
-        moved_w = abs(came[0, 4] - m.last_w)
-        rate = max(0.005, 1.0 / (0.2 * (self._learned) + 1.0))
-        rate *= 2.0 if rate > 0.3 else 1.0
-        self._usual = float(
-            np.clip(self._usual * math.exp(rate * (0.7 if max(moved_w, floor_w) > self._usual else -0.3)), floor_w, 1e9)
-        )
+
+    def _scales(self, floor_w: float) -> Array:
+        return np.maximum([self._usual, 0.8 * self._recent + (1.0 - 0.8) * self._usual], floor_w)
+
+    def _learn_scales(self, moved_w: float, floor_w: float) -> None:
+        rate = max(0.005, 1.0 / (0.2 * (self._learned + 1) + 1.0))
+        first = rate > 0.3
+        rate *= 2.0 if first else 1.0
+        usual = self._usual * math.exp(rate * (0.7 if max(moved_w, floor_w) > self._usual else -0.3))
+        if first and moved_w > self._usual:
+            usual = moved_w
+        self._usual = float(np.clip(usual, floor_w, 1e9))
+        if first:
+            self._recent = self._usual
         self._recent += (min(moved_w, 8.0 * self._recent) - self._recent) / 30.0
         self._recent = max(self._recent, 0.05 * self._usual)
 
