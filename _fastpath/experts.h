@@ -56,7 +56,7 @@ enum {
 #define RPI_USUAL_QUANTILE 0.7   /* of the movements over 5 s: the usual one. Below the median a quantised load has 0 W */
 #define RPI_USUAL_RATE 0.005
 #define RPI_RECENT_RATE (1.0 / 30.0)
-#define RPI_START 60             /* forecasts that are learned from before the usual movement is known */
+#define RPI_START 30             /* forecasts that are learned from before the usual movement is known */
 #define RPI_RECENT_PART 0.8      /* the rest of the second scale is the usual movement: a still load may wake up */
 #define RPI_RECENT_CLIP 8.0      /* one movement raises the recent one by this factor at most */
 #define RPI_DISPLACED 6.0        /* usual movements away from the median of 20 s: the draw has left its level */
@@ -577,12 +577,13 @@ static void rpi_learn_scales(rpi_outlet_experts *o, double moved_w, double floor
     o->recent = rpi_within(o->recent, 0.05 * o->usual, RPI_MOST_W);
 }
 
-/* Of a start the scales were guesses: what came is told in those known by now. Else errors of a start at rest, in units of
+/* Of a start the scales were guesses: what came is told in those known by now, where they are larger. Else errors of a start at rest, in units of
  * next to nothing, are taken for as many times the movement of the work that follows. */
 static void rpi_restate(const rpi_outlet_experts *o, rpi_made *m, double floor_w) {
-    double told = m->scale[0];
-    rpi_scales(o, floor_w, m->scale);
-    for (int i = 0; i < RPI_INPUTS - 1; i++) m->input[i] = rpi_within(m->input[i] * told / m->scale[0], -RPI_INPUT_CLIP, RPI_INPUT_CLIP);
+    double told = m->scale[0], known[RPI_SCALES];
+    rpi_scales(o, floor_w, known);
+    for (int s = 0; s < RPI_SCALES; s++) m->scale[s] = fmax(m->scale[s], known[s]);
+    for (int i = 0; i < RPI_INPUTS - 1; i++) m->input[i] *= told / m->scale[0];
     for (int t = 0; t < RPI_TARGETS; t++) m->ridge[t] *= told / m->scale[0];
 }
 

@@ -309,9 +309,9 @@ class ReferenceExperts:
         if h < 5:
             return
         self._learn_scales(abs(came[0, 4] - m.last_w), floor_w)
-        if self._learned < 60:
-            told, m.scale = m.scale[0], self._scales(floor_w)
-            m.input[:-1] = np.clip(m.input[:-1] * told / m.scale[0], -8.0, 8.0)
+        if self._learned < 30:
+            told, m.scale = m.scale[0], np.maximum(m.scale, self._scales(floor_w))
+            m.input[:-1] *= told / m.scale[0]
             m.ridge *= told / m.scale[0]
         self._learn_ridge(m, came)
         self._learn_bands(m, came)
