@@ -14,7 +14,7 @@ from rpi_daemon.models.inputs import N_COLUMNS, InputStream
 from rpi_daemon.models.manifest import LoadedModel, load_model, open_session
 from rpi_daemon.models.mixture import Mixture
 from rpi_daemon.models.network import LstmForecaster
-from rpi_daemon.records import TICK_NS, ForecastInput, LimitKind, LimitsInForce, RackModel, Readings, Request
+from rpi_daemon.records import TICK_NS, ForecastInput, LimitKind, LimitsInForce, Load, RackModel, Readings, Request
 from rpi_daemon.residual import ResidualMatcher
 
 WINDOW = 200
@@ -89,7 +89,7 @@ class Foresight:
             static_safe_w=np.full(n, 300.0),
             nominal_v=np.full(n, 230.0),
             opted_in=np.ones(n, np.bool_),
-            loads=(),
+            loads=tuple(Load(f"load{i}", (i,), 1, 0.0, 600.0, sheddable=False, critical=False) for i in range(n)),
             constraints=(),
         )
         self._in_force = LimitsInForce(
