@@ -97,7 +97,7 @@ def test_a_rise_that_passed_the_request_raises_the_margin_and_500_s_work_it_off(
 
 
 def test_rises_that_go_on_are_covered_soon() -> None:
-    """Each rise comes unforeseen: what is missing to 80 W is covered after the seventh."""
+    """Each rise comes unforeseen: what is missing to 80 W is covered after the eleventh."""
     run, margins = Run(), []
     for _ in range(12):
         margins.append(run.tick(100.0, 100.0).margin_w[0])
