@@ -494,6 +494,12 @@ class Corrector(Section):
         le=10_000,
         description="W, what the meter shows beside the draw; a margin is never below it. What is seen of it is learned anyway",
     )
+    start_s: float = Field(
+        60.0,
+        ge=0,
+        le=3600,
+        description="s over which an outlet's first requests come down from its static_safe_w; 0: what is forecast at once",
+    )
     hold_s: float = Field(
         5.0, gt=0, le=3600, description="s that the allocation keeps room for what was requested, before others get it"
     )

@@ -47,6 +47,7 @@ class CorrectorConfig:
 
     target: float = 0.01  # long-run share of readings whose running maximum may pass the request
     meter_noise_w: float = 0.2
+    start_s: float = 60.0  # the first request is STATIC_SAFE, and comes down from there over this long
     hold_s: float = 5.0  # the allocation keeps room for a request this long, before others get it
     censor_band: float = 0.05  # an enforced limit this close to the draw hides the demand
     growth_per_s: float = 1.5  # factor by which the request of a capped load grows per second
@@ -83,7 +84,8 @@ class Corrector:
     the error sum: the error integration of Angelopoulos, Candes & Tibshirani, "Conformal PID Control for Time Series
     Prediction" (2023), section 2.2. The usual error is the mean of the outlet's recent under- and over-forecasts.
 
-    Nothing holds a request up: it says what is needed in the next 5 s. The allocation goes by the largest of the last
+    An outlet begins at STATIC_SAFE, and its request comes down from there over the first minute: what it will do next is not
+    known, whatever it does at first. After that nothing holds a request up: it says what is needed in the next 5 s. The allocation goes by the largest of the last
     seconds (`held_w`), so that room does not change hands with every wave; writing has its own economy.
 
     Bound: the usual error is at least e = LEAST_ERROR x rating, so no signal that passes the forecast quantile by at most
@@ -118,6 +120,7 @@ class Corrector:
         self._first_ns = np.full(n, NEVER_NS, dtype=np.int64)
         self._seen_ns = np.full(n, NEVER_NS, dtype=np.int64)
         self._request_w = rack.static_safe_w.astype(np.float64, copy=True)
+        self._needed_w = self._request_w  # without what the start adds
         self._held_w = self._request_w
         self._recent = _RollingMax(n, config.hold_s)
         self._alarm = _RollingMax(n, config.alarm_hold_s)
@@ -163,8 +166,9 @@ class Corrector:
 
         self._seen_ns[known] = now_ns
         lost = ~known & (now_ns - self._seen_ns > round(config.blind_hold_s * NS_PER_S))
-        self._request_w = np.where(known, raw_w, np.where(lost, self._static_safe_w, self._request_w))
-        recent_w = self._recent.push(now_ns, np.where(known, raw_w, 0.0))
+        self._needed_w = np.where(known, raw_w, np.where(lost, self._static_safe_w, self._needed_w))
+        self._request_w = np.maximum(self._needed_w, self._at_start_w(known, now_ns))
+        recent_w = self._recent.push(now_ns, np.where(known, self._request_w, 0.0))
         self._held_w = np.where(known, recent_w, np.where(lost, self._static_safe_w, self._held_w))
         self._count_episodes(readings, dt_s, now_ns)
         self._alarm_w = self._threshold_w(known, lost, in_force.step_w, now_ns)
@@ -224,11 +228,19 @@ class Corrector:
         margin_w: FloatArray = np.maximum(floor_w, GAIN * BEND * np.sinh(rises / BEND) * usual_w)
         return np.minimum(margin_w, self._rating_w)
 
+    def _at_start_w(self, known: BoolArray, now_ns: int) -> FloatArray:
+        """The least request while nothing is known of a load: STATIC_SAFE at its first reading, less as time goes on."""
+        self._first_ns = np.where(known & (self._first_ns == NEVER_NS), now_ns, self._first_ns)
+        if self._config.start_s == 0.0:
+            return np.zeros(len(self._first_ns))
+        age_s = (now_ns - self._first_ns) / NS_PER_S
+        left: FloatArray = np.clip(1.0 - age_s / self._config.start_s, 0.0, 1.0) * self._static_safe_w
+        return left
+
     def _threshold_w(self, known: BoolArray, lost: BoolArray, step_w: FloatArray, now_ns: int) -> FloatArray:
         config = self._config
-        self._first_ns = np.where(known & (self._first_ns == NEVER_NS), now_ns, self._first_ns)
-        highest_w = self._alarm.push(now_ns, np.where(known, self._request_w, 0.0))
-        alarm_w = np.maximum(highest_w, self._request_w) * (1.0 + config.alarm_headroom) + step_w
+        highest_w = self._alarm.push(now_ns, np.where(known, self._needed_w, 0.0))
+        alarm_w = np.maximum(highest_w, self._needed_w) * (1.0 + config.alarm_headroom) + step_w
         alarm_w += config.alarm_step * self._rating_w * self._episodes
         new = now_ns - self._first_ns < round(config.alarm_learn_s * NS_PER_S)
         alarm_w = np.where(new, np.maximum(alarm_w, self._static_safe_w), alarm_w)

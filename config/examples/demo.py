@@ -21,7 +21,7 @@ raw_ring_s = 120.0
 
 [corrector]
 hold_s = 1.0
-alarm_learn_s = 0.0
+alarm_learn_s = 20.0
 alarm_hold_s = 4.0
 alarm_headroom = 0.05
 

@@ -268,3 +268,11 @@ def test_a_threshold_or_a_board_has_no_such_floor() -> None:
     run = Run()
     run.tick(100.0, 100.0)
     assert run.tick(340.0, 340.0, limits=make_limits(np.array([RATING_W]), kind=LimitKind.TRIP_OFF)).margin_w[0] < 10.0
+
+
+def test_the_first_request_is_static_safe_and_comes_down_over_the_start() -> None:
+    run = Run(CorrectorConfig(start_s=10.0), static_safe_w=500.0)
+    requests = [run.tick(100.0, 100.0).request_w[0] for _ in range(102)]
+    assert requests[0] == 500.0
+    assert requests[50] == pytest.approx(250.0)
+    assert requests[101] < 110.0
