@@ -11,10 +11,9 @@ Samples = dict[str, dict[Labels, float]]
 
 MAX_LINE = 4096  # characters of a line that is looked at
 
-_NUMBER = r"[+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|[Ii]nf|NaN)"
-_SAMPLE = re.compile(
-    rf"([a-zA-Z_:][a-zA-Z0-9_:]*)[ \t]*(?:\{{(.*)\}})?[ \t]*(?<=[ \t}}])({_NUMBER})(?:[ \t]+-?\d+)?[ \t\r]*"
-)
+# Of two parts that follow each other none begins as the other goes on: a hostile line is refused in time linear in its length.
+_NUMBER = r"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[Ii]nf|NaN)"
+_SAMPLE = re.compile(rf"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:[ \t]*\{{(.*)\}}[ \t]*|[ \t]+)({_NUMBER})(?:[ \t]+-?\d+)?[ \t\r]*")
 _LABEL = re.compile(r'[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\[\\"n])*)"[ \t]*(,|$)')
 _ESCAPE = re.compile(r"\\(.)")
 

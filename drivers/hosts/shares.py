@@ -67,7 +67,7 @@ def _cpu(before: Samples, page: Samples) -> float | None:
         if all(seconds >= 0.0 for seconds in passed_s.values()):  # a NaN is not
             whole_s += sum(passed_s.values())
             busy_s += sum(seconds for mode, seconds in passed_s.items() if mode not in WAITING)
-    return busy_s / whole_s if whole_s > 0.0 else None
+    return busy_s / whole_s if 0.0 < whole_s < math.inf else None
 
 
 def _memory(page: Samples) -> float | None:

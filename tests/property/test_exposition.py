@@ -1,6 +1,7 @@
 """The Prometheus text format: what is written is read back, whatever stands around it; any bytes are a page or BadPage."""
 
 import math
+import time
 
 import pytest
 from hypothesis import given
@@ -73,3 +74,13 @@ def test_any_bytes_are_a_page_or_a_bad_one(page: bytes) -> None:
 def test_a_bad_page_says_why(page: bytes, why: str) -> None:
     with pytest.raises(BadPage, match=why):
         parse(page, WANTED)
+
+
+@pytest.mark.parametrize(
+    "tail", [" " + "1" * 4000, " " * 4000, "{" + "} " * 2000, " 1" + " " * 4000, " 1." + "1" * 4000]
+)
+def test_a_hostile_line_costs_no_time_that_ticks_need(tail: str) -> None:
+    began_s = time.thread_time()
+    with pytest.raises(BadPage, match="damaged"):
+        parse(f"{CPU}{tail}x\n".encode(), WANTED)
+    assert time.thread_time() - began_s < 0.05

@@ -53,6 +53,7 @@ def shares(first: Samples, second: Samples, *, after_s: float = 1.0, **options: 
         (cpu((1.0, 1.0), (4.0, 4.0)), cpu((1.5, 1.5)), 0.5),  # one went
         (cpu((1.0, 1.0)), {}, None),
         (cpu((1.0, NAN)), cpu((1.5, 2.0)), None),
+        (cpu((0.0, 0.0)), cpu((1e308, 1e308)), None),  # no sum of such numbers is one
     ],
 )
 def test_the_cpu_share_is_what_was_not_idle(before: Samples, after: Samples, share: float | None) -> None:
