@@ -5,7 +5,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 mode=${1:-plain}
 cc=${2:-cc}
 scans=100000
-tests="ring sampler window frames scans"
+tests="ring sampler window frames scans experts"
 flags="-std=gnu11 -g -O2 -Wall -Wextra -Werror"
 run=
 case $mode in

@@ -1,4 +1,4 @@
-"""The plain C tests of ring, sampler, window and frames under sanitizers, and as aarch64 under qemu-user."""
+"""The plain C tests of ring, sampler, window, frames and experts under sanitizers, and as aarch64 under qemu-user."""
 
 import shutil
 import subprocess
