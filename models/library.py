@@ -86,6 +86,8 @@ class Library:
             found = Standing(**document)
             if not all(isinstance(text, str) for text in (found.current, found.previous, found.basis)):
                 raise ValueError("a name is no text")
+            if not all(isinstance(ns, int) for ns in (found.promoted_utc_ns, found.watch_until_utc_ns)):
+                raise ValueError("a time is no number")
         except FileNotFoundError:
             return self._nothing_promoted()
         except OSError as error:

@@ -23,6 +23,7 @@ MANIFEST: Final = "manifest.toml"
 MODEL: Final = "model.onnx"
 SCHEMA: Final = 1
 MAX_BYTES: Final = 16 * 2**20
+MAX_HIDDEN: Final = 4096
 ALLOWED_OPS: Final = frozenset({"LSTM", "Gemm", "Concat", "Squeeze", "Unsqueeze", "MatMul", "Add", "Mul"})
 CANARY_TOLERANCE: Final = 1e-4  # of outputs in scales; CPUs differ in the last digits only
 _FIRST_LINE: Final = re.compile(rb"# sha256 of the lines below: ([0-9a-f]{64})\n")
@@ -57,7 +58,7 @@ class LoadedModel:
         """One step: x [N, F], h and c [1, N, H] -> outputs [N, 30] and the state after. Raises ModelError."""
         try:
             y, h_out, c_out = self.session.run(None, {"x": x, "h": h, "c": c})
-        except RUN_ERRORS as error:
+        except (*RUN_ERRORS, ValueError) as error:  # a ValueError: its inputs or outputs have other names or numbers
             raise ModelError(f"model {self.name}: onnxruntime failed: {error}") from error
         return y, h_out, c_out
 
@@ -256,7 +257,29 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         raise ModelError(f"{file}: not TOML: {error}") from error
     if manifest.get("schema") != SCHEMA:
         raise ModelError(f"{file}: schema {manifest.get('schema')} is not {SCHEMA}; use a model made for this version")
+    if not _is_whole(manifest):
+        raise ModelError(f"{file}: not what a manifest holds; train or copy the model again")
     return manifest
+
+
+def _is_whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether everything that is read later is there, and of its kind: a digest says who wrote it was careful, not right."""
+    try:
+        model, canary = manifest["model"], manifest["canary"]
+        steps, output = np.asarray(canary["input"], np.float64), np.asarray(canary["output"], np.float64)
+        return (
+            all(isinstance(text, str) for text in (manifest["name"], model["sha256"]))
+            and isinstance(model["hidden"], int)
+            and 1 <= model["hidden"] <= MAX_HIDDEN
+            and steps.ndim == 3
+            and len(steps) > 0
+            and output.ndim == 2
+            and {"scaling_version", "columns"} <= manifest["inputs"].keys()
+            and {"quantiles", "horizons_s"} <= manifest["outputs"].keys()
+            and isinstance(manifest["training"], dict)
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def _check_contract(directory: Path, manifest: Mapping[str, Any]) -> None:

@@ -111,7 +111,7 @@ class Training:
                     progress(str(document["stage"]), min(1.0, max(0.0, float(document["done"]))))
                 else:
                     said = dict(document)
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 return {"error": "it said something that is no JSON line"}
         return said
 
@@ -142,7 +142,7 @@ class Training:
                 dict(said["material"]), why_not, str(said.get("name", "")), str(said.get("sha256", "")), scores,
                 tuple(map(str, said["not_confined"])), round(self._peak_mb, 1), round(took_s, 1), dict(said),
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise TrainingError(f"the training's result is not understood ({error})") from None
 
 

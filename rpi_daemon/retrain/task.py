@@ -193,7 +193,12 @@ class Learning:
         if watch is None or x is None or x.t_mono_ns == self._seen_ns:
             return
         self._seen_ns = x.t_mono_ns
-        watch.step(x, forecaster.latest.get("lstm"), usable=forecaster.reason == "")
+        try:
+            watch.step(x, forecaster.latest.get("lstm"), usable=forecaster.reason == "")
+        except ModelError as error:  # of the model before it: the loop goes on
+            self._watch = None
+            log.warning("model.not_watched", error=str(error))
+            return
         if reason := watch.why_roll_back():
             self._watch = None
             self._change(self._roll_back(reason))

@@ -69,8 +69,12 @@ def test_a_name_that_nothing_has_is_refused(library: Library, name: str) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"schema": 2}', '{"schema": 1, "current": 3, "previous": "a", "basis": "x"}']
-)
+    "text",
+    [
+        "", "{", "[]", '{"schema": 2}', '{"schema": 1, "current": 3, "previous": "a", "basis": "x"}',
+        '{"schema": 1, "current": "a", "previous": "shipped", "basis": "shipped", "watch_until_utc_ns": "noon"}',
+    ],
+)  # fmt: skip
 def test_a_damaged_word_on_which_model_stands_is_told_and_the_configured_one_stands(
     library: Library, text: str
 ) -> None:

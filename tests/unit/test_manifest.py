@@ -106,6 +106,20 @@ def test_canary_and_contract_are_checked_behind_the_hashes(copy: Path) -> None:
         load_model(copy)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('name = "small"', 'title = "small"'), (f"hidden = {HIDDEN}", 'hidden = "6"'), (f"hidden = {HIDDEN}", "hidden = 999999999999"),
+        ("[inputs]", "[puts]"), ("quantiles =", "parts ="), ("[canary]", "[finch]"), ("input = [[[", 'input = ["x", [['),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_holds_something_else_is_refused_whatever_its_digest(copy: Path, old: str, new: str) -> None:
+    _resign(copy, old, new)
+    for read in (load_model, describe):
+        with pytest.raises(ModelError, match=r"manifest\.toml: not what a manifest holds"):
+            read(copy)
+
+
 def _model(op: str, domain: str = "", external: bool = False) -> bytes:
     node = helper.make_node(op, ["x"], ["y"], domain=domain)
     tensor = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
@@ -132,6 +146,15 @@ def _model(op: str, domain: str = "", external: bool = False) -> bytes:
 def test_operators_outside_the_list_are_refused(model: bytes, why: str) -> None:
     with pytest.raises(ModelError, match=why):
         check_operators(model)
+
+
+def test_a_graph_with_other_inputs_is_refused(copy: Path) -> None:
+    other = _model("Add")
+    digest = hashlib.sha256((copy / "model.onnx").read_bytes()).hexdigest()
+    _resign(copy, digest, hashlib.sha256(other).hexdigest())
+    (copy / "model.onnx").write_bytes(other)
+    with pytest.raises(ModelError):
+        load_model(copy)
 
 
 def test_an_allowed_operator_passes() -> None:

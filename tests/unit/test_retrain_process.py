@@ -117,11 +117,15 @@ def test_a_process_that_is_killed_by_others_is_told(history: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "said", ["not json", "[1]", '{"result": {"material": 3}}', '{"result": 7}', '{"stage": "x"}', ""]
-)
+    "said",
+    [
+        "not json", "[1]", '{"result": {"material": 3}}', '{"result": 7}', '{"stage": "x"}', "", "[" * 100_000,
+        '{"stage": "x", "done": 1' + 400 * "0" + "}",
+    ],
+)  # fmt: skip
 def test_nonsense_from_the_process_is_no_result(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     talker = tmp_path / "python"
-    talker.write_text(f"#!/bin/sh\nread order\nprintf '%s\\n' '{said}'\n")
+    talker.write_text(f"#!/bin/sh\nread order\ncat <<'END'\n{said}\nEND\n")
     talker.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(talker))
     with pytest.raises(TrainingError):

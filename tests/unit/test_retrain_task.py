@@ -17,6 +17,7 @@ from retrain_rig import keep_loads, layout_of
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.config.schema import Config
+from rpi_daemon.errors import ModelError
 from rpi_daemon.models.forecaster import SHIPPED
 from rpi_daemon.models.mixture import Mixture
 from rpi_daemon.models.network import LstmForecaster
@@ -250,3 +251,28 @@ def test_a_watch_goes_on_after_a_restart_and_ends_in_its_time(config: Config) ->
 
     assert only(night(config, act), "model.stays")["model"] == "good"
     assert json.loads((library.folder / "standing.json").read_text())["current"] == "good"
+
+
+def test_a_previous_model_that_fails_ends_the_watch_and_not_the_loop(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(SHIPPED, library_of(config).folder / "good")
+
+    async def act(made: Night) -> None:
+        await made.learning.decided({"outcome": "promoted", "model": "good"})
+        await made.until(lambda: made.learning.status()["watch"])
+        x = ForecastInput(
+            TICK_NS, 0.0, np.full(N, 100.0), np.full(N, np.nan), np.zeros(N), np.ones(N, np.bool_), np.full(N, 700.0),
+            np.zeros((N, 5)), np.zeros((N, 4)), np.zeros((N, 4)),
+        )  # fmt: skip
+        made.forecaster.step(x)
+
+        def fails(*_: object) -> None:
+            raise ModelError("onnxruntime failed")
+
+        monkeypatch.setattr(LstmForecaster, "step", fails)
+        made.learning.tick(x, made.forecaster)
+        assert made.learning.status()["watch"] is None
+        assert made.standing.name == "good"
+
+    assert only(night(config, act), "model.not_watched")["error"] == "onnxruntime failed"
