@@ -181,7 +181,7 @@ def _risks(document: Document) -> str:
         ]  # fmt: skip
 
     body = [cells(_name(row), row, escape(row["limit_kind"] or "")) for row in document["outlets"]]
-    states = " · ".join(f"{name} {percent(share, 1)}" for name, share in document["states"].items() if share)
+    states = " · ".join(f"{escape(name)} {percent(share, 1)}" for name, share in document["states"].items() if share)
     said = f"<p class='soft'>{states} of the time</p>" if states else ""
     return f"<h2 class='page'>Risk and writes, by outlet</h2>{said}" + _table(
         head, body, cells("all", document["together"], "")
