@@ -524,7 +524,13 @@ static void rpi_learn_bands(rpi_outlet_experts *o, const rpi_made *m, const doub
     }
     for (int k = 0; k < RPI_KINDS; k++)
         for (int j = 0; j < RPI_EXPERTS; j++) {
-            if (!m->awake[j]) continue;
+            if (!m->awake[j]) { /* what it knew is to be there when it wakes, but for a start's part of forgetting */
+                for (int s = 0; s < RPI_SCALES; s++) {
+                    for (int b = 0; b < RPI_BINS; b++) o->count[k][j][s][b] /= RPI_BAND_MEMORY;
+                    o->counted[k][j][s] /= RPI_BAND_MEMORY;
+                }
+                continue;
+            }
             for (int s = 0; s < RPI_SCALES; s++) {
                 double *count = o->count[k][j][s];
                 count[rpi_bin((came[k][RPI_LAST] - m->point[k][j][RPI_LAST]) / m->scale[s])] += o->increment;

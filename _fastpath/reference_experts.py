@@ -354,6 +354,7 @@ class ReferenceExperts:
 
     def _learn_bands(self, m: _Made, came: Array) -> None:
         self._increment /= keep(0.999, self._learned)
+        self._count[:, ~m.awake] /= 0.999
         for k in range(2):
             for j in np.flatnonzero(m.awake):
                 for s in range(2):

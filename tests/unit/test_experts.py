@@ -76,3 +76,19 @@ def test_the_twin_says_the_same(kind: str, interval: int) -> None:
             assert (expected is None) == bool(np.isnan(said).all())
             if expected is not None:
                 np.testing.assert_allclose(said, expected, rtol=1e-6, atol=1e-6, err_msg=f"reading {k}, tick {tick}")
+
+
+def test_an_expert_that_slept_for_hours_knows_its_errors_when_it_wakes() -> None:
+    """A network that comes back must not take the first error after it for all that can happen."""
+    rng = np.random.default_rng(5)
+    experts, said = Experts(1), np.empty((2, 1, 5, 3))
+    widths_w: list[float] = []
+    for tick in range(80_000):
+        heard = tick < 6000 or tick >= 79_900
+        network = np.full((1, 5, 3), [300.0, 364.0, 416.0]) if heard else NOTHING
+        ask(experts, tick, 300.0 + 50.0 * rng.standard_normal(), own=(network, network))
+        if tick in (5999, 79_965):
+            experts.member(7, said)
+            widths_w.append(said[0, 0, 4, 2] - said[0, 0, 4, 0])
+    before_w, after_w = widths_w
+    assert after_w == pytest.approx(before_w, rel=0.15)
