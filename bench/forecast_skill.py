@@ -239,10 +239,10 @@ def train_without(group: str, data: Path) -> Path:
         print(f"without {group}: {folder}, from an earlier run", file=sys.stderr)
         return folder
     folder.parent.mkdir(exist_ok=True)
-    examples = folder.with_suffix(".npz")
+    examples = folder.parent / f"{group}.npz"
     made = [sys.executable, str(ROOT / "bench/make_training_set.py"), "--traces", str(data), "--without", group]
     trained = [sys.executable, "-P", "-m", "rpi_daemon.models.train", "--name", f"without {group}"]
-    print(f"training without {group}; an hour or so", file=sys.stderr)
+    print(f"training without {group}; some minutes", file=sys.stderr)
     for command in ([*made, "--out", str(examples)], [*trained, "--data", str(examples), "--out", str(folder)]):
         if subprocess.run(command, stdout=sys.stderr).returncode:
             raise ModelError(f"could not train without {group}: {' '.join(command)}")
