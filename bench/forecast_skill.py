@@ -45,7 +45,7 @@ from rpi_daemon.models.manifest import describe
 
 RECORDINGS = Path(os.environ.get("RPI_SHARED", ROOT.parent / "shared")) / "data" / "traces"
 QUICK_SERIES, QUICK_HOURS = 4, 1.0
-DIGITS = 5
+DIGITS = 4
 TABLE = ("group", "series", "hours", "model", "mae", "mae_vs_persistence", "mae_vs_best_expert", "best_expert",
          "pinball_vs_lightgbm", "escape_rate", "request_vs_draw", "oracle_vs_draw", "request_vs_margin", "best_rule")  # fmt: skip
 
@@ -327,7 +327,7 @@ def _teller() -> Callable[[float], None]:
 
 
 def _rounded(value: Any) -> Any:
-    """Figures to five digits; what is no number is nothing."""
+    """Figures to four digits; what is no number is nothing."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, dict):
