@@ -204,6 +204,7 @@ def _print_summary(summary: Mapping[str, Any], keep: Path | None) -> None:
     console.print(table)
     if keep is not None:
         console.print(f"files: {keep}; what it bought: rpi-daemon report -c {keep}/demo.toml", soft_wrap=True)
+        console.print(f"to learn from it: rpi-daemon retrain --now -c {keep}/demo.toml", soft_wrap=True)
 
 
 @contextlib.contextmanager

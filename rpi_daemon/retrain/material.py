@@ -22,6 +22,7 @@ Float32 = NDArray[np.float32]
 SPAN_TICKS: Final = (3000, 2000, 1500, 1000, 600, 300, 200)
 SPANS_PER_HISTORY: Final = 20  # a span is at most this part of the history
 HELD_BACK: Final = 0.2  # of what is stored, the newest
+HELD_BACK_MOST: Final = 0.5  # of a short history whose newest fifth has no nominal span
 STRETCH_S: Final = 600.0
 FEW_MINUTES: Final = 30  # whose last ones, which are not whole, count
 KEPT_SPANS: Final = 1200  # of all outlets together, to choose from: 18 MB
@@ -124,27 +125,46 @@ def gather(
     Memory does not grow with the history: per outlet a random choice of spans is kept, more likely those with escapes.
     """
     minutes_ns = history.times(POWER, from_ns, to_ns)
-    stored_ticks, held_ns = _held_back(history, rack, minutes_ns, to_ns)
+    material = _gather(history, rack, ratings_w, minutes_ns, to_ns, HELD_BACK, seed, progress)
+    if not material.judge and 0 < len(minutes_ns) < FEW_MINUTES:
+        return _gather(history, rack, ratings_w, minutes_ns, to_ns, HELD_BACK_MOST, seed, progress)
+    return material
+
+
+def _gather(
+    history: History,
+    rack: str,
+    ratings_w: Mapping[str, float],
+    minutes_ns: IntArray,
+    to_ns: int,
+    held_back: float,
+    seed: int,
+    progress: Callable[[float], None],
+) -> Material:
+    """`gather` of the stored minutes that begin at `minutes_ns`, of which the newest `held_back` are to judge by."""
+    stored_ticks, held_ns = _held_back(history, rack, minutes_ns, to_ns, held_back)
     if not stored_ticks:
         return Material([], [], SPAN_TICKS[-1], 0.0, 0.0, {}, 0.0, damage_notes(history))
     span_ticks = next((t for t in SPAN_TICKS if t <= stored_ticks / SPANS_PER_HISTORY), SPAN_TICKS[-1])
     sorter = _Sorter(ratings_w, span_ticks, held_ns, np.random.default_rng(seed))
-    for stretch in stretches(history, rack, from_ns, to_ns, longest_s=STRETCH_S):
+    for stretch in stretches(history, rack, int(minutes_ns[0]), to_ns, longest_s=STRETCH_S):
         sorter.take(stretch)
         progress(np.searchsorted(minutes_ns, stretch.t_ns[-1]) / len(minutes_ns))
     return sorter.material(stored_ticks * TICK_S / 3600.0, history)
 
 
-def _held_back(history: History, rack: str, minutes_ns: IntArray, to_ns: int) -> tuple[int, int]:
-    """How many ticks are stored, and from when on they are held back: the newest fifth of what is stored, not of the time."""
+def _held_back(
+    history: History, rack: str, minutes_ns: IntArray, to_ns: int, held_back: float
+) -> tuple[int, int]:
+    """How many ticks are stored, and from when on they are held back: the newest part of what is stored, not of the time."""
     if len(minutes_ns) >= FEW_MINUTES:
-        return 600 * len(minutes_ns), int(minutes_ns[int(len(minutes_ns) * (1.0 - HELD_BACK))])
+        return 600 * len(minutes_ns), int(minutes_ns[int(len(minutes_ns) * (1.0 - held_back))])
     if not len(minutes_ns):
         return 0, to_ns
     t_ns = np.sort(
         np.concatenate([s.t_ns for s in stretches(history, rack, int(minutes_ns[0]), to_ns)] or [minutes_ns[:0]])
     )
-    newest = max(HELD_BACK * len(t_ns), SPAN_TICKS[-1] + HORIZONS_S[-1] / TICK_S)
+    newest = max(held_back * len(t_ns), SPAN_TICKS[-1] + HORIZONS_S[-1] / TICK_S)
     return len(t_ns), int(t_ns[max(0, len(t_ns) - round(newest))]) if len(t_ns) else to_ns
 
 

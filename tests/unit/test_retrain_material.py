@@ -191,3 +191,16 @@ def test_a_minute_of_history_still_tells_something(tmp_path: Path) -> None:
     assert found.span_ticks == 200
     assert len(found.learn) >= 12
     assert len(found.judge) >= 12
+
+
+def test_of_a_short_history_whose_newest_fifth_is_not_nominal_more_is_held_back(tmp_path: Path) -> None:
+    def ends_in_hold(minute: int, power_w: FloatArray, marks: IntArray) -> None:
+        if minute == 3:
+            marks[:] |= int(Mark.HOLD)
+
+    keep_loads(tmp_path, 4, 4, spoil=ends_in_hold)
+    found = read(tmp_path, 4)
+    assert (found.span_ticks, len(found.learn), len(found.judge)) == (200, 4 * 6, 4 * 3)
+    assert found.used_outlet_h == pytest.approx(4 * 3 / 60.0)  # what was read twice is counted once
+    assert max(span.t_ns for span in found.learn) < min(span.t_ns for span in found.judge)
+    assert too_little(found) == ""
