@@ -110,6 +110,8 @@ def _sentence(kind: str, message: str, ctx: Mapping[str, Any], value: Any, loc: 
         return f"{value!r} is not allowed; allowed: {ctx.get('expected')}{hint}"
     if kind == "value_error":
         return str(ctx.get("error", message))
+    if kind == "string_pattern_mismatch" and (example := _example(loc)):
+        return f"{value!r} is not written like {example!r} (allowed: {_allowed(loc)})"
     allowed = _allowed(loc)
     return f"{value!r}: {message[0].lower()}{message[1:]}" + (f" (allowed: {allowed})" if allowed else "")
 
@@ -147,6 +149,13 @@ def _allowed(loc: Loc) -> str:
     if not keys or model is None or keys[-1] not in model.model_fields:
         return ""
     return allowed_range(model, keys[-1])
+
+
+def _example(loc: Loc) -> Any:
+    """A value that the option may have: of its documentation, or its default; None if there is none."""
+    model = _model_at(loc[:-1])
+    field = model.model_fields.get(str(loc[-1])) if model is not None else None
+    return None if field is None else (field.examples or [field.get_default()])[0]
 
 
 def allowed_range(model: type[BaseModel], field: str) -> str:

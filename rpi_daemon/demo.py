@@ -177,7 +177,7 @@ def _in_advance(summary: Mapping[str, Any]) -> str:
 def _passed(summary: Mapping[str, Any]) -> str:
     if summary["request_escape_rate"] is None:
         return "none could be judged yet: it takes 5 s"
-    return f"{summary['request_escape_rate']:.2%} of the highest draws in their 5 s passed them"
+    return f"{summary['request_escape_rate']:.2%} of the highest draws in their 5 s passed them; margins begin small and learn"
 
 
 def _print_summary(summary: Mapping[str, Any], keep: Path | None) -> None:

@@ -26,6 +26,7 @@ from rpi_daemon.records import (
     Decision,
     FloatArray,
     IntArray,
+    LimitState,
     Mode,
     Quality,
     RackModel,
@@ -106,6 +107,13 @@ class Keeping:
             self._historian.scores(*minute)
         if self._triggers is not None and self._captures is not None:
             self._captures.tick(snapshot.t_mono_ns, self._triggers.find(snapshot))
+
+    def left(self, pdu: str, limits: Mapping[int, LimitState]) -> None:
+        """What was read on a PDU after the last tick, by outlet number: it stands on while no daemon runs."""
+        if self._historian is None or self._limits is None:
+            return
+        for limit in self._limits.left(self._clock.utc_ns(), self._clock.mono_ns(), pdu, limits):
+            self._historian.limit(limit)
 
     def status(self) -> dict[str, Any]:
         kept = HistorianCounters() if self._historian is None else self._historian.counters
@@ -288,6 +296,19 @@ class StandingLimits:
         self._limit_w, self._kind = limit_w.copy(), kind
         self._told_ns = snapshot.t_mono_ns if restate else self._told_ns
         return [self._stored(snapshot, int(i), bool(changed[i])) for i in np.flatnonzero(told)]
+
+    def left(self, t_ns: int, t_mono_ns: int, pdu: str, limits: Mapping[int, LimitState]) -> list[StoredLimit]:
+        """Limits of one PDU that stand elsewhere since the last tick: what the stop wrote."""
+        found = []
+        for number, state in limits.items():
+            name = f"{pdu}/{number}"
+            if name not in self._rack.outlet_ids:
+                continue  # it meters for other outlets
+            limit_w = state.limit_w if state.enabled is not False else None
+            before_w = float(self._limit_w[self._rack.outlet_ids.index(name)])
+            if limit_w != (None if np.isnan(before_w) else before_w):
+                found.append(StoredLimit(t_ns, t_mono_ns, name, state.kind.value, limit_w, "stop", ""))
+        return found
 
     def _clock_set(self, snapshot: Snapshot) -> bool:
         """Whether somebody set the wall clock: what stands is told again in the new time, for nothing ties it to the old."""

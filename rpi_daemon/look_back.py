@@ -197,6 +197,8 @@ def events(
         fields = " ".join(f"{key}={_short(value)}" for key, value in event.data.items())
         say(f"{stamp(event.t_ns, asked.now.tzinfo, 3)}  {event.name}  {fields}")
         rows.append({**asdict(event), "local_time": stamp(event.t_ns, asked.now.tzinfo, 3)})
+    if not rows:
+        notes.append(" ".join(["no event", *([" or ".join(names)] if names else []), "in this span"]))
     chain = event_files.verify(asked.folder) if check else None
     notes += chain.broken if chain is not None else []
     document = {"schema": 1, "ok": chain is None or not chain.broken, "events": rows, "notes": notes}

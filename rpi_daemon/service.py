@@ -392,6 +392,8 @@ class Service:
         task.take_reports()
         task.inbox(PduReport(pdu, reading=reading))
         self._note_limits(pdu, reading)
+        if when == "stop" and self.keeping is not None:
+            self.keeping.left(pdu, reading.limits)
         return [write.outlet for write in writes]
 
     def _compare_static_safe(self, pdu: str, reading: PduReading, when: str) -> None:

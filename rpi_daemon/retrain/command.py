@@ -21,6 +21,7 @@ from rpi_daemon.history.events import Event, EventLog
 from rpi_daemon.host import folder_lock
 from rpi_daemon.models.forecaster import SHIPPED
 from rpi_daemon.models.library import SHIPPED_NAME, Library, Standing
+from rpi_daemon.models.manifest import load_model
 from rpi_daemon.retrain.decision import Decision, decide, new_name, prepare, tidy, training_lock, why_never
 from rpi_daemon.retrain.gate import INCUMBENT, MEMBERS, PERSISTENCE, RIDGE, verdict
 from rpi_daemon.retrain.process import Result, Training
@@ -123,6 +124,8 @@ def compare(config_path: Path, name: str, other: str | None, console: Console) -
     library = library_of(config)
     against = library.choose().name if other is None else other
     judged, measure = (directory_of(config_path, name) for name in (name, against))
+    for path in (judged, measure):
+        load_model(path)  # a damaged one is refused here, by name
     result = _with_a_bar(prepare(config, measure, library, _now_ns(), name, candidate=judged), console)
     if result.scores is None:
         raise RpiError(result.why_not)

@@ -153,9 +153,7 @@ def _gather(
     return sorter.material(stored_ticks * TICK_S / 3600.0, history)
 
 
-def _held_back(
-    history: History, rack: str, minutes_ns: IntArray, to_ns: int, held_back: float
-) -> tuple[int, int]:
+def _held_back(history: History, rack: str, minutes_ns: IntArray, to_ns: int, held_back: float) -> tuple[int, int]:
     """How many ticks are stored, and from when on they are held back: the newest part of what is stored, not of the time."""
     if len(minutes_ns) >= FEW_MINUTES:
         return 600 * len(minutes_ns), int(minutes_ns[int(len(minutes_ns) * (1.0 - held_back))])

@@ -73,6 +73,11 @@ def test_the_base_is_good() -> None:
             30,
             "350 W is above static_safe_w = 300 W of outlet a/1, at which the cap is left at stop",
         ),
+        (
+            BASE + '[retrain]\nhours = "25-26"\n',
+            26,
+            "retrain.hours: '25-26' is not written like '01:00-05:00' (allowed: ",
+        ),
         (BASE.replace("[rack]", "[rack"), 1, "not valid TOML"),
     ],
 )

@@ -15,12 +15,12 @@ from rpi_daemon.config.load import parse_config
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import History as Options
 from rpi_daemon.history.events import WAITING, Event, EventKeeper, read_events, verify
-from rpi_daemon.history.weeks import History
+from rpi_daemon.history.weeks import History, StoredLimit
 from rpi_daemon.history.writer import Writer
 from rpi_daemon.keeping import RESTATE_NS, Keeping, MinuteScores, StandingLimits
 from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.pipeline import Snapshot
-from rpi_daemon.records import TELEMETRY, TICK_NS, Decision, Desired, LimitKind, RackModel, Residual
+from rpi_daemon.records import TELEMETRY, TICK_NS, Decision, Desired, LimitKind, LimitState, RackModel, Residual
 
 
 def rack(folder: Path) -> RackModel:
@@ -57,6 +57,16 @@ def test_a_limit_that_changed_is_told_once_with_its_reason(tmp_path: Path) -> No
     assert told(5, [430.0, 300.0], foreign=("a/2",)) == [("a/1", 430.0, "raise"), ("a/2", 300.0, "foreign_change")]
     assert told(6, [nan, 300.0]) == [("a/1", None, "read")]
     assert told(6 + RESTATE_NS // NS_PER_S, [nan, 300.0]) == [("a/2", 300.0, "stands")]
+
+
+def test_what_the_stop_wrote_stands_after_the_last_tick(tmp_path: Path) -> None:
+    limits = StandingLimits(rack(tmp_path))
+    limits.changes(tick(1, [430.0, 300.0]))
+    read = {1: LimitState(500.0, True, LimitKind.ALARM), 2: LimitState(300.0, True, LimitKind.ALARM)}
+    found = limits.left(2 * NS_PER_S, NS_PER_S, "a", {**read, 7: read[1]})  # 7 meters for another outlet
+    assert found == [StoredLimit(2 * NS_PER_S, NS_PER_S, "a/1", "alarm", 500.0, "stop", "")]
+    off = limits.left(2 * NS_PER_S, NS_PER_S, "a", {1: LimitState(430.0, False, LimitKind.ALARM)})
+    assert [(limit.outlet, limit.limit_w) for limit in off] == [("a/1", None)]
 
 
 def test_what_stands_is_told_again_when_the_wall_clock_was_set(tmp_path: Path) -> None:
