@@ -80,7 +80,10 @@ def read_waveform(ring_path: Path, board: str, length_ns: int, end_ns: int | Non
         raise RpiError(f"{error.filename}: {error.strerror}; it is there from the daemon's first start on") from None
     except (ValueError, KeyError, TypeError) as error:
         raise RpiError(f"{scale_path}: {error}; start the daemon again") from None
-    ring = Ring(memory)
+    try:
+        ring = Ring(memory)
+    except ValueError as error:
+        raise RpiError(f"{ring_path}: {error}; start the daemon again") from None
     if ring.n_channels != len(channels):
         raise RpiError(f"{ring_path}: {ring.n_channels} channels, {scale_path.name} has {len(channels)}")
     scans, present = _span(ring, length_ns, end_ns)

@@ -5,15 +5,19 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+import structlog
+
 Job = Callable[[], None]
 
 CLOSE_TIMEOUT_S: Final = 5.0  # for what still waits at the end, on a disk that hangs
+
+log = structlog.get_logger(__name__)
 
 
 class Writer:
     """Does jobs one after the other. Any thread may call `put`, which never waits; who calls it bounds what it has waiting.
 
-    A job counts its own failures: it raises nothing.
+    A job counts its own failures: it raises nothing. One that does all the same is a defect, and costs itself alone.
     """
 
     def __init__(self) -> None:
@@ -35,10 +39,16 @@ class Writer:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        closing = False
+        closing = failed = False
         while not (closing and self._jobs.empty()):
             job = self._jobs.get()
             if job is None:
                 closing = True
-            else:
+                continue
+            try:
                 job()
+                failed = False
+            except Exception as error:  # noqa: BLE001  whatever it is, the jobs after it are done
+                if not failed:  # what is told is a job, too: one that fails must not bring the next
+                    log.error("history.defect", error=repr(error))
+                failed = True

@@ -175,6 +175,32 @@ def test_a_disk_that_takes_none_and_a_ring_that_is_gone_are_counted(tmp_path: Pa
     assert taken.counters.written == 0
 
 
+def test_a_ring_that_is_no_ring_is_counted_too(tmp_path: Path, writer: Writer) -> None:
+    Board(tmp_path / "run").run_to(9000)
+    (tmp_path / "run" / "b.ring").write_bytes(bytes(100_000))
+    taken = captures(writer, tmp_path)
+    taken.tick(5 * S, [trigger(5000)])
+    taken.close()
+    drained(writer)
+    assert (taken.counters.dropped, taken.counters.written) == (1, 0)
+    assert "not a ring" in str(taken.counters.failing)
+
+
+def test_a_defect_costs_one_job_and_is_told_once() -> None:
+    writer, done = Writer(), threading.Event()
+
+    def defect() -> None:
+        raise ValueError("unforeseen")
+
+    with structlog.testing.capture_logs() as logged:
+        for job in (defect, defect, done.set):
+            writer.put(job)
+        writer.start()
+        assert done.wait(20.0)
+        assert writer.close()
+    assert [(line["event"], line["error"]) for line in logged] == [("history.defect", "ValueError('unforeseen')")]
+
+
 def test_a_full_disk_leaves_no_part_of_a_capture(tmp_path: Path) -> None:
     """RLIMIT_FSIZE in a child: the .dat does not fit, as on a disk that fills up in the middle of it."""
     Board(tmp_path / "run").run_to(9000)
