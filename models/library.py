@@ -118,9 +118,14 @@ class Library:
                 refused.append(str(error))
         raise ModelError("; ".join(refused))
 
-    def promote(self, name: str, utc_ns: int, *, watch_ns: int = 0) -> Standing:
-        """Let `name` stand; the model that stood becomes the previous one. Raises ModelError: nothing has changed then."""
-        load_model(self.path(name))
+    def promote(self, name: str, utc_ns: int, *, watch_ns: int = 0, sha256: str = "") -> Standing:
+        """Let `name` stand; the model that stood becomes the previous one. Raises ModelError: nothing has changed then.
+
+        `sha256`: of the model that won; another one in its place does not stand.
+        """
+        found = load_model(self.path(name))
+        if sha256 and found.sha256 != sha256:
+            raise ModelError(f"{found.path}: not the model that was judged (its sha256 differs); train again")
         try:
             before = self.standing().current
         except ModelError:

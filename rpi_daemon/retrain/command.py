@@ -214,7 +214,8 @@ def _carry_out(config: Config, library: Library, decision: Decision) -> None:
         finally:
             events.close()
         if decision.outcome == "promoted":
-            library.promote(decision.model, now_ns, watch_ns=round(config.retrain.watch_hours * 3600 * NS_PER_S))
+            watch_ns = round(config.retrain.watch_hours * 3600 * NS_PER_S)
+            library.promote(decision.model, now_ns, watch_ns=watch_ns, sha256=decision.sha256)
 
 
 @contextlib.contextmanager

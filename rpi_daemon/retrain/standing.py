@@ -62,11 +62,11 @@ class StandingModel:
         """The forecaster of the pipeline, which has the chosen model."""
         self._forecaster = forecaster
 
-    async def promote(self, name: str, reason: str, *, watch_ns: int = 0) -> Standing:
+    async def promote(self, name: str, reason: str, *, watch_ns: int = 0, sha256: str = "") -> Standing:
         """Let `name` forecast from here on. Raises ModelError: everything is as before then."""
         before, now_ns = self.name, self._clock.utc_ns()
-        found, sha256 = await self._change(lambda: self.library.promote(name, now_ns, watch_ns=watch_ns))
-        log.info("model.promoted", model=found.current, sha256=sha256, before=before, reason=reason)
+        found, stands = await self._change(lambda: self.library.promote(name, now_ns, watch_ns=watch_ns, sha256=sha256))
+        log.info("model.promoted", model=found.current, sha256=stands, before=before, reason=reason)
         return found
 
     async def roll_back(self, reason: str) -> Standing:

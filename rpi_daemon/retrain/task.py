@@ -166,7 +166,8 @@ class Learning:
         self._last = {"outcome": outcome, "model": model, "reasons": decision.get("reasons", [])}
         if outcome == "promoted":
             watch_ns = round(self._config.retrain.watch_hours * 3600 * NS_PER_S)
-            await self._standing.promote(model, "it won at the gate", watch_ns=watch_ns)
+            judged = str(decision.get("sha256", ""))
+            await self._standing.promote(model, "it won at the gate", watch_ns=watch_ns, sha256=judged)
             await self._begin_watch()
 
     # -- the watch

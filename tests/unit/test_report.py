@@ -345,9 +345,10 @@ def test_the_page_stands_alone_and_takes_names_as_text(rack: Rack) -> None:
     rack.fill(range(1200), bump, constant(150.0, NAN))
     scores(rack, 50.0)
     rack.events(Event(T0, 0, "pdu.unreachable", {"level": "error", "error": "<script>alert('x')</script>"}))
-    page = page_of(rack.report() | {"rack": "<b>rack</b>"}, UTC)
+    page = page_of(rack.report() | {"rack": "<b>rack</b>", "states": {"<b>state</b>": 0.5}}, UTC)
     assert "<script" not in page
     assert "&lt;script&gt;alert" in page
+    assert "<b>state" not in page
     assert "&lt;b&gt;rack&lt;/b&gt;" in page
     assert not re.search(r"https?://|@import|url\(|src=", page)
     balance = _Balance()

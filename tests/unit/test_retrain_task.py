@@ -233,6 +233,19 @@ def test_a_candidate_that_is_damaged_after_the_gate_is_never_swapped_in(config: 
     assert library.choose().name == "shipped"
 
 
+def test_another_model_in_the_place_of_the_one_that_was_judged_does_not_stand(config: Config) -> None:
+    library = library_of(config)
+    shutil.copytree(SHIPPED, library.folder / "good")
+
+    async def act(made: Night) -> None:
+        with pytest.raises(ModelError, match="not the model that was judged"):
+            await made.learning.decided({"outcome": "promoted", "model": "good", "sha256": 64 * "0"})
+        assert made.standing.name == "shipped"
+
+    night(config, act)
+    assert library.choose().name == "shipped"
+
+
 def test_a_watch_goes_on_after_a_restart_and_ends_in_its_time(config: Config) -> None:
     library = library_of(config)
     shutil.copytree(SHIPPED, library.folder / "good")
