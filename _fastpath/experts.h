@@ -118,7 +118,7 @@ typedef struct {
     int32_t interval, seen;
     uint64_t learned, situations[RPI_SITUATIONS];
     double usual, recent;
-    double gram[RPI_INPUTS][RPI_INPUTS], moment[RPI_TARGETS][RPI_INPUTS], weight[RPI_TARGETS][RPI_INPUTS];
+    double gram[RPI_INPUTS][RPI_INPUTS], moment[RPI_INPUTS][RPI_TARGETS], weight[RPI_INPUTS][RPI_TARGETS];
     double ridge_error;
     int32_t solve_due;
     double count[RPI_KINDS][RPI_EXPERTS][RPI_SCALES][RPI_BINS], counted[RPI_KINDS][RPI_EXPERTS][RPI_SCALES], increment;
@@ -128,6 +128,10 @@ typedef struct {
     rpi_made now, pending[RPI_PENDING];
     uint32_t first_pending, last_pending;
 } rpi_outlet_experts;
+
+/* fmin and fmax without their care for NaN, which the compiler cannot do in line; nothing here is NaN. */
+static inline double rpi_least(double a, double b) { return a < b ? a : b; }
+static inline double rpi_most(double a, double b) { return a > b ? a : b; }
 
 static inline double rpi_within(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
 
@@ -139,14 +143,17 @@ static inline int64_t rpi_reach(int32_t interval, int horizon) {
     return (ticks + interval - 1) / interval * interval;
 }
 
+/* The newest reading; those before it lie below. */
+static inline const double *rpi_newest(const rpi_outlet_experts *o) { return o->power + (o->n - 1) % RPI_HISTORY + RPI_HISTORY; }
+
 /* The k-th newest reading; 0 is the newest. */
-static inline double rpi_back(const rpi_outlet_experts *o, uint64_t k) { return o->power[(o->n - 1 - k) % RPI_HISTORY]; }
+static inline double rpi_back(const rpi_outlet_experts *o, uint64_t k) { return *(rpi_newest(o) - k); }
 
 static inline uint64_t rpi_known(const rpi_outlet_experts *o) { return o->n < RPI_HISTORY ? o->n : RPI_HISTORY; }
 
 /* Rate of a memory that grows with what was seen, up to `memory`. */
 static inline double rpi_keep(double memory, uint64_t steps) {
-    return fmin(memory, 1.0 - RPI_GROWTH / ((double)steps + 3.0 * RPI_GROWTH));
+    return rpi_least(memory, 1.0 - RPI_GROWTH / ((double)steps + 3.0 * RPI_GROWTH));
 }
 
 /* ---- bands: counts of errors in bins of asinh width, forgetting; before any, a tail like (1 + |z| / 2)^-3 */
@@ -176,7 +183,7 @@ static void rpi_band(const double count[RPI_BINS], double total, double band[RPI
     for (int q = 0; q < RPI_QUANTILES; q++) {
         double want = rpi_levels[q] * total;
         while (b < RPI_BINS - 1 && sum + count[b] < want) sum += count[b++];
-        double part = count[b] > 0.0 ? fmin((want - sum) / count[b], 1.0) : 0.5;
+        double part = count[b] > 0.0 ? rpi_least((want - sum) / count[b], 1.0) : 0.5;
         band[q] = rpi_edges[b] + part * (rpi_edges[b + 1] - rpi_edges[b]);
     }
 }
@@ -302,10 +309,10 @@ static void rpi_take_in(rpi_outlet_experts *o, int64_t tick, double power, int32
     o->power[o->n % RPI_HISTORY] = o->power[o->n % RPI_HISTORY + RPI_HISTORY] = power;
     o->n++;
     o->seen = 1;
-    o->ewma += fmin(dt_s / RPI_EWMA_S, 1.0) * (power - o->ewma);
-    o->mean += fmin(fmax(dt_s / RPI_MEAN_S, 1.0 / (double)o->n), 1.0) * (power - o->mean);
-    o->low = fmin(o->low + dt_s / RPI_RANGE_S * (o->mean - o->low), power);
-    o->high = fmax(o->high + dt_s / RPI_RANGE_S * (o->mean - o->high), power);
+    o->ewma += rpi_least(dt_s / RPI_EWMA_S, 1.0) * (power - o->ewma);
+    o->mean += rpi_least(rpi_most(dt_s / RPI_MEAN_S, 1.0 / (double)o->n), 1.0) * (power - o->mean);
+    o->low = rpi_least(o->low + dt_s / RPI_RANGE_S * (o->mean - o->low), power);
+    o->high = rpi_most(o->high + dt_s / RPI_RANGE_S * (o->mean - o->high), power);
 }
 
 /* ---- the period: the lag with the smallest mean absolute difference (AMDF: Ross et al., "Average magnitude difference
@@ -313,11 +320,11 @@ static void rpi_take_in(rpi_outlet_experts *o, int64_t tick, double power, int32
 
 static void rpi_find_period(rpi_outlet_experts *o, int32_t interval, double clip) {
     int32_t unit = interval == 1 ? 2 : 1, first = (int32_t)(rpi_reach(interval, RPI_LAST) / interval) + (interval == 1 ? 10 : 1);
-    const double *newest = o->power + (o->n - 1) % RPI_HISTORY + RPI_HISTORY;
-    double now = *newest, rate = fmax(RPI_PERIOD_RATE, 1.0 / (double)++o->compared), lowest = INFINITY;
+    const double *newest = rpi_newest(o);
+    double now = *newest, rate = rpi_most(RPI_PERIOD_RATE, 1.0 / (double)++o->compared), lowest = INFINITY;
     int lags = ((int)rpi_known(o) - 1 - first) / unit, best = 0;
     lags = lags < 0 ? 0 : lags > RPI_LAGS ? RPI_LAGS : lags;
-    for (int i = 0; i < lags; i++) o->mismatch[i] += rate * (fmin(fabs(now - newest[-(first + i * unit)]), clip) - o->mismatch[i]);
+    for (int i = 0; i < lags; i++) o->mismatch[i] += rate * (rpi_least(fabs(now - newest[-(first + i * unit)]), clip) - o->mismatch[i]);
     for (int i = lags; i < RPI_LAGS; i++) o->mismatch[i] += rate * (clip - o->mismatch[i]);
     for (int i = 0; i < lags; i++)
         if (o->mismatch[i] < lowest) lowest = o->mismatch[best = i];
@@ -329,11 +336,12 @@ static void rpi_find_period(rpi_outlet_experts *o, int32_t interval, double clip
 static void rpi_see_inputs(const rpi_outlet_experts *o, int32_t interval, rpi_made *m) {
     uint64_t per = interval >= 10 ? 1 : (uint64_t)(10 / interval), known = rpi_known(o);
     double x0 = m->last_w, mean = x0, *f = m->input;
+    const double *newest = rpi_newest(o);
     int i = 0;
     for (uint64_t b = 0; b < RPI_MEANS; b++) {
         if ((b + 1) * per <= known) {
             double sum = 0.0;
-            for (uint64_t k = b * per; k < (b + 1) * per; k++) sum += rpi_back(o, k);
+            for (uint64_t k = b * per; k < (b + 1) * per; k++) sum += *(newest - k);
             mean = sum / (double)per;
         }
         f[i++] = mean - x0;
@@ -355,24 +363,25 @@ static void rpi_see_inputs(const rpi_outlet_experts *o, int32_t interval, rpi_ma
 
 static void rpi_ask_periodic(const rpi_outlet_experts *o, int32_t interval, rpi_made *m) {
     double highest = -INFINITY;
+    const double *origin = rpi_newest(o) - o->lag;
     int64_t step = 1;
     m->awake[RPI_PERIODIC] = o->lag > 0 && (uint64_t)o->lag < rpi_known(o);
     if (!m->awake[RPI_PERIODIC]) return;
     for (int h = 0; h < RPI_HORIZONS; h++) {
         int64_t reach = rpi_reach(interval, h) / interval;
-        for (; step <= reach; step++) highest = fmax(highest, rpi_back(o, (uint64_t)(o->lag - step)));
-        m->point[0][RPI_PERIODIC][h] = rpi_back(o, (uint64_t)(o->lag - reach));
+        for (; step <= reach; step++) highest = rpi_most(highest, origin[step]);
+        m->point[0][RPI_PERIODIC][h] = origin[reach];
         m->point[1][RPI_PERIODIC][h] = highest;
     }
 }
 
 static void rpi_ask_ridge(const rpi_outlet_experts *o, rpi_made *m) {
-    for (int t = 0; t < RPI_TARGETS; t++) {
-        double sum = 0.0;
-        for (int i = 0; i < RPI_INPUTS; i++) sum += o->weight[t][i] * m->input[i];
-        m->ridge[t] = sum;
-        m->point[t / RPI_HORIZONS][RPI_RIDGE][t % RPI_HORIZONS] = rpi_within(m->last_w + m->scale[0] * sum, o->low, o->high);
-    }
+    double sum[RPI_TARGETS] = {0.0};
+    for (int i = 0; i < RPI_INPUTS; i++)
+        for (int t = 0; t < RPI_TARGETS; t++) sum[t] += o->weight[i][t] * m->input[i];
+    memcpy(m->ridge, sum, sizeof sum);
+    for (int t = 0; t < RPI_TARGETS; t++)
+        m->point[t / RPI_HORIZONS][RPI_RIDGE][t % RPI_HORIZONS] = rpi_within(m->last_w + m->scale[0] * sum[t], o->low, o->high);
 }
 
 static void rpi_ask_all(const rpi_outlet_experts *o, int32_t interval, rpi_made *m) {
@@ -393,7 +402,7 @@ static void rpi_ask_all(const rpi_outlet_experts *o, int32_t interval, rpi_made 
 
 /* Bands are learned 5 s ahead, and are nearer in proportion to the mixture's error there. */
 static inline double rpi_near(const rpi_outlet_experts *o, int k, int h) {
-    return h == RPI_LAST ? 1.0 : rpi_within(o->error[k][h] / fmax(o->error[k][RPI_LAST], 1e-9), 0.05, 1.0);
+    return h == RPI_LAST ? 1.0 : rpi_within(o->error[k][h] / rpi_most(o->error[k][RPI_LAST], 1e-9), 0.05, 1.0);
 }
 
 /* What a candidate adds to its expert's point 5 s ahead: a quantile of the errors in one of the scales. The medians of both
@@ -416,12 +425,11 @@ static void rpi_average(const rpi_outlet_experts *o, const rpi_made *m, int k, i
     }
     double own = m->awake[RPI_LSTM] ? share[RPI_LSTM_ITSELF] : 0.0;
     total += own;
-    for (int h = 0; h < RPI_HORIZONS; h++) {
-        double sum = rpi_near(o, k, h) * band + own * m->own[k][h][q];
-        for (int j = 0; j < RPI_EXPERTS; j++)
-            if (m->awake[j]) sum += by_expert[j] * m->point[k][j][h];
-        said[h][q] = total > 0.0 ? sum / total : NAN;
-    }
+    double sum[RPI_HORIZONS];
+    for (int h = 0; h < RPI_HORIZONS; h++) sum[h] = rpi_near(o, k, h) * band + own * m->own[k][h][q];
+    for (int j = 0; j < RPI_EXPERTS; j++)
+        for (int h = 0; m->awake[j] && h < RPI_HORIZONS; h++) sum[h] += by_expert[j] * m->point[k][j][h];
+    for (int h = 0; h < RPI_HORIZONS; h++) said[h][q] = total > 0.0 ? sum[h] / total : NAN;
 }
 
 static void rpi_mix(const rpi_outlet_experts *o, rpi_made *m) {
@@ -469,8 +477,8 @@ static double rpi_part(const rpi_outlet_experts *o, int k, int q, int expert) {
 }
 
 static inline void rpi_scales(const rpi_outlet_experts *o, double floor_w, double scale[RPI_SCALES]) {
-    scale[0] = fmax(o->usual, floor_w);
-    scale[1] = fmax(RPI_RECENT_PART * o->recent + (1.0 - RPI_RECENT_PART) * o->usual, floor_w);
+    scale[0] = rpi_most(o->usual, floor_w);
+    scale[1] = rpi_most(RPI_RECENT_PART * o->recent + (1.0 - RPI_RECENT_PART) * o->usual, floor_w);
 }
 
 /* ---- learning: `came` [kinds][horizons] W is what the forecast `m` was about */
@@ -481,37 +489,41 @@ static void rpi_learn_ridge(rpi_outlet_experts *o, const rpi_made *m, const doub
         target[t] = rpi_within((came[t / RPI_HORIZONS][t % RPI_HORIZONS] - m->last_w) / m->scale[0], -RPI_RIDGE_CLIP, RPI_RIDGE_CLIP);
     double error = fabs(target[RPI_LAST] - m->ridge[RPI_LAST]), usual = o->ridge_error;
     double weight = error > RPI_HUBER * usual ? RPI_HUBER * usual / error : 1.0;
-    o->ridge_error = fmax(usual + 0.02 * (fmin(error, 5.0 * usual) - usual), 1e-6);
+    o->ridge_error = rpi_most(usual + 0.02 * (rpi_least(error, 5.0 * usual) - usual), 1e-6);
     for (int i = 0; i < RPI_INPUTS; i++)
         for (int j = 0; j <= i; j++) o->gram[i][j] = RPI_RIDGE_MEMORY * o->gram[i][j] + weight * m->input[i] * m->input[j];
-    for (int t = 0; t < RPI_TARGETS; t++)
-        for (int i = 0; i < RPI_INPUTS; i++)
-            o->moment[t][i] = RPI_RIDGE_MEMORY * o->moment[t][i] + weight * target[t] * m->input[i];
+    for (int i = 0; i < RPI_INPUTS; i++)
+        for (int t = 0; t < RPI_TARGETS; t++)
+            o->moment[i][t] = RPI_RIDGE_MEMORY * o->moment[i][t] + weight * target[t] * m->input[i];
     o->solve_due = 1;
 }
 
-/* Weights of all targets from one Cholesky factor; the prior keeps the pivots above zero. */
+/* Weights of all targets from one Cholesky factor; the prior keeps the pivots above zero. Innermost loops run along rows. */
 static void rpi_solve_ridge(rpi_outlet_experts *o) {
-    double l[RPI_INPUTS][RPI_INPUTS], z[RPI_INPUTS];
+    double left[RPI_INPUTS][RPI_INPUTS], z[RPI_INPUTS][RPI_TARGETS]; /* left: the factor, transposed */
     o->solve_due = 0;
-    for (int i = 0; i < RPI_INPUTS; i++)
-        for (int j = 0; j <= i; j++) {
-            double sum = o->gram[i][j] + (i == j ? RPI_RIDGE_PRIOR : 0.0);
-            for (int k = 0; k < j; k++) sum -= l[i][k] * l[j][k];
-            l[i][j] = i == j ? sqrt(fmax(sum, 1e-9)) : sum / l[j][j];
-        }
-    for (int t = 0; t < RPI_TARGETS; t++) {
-        for (int i = 0; i < RPI_INPUTS; i++) {
-            double sum = o->moment[t][i];
-            for (int k = 0; k < i; k++) sum -= l[i][k] * z[k];
-            z[i] = sum / l[i][i];
-        }
-        for (int i = RPI_INPUTS - 1; i >= 0; i--) {
-            double sum = z[i];
-            for (int k = i + 1; k < RPI_INPUTS; k++) sum -= l[k][i] * o->weight[t][k];
-            o->weight[t][i] = sum / l[i][i];
-        }
+    for (int i = 0; i < RPI_INPUTS; i++) {
+        for (int j = i; j < RPI_INPUTS; j++) left[i][j] = o->gram[j][i];
+        left[i][i] += RPI_RIDGE_PRIOR;
     }
+    for (int k = 0; k < RPI_INPUTS; k++) {
+        double pivot = left[k][k] = sqrt(rpi_most(left[k][k], 1e-9));
+        for (int j = k + 1; j < RPI_INPUTS; j++) left[k][j] /= pivot;
+        for (int i = k + 1; i < RPI_INPUTS; i++)
+            for (int j = i; j < RPI_INPUTS; j++) left[i][j] -= left[k][j] * left[k][i];
+    }
+    memcpy(z, o->moment, sizeof z);
+    for (int i = 0; i < RPI_INPUTS; i++) {
+        for (int k = 0; k < i; k++)
+            for (int t = 0; t < RPI_TARGETS; t++) z[i][t] -= left[k][i] * z[k][t];
+        for (int t = 0; t < RPI_TARGETS; t++) z[i][t] /= left[i][i];
+    }
+    for (int i = RPI_INPUTS - 1; i >= 0; i--) {
+        for (int k = i + 1; k < RPI_INPUTS; k++)
+            for (int t = 0; t < RPI_TARGETS; t++) z[i][t] -= left[i][k] * z[k][t];
+        for (int t = 0; t < RPI_TARGETS; t++) z[i][t] /= left[i][i];
+    }
+    memcpy(o->weight, z, sizeof z);
 }
 
 static void rpi_learn_bands(rpi_outlet_experts *o, const rpi_made *m, const double came[RPI_KINDS][RPI_HORIZONS]) {
@@ -540,7 +552,7 @@ static void rpi_learn_bands(rpi_outlet_experts *o, const rpi_made *m, const doub
         }
     for (int k = 0; k < RPI_KINDS; k++)
         for (int h = 0; h < RPI_HORIZONS; h++)
-            o->error[k][h] += fmax(0.01, 1.0 / ((double)o->learned + 1.0)) * (fabs(came[k][h] - m->mixed[k][h][0]) - o->error[k][h]);
+            o->error[k][h] += rpi_most(0.01, 1.0 / ((double)o->learned + 1.0)) * (fabs(came[k][h] - m->mixed[k][h][0]) - o->error[k][h]);
 }
 
 /* Bernstein online aggregation (Wintenberger, "Optimal learning with Bernstein online aggregation", Machine Learning 106,
@@ -556,9 +568,9 @@ static void rpi_learn_weights(rpi_outlet_experts *o, const rpi_made *m, int k, i
         if (!m->awake[rpi_expert_of(c)] || prior[c] == 0.0) continue;
         double regret = slope * (m->mixed[k][RPI_LAST][q] - m->candidate[k][q][c]) / m->scale[0];
         regret = rpi_within(regret, -RPI_LOSS_CLIP, RPI_LOSS_CLIP);
-        w[c].reach = fmax(w[c].reach * keep, fabs(regret));
+        w[c].reach = rpi_most(w[c].reach * keep, fabs(regret));
         w[c].spread = w[c].spread * keep + regret * regret;
-        double rate = fmin(0.5 / (w[c].reach + 1e-6), sqrt(surprise[c] / (w[c].spread + 1e-6)));
+        double rate = rpi_least(0.5 / (w[c].reach + 1e-6), sqrt(surprise[c] / (w[c].spread + 1e-6)));
         awake += w[c].share;
         w[c].share *= exp(rate * regret * (1.0 - rate * regret));
         grown += w[c].share;
@@ -572,14 +584,14 @@ static void rpi_learn_weights(rpi_outlet_experts *o, const rpi_made *m, int k, i
 }
 
 static void rpi_learn_scales(rpi_outlet_experts *o, double moved_w, double floor_w) {
-    double rate = fmax(RPI_USUAL_RATE, 1.0 / (0.2 * (double)(o->learned + 1) + 1.0));
+    double rate = rpi_most(RPI_USUAL_RATE, 1.0 / (0.2 * (double)(o->learned + 1) + 1.0));
     int first = rate > 0.3; /* the first guess may be far off */
     if (first) rate *= 2.0;
-    double usual = o->usual * exp(rate * (fmax(moved_w, floor_w) > o->usual ? RPI_USUAL_QUANTILE : RPI_USUAL_QUANTILE - 1.0));
+    double usual = o->usual * exp(rate * (rpi_most(moved_w, floor_w) > o->usual ? RPI_USUAL_QUANTILE : RPI_USUAL_QUANTILE - 1.0));
     if (first && moved_w > o->usual) usual = moved_w;
     o->usual = rpi_within(usual, floor_w, RPI_MOST_W);
     if (first) o->recent = o->usual;
-    o->recent += RPI_RECENT_RATE * (fmin(moved_w, RPI_RECENT_CLIP * o->recent) - o->recent);
+    o->recent += RPI_RECENT_RATE * (rpi_least(moved_w, RPI_RECENT_CLIP * o->recent) - o->recent);
     o->recent = rpi_within(o->recent, 0.05 * o->usual, RPI_MOST_W);
 }
 
@@ -588,7 +600,7 @@ static void rpi_learn_scales(rpi_outlet_experts *o, double moved_w, double floor
 static void rpi_restate(const rpi_outlet_experts *o, rpi_made *m, double floor_w) {
     double told = m->scale[0], known[RPI_SCALES];
     rpi_scales(o, floor_w, known);
-    for (int s = 0; s < RPI_SCALES; s++) m->scale[s] = fmax(m->scale[s], known[s]);
+    for (int s = 0; s < RPI_SCALES; s++) m->scale[s] = rpi_most(m->scale[s], known[s]);
     for (int i = 0; i < RPI_INPUTS - 1; i++) m->input[i] *= told / m->scale[0];
     for (int t = 0; t < RPI_TARGETS; t++) m->ridge[t] *= told / m->scale[0];
 }
@@ -598,7 +610,7 @@ static void rpi_resolve(rpi_outlet_experts *o, rpi_made *m, int32_t interval, do
     double came[RPI_KINDS][RPI_HORIZONS], highest = -INFINITY;
     int h = 0;
     for (uint64_t r = m->reading + 1; r < o->n && h < RPI_HORIZONS; r++) {
-        highest = fmax(highest, o->power[r % RPI_HISTORY]);
+        highest = rpi_most(highest, o->power[r % RPI_HISTORY]);
         for (; h < RPI_HORIZONS && o->tick[r % RPI_HISTORY] >= m->made + rpi_reach(interval, h) - interval / 4; h++) {
             came[0][h] = o->power[r % RPI_HISTORY] - m->plan[0][h];
             came[1][h] = highest - m->plan[1][h];
@@ -627,7 +639,7 @@ typedef struct {
 
 /* Whether the network's answer is finite and within physical bounds. */
 static int rpi_usable(const rpi_seen *x) {
-    double high_w = RPI_UPPER_BOUND * fmax(x->rating_w, x->power_w) + fmax(x->plan[1][RPI_LAST], 0.0);
+    double high_w = RPI_UPPER_BOUND * rpi_most(x->rating_w, x->power_w) + rpi_most(x->plan[1][RPI_LAST], 0.0);
     for (int k = 0; k < RPI_KINDS; k++)
         for (int h = 0; h < RPI_HORIZONS; h++)
             for (int q = 0; q < RPI_QUANTILES; q++)
@@ -682,23 +694,23 @@ static void rpi_outlet_step(rpi_outlet_experts *o, const rpi_seen *x, const rpi_
 /* Announced work added, within physical bounds and in order. `said` without it, [kinds][horizons][quantiles], in place. */
 static void rpi_finish(const rpi_outlet_experts *o, const rpi_seen *x, double said[RPI_KINDS][RPI_HORIZONS][RPI_QUANTILES]) {
     double now_w = o->now.last_w, announced_w = now_w + x->plan[1][RPI_LAST];
-    double bound_w = RPI_UPPER_BOUND * fmax(x->rating_w, now_w) + fmax(x->plan[1][RPI_LAST], 0.0);
+    double bound_w = RPI_UPPER_BOUND * rpi_most(x->rating_w, now_w) + rpi_most(x->plan[1][RPI_LAST], 0.0);
     /* nobody sees a server being switched on; and above its rating an outlet draws only what it already does */
-    double most_w = fmax(rpi_highest(o, 1) <= RPI_OFF_LEVEL * x->rating_w ? now_w : x->rating_w, announced_w);
+    double most_w = rpi_most(rpi_highest(o, 1) <= RPI_OFF_LEVEL * x->rating_w ? now_w : x->rating_w, announced_w);
     for (int h = 0; h < RPI_HORIZONS; h++) {
         double *value = said[0][h], *highest = said[1][h];
         for (int q = 0; q < RPI_QUANTILES; q++) {
             value[q] += x->plan[0][h];
-            highest[q] = fmax(highest[q] + x->plan[1][h], q ? now_w + x->plan[1][h] : 0.0);
+            highest[q] = rpi_most(highest[q] + x->plan[1][h], q ? now_w + x->plan[1][h] : 0.0);
         }
         value[0] = rpi_within(value[0], 0.0, bound_w);
-        highest[0] = rpi_within(fmax(highest[0], value[0]), 0.0, bound_w);
+        highest[0] = rpi_within(rpi_most(highest[0], value[0]), 0.0, bound_w);
         for (int q = 1; q < RPI_QUANTILES; q++) {
-            highest[q] = rpi_within(highest[q], highest[q - 1], fmax(fmin(most_w, bound_w), highest[q - 1]));
+            highest[q] = rpi_within(highest[q], highest[q - 1], rpi_most(rpi_least(most_w, bound_w), highest[q - 1]));
             /* the maximum is what limits are made of, and is learned as such: the value's tail gives way */
-            value[q] = fmax(fmin(value[q], highest[q]), value[q - 1]);
+            value[q] = rpi_most(rpi_least(value[q], highest[q]), value[q - 1]);
         }
-        for (int q = 0; h && q < RPI_QUANTILES; q++) highest[q] = fmax(highest[q], said[1][h - 1][q]);
+        for (int q = 0; h && q < RPI_QUANTILES; q++) highest[q] = rpi_most(highest[q], said[1][h - 1][q]);
     }
 }
 
