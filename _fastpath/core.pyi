@@ -408,3 +408,14 @@ class Experts:
     def awake(self) -> NDArray[np.bool_]: ...
     @property
     def period_ticks(self) -> NDArray[np.int64]: ...
+
+def network_quantiles(
+    change_w: NDArray[np.float64],
+    base_w: NDArray[np.float64],
+    ready: NDArray[np.bool_],
+    off: NDArray[np.bool_],
+    rating_w: NDArray[np.float64],
+    planned_w: NDArray[np.float64],
+    slightly_negative: float,
+    out: NDArray[np.float64],
+) -> None: ...

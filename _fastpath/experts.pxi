@@ -175,3 +175,72 @@ cdef class Experts:
             for h in range(RPI_HORIZONS):
                 for q in range(RPI_QUANTILES):
                     out[k, i, h, q] = said[k][h][q] if there else NAN
+
+
+cdef inline double _higher(double a, double b) noexcept nogil:
+    """The larger one; NaN where either is."""
+    return a if a > b or isnan(a) else b
+
+
+cdef inline double _lower(double a, double b) noexcept nogil:
+    return a if a < b or isnan(a) else b
+
+
+def network_quantiles(const double[:, ::1] change_w, const double[:] base_w, const uint8_t[:] ready, const uint8_t[:] off,
+                      const double[:] rating_w, const double[:, :] planned_w, double slightly_negative, double[:, :, :, ::1] out):
+    """The network's changes [n, 30] W (value, then running maximum; each horizons x quantiles) from base_w [n] as quantiles
+    out [2, n, 5, 3] W that do not fall, of running maxima that do not fall either nor lie below the value; NaN: not ready.
+    Down to `slightly_negative` of the rating below 0 W an answer is taken as 0 W."""
+    cdef Py_ssize_t n = change_w.shape[0], i, h, q
+    _check(change_w.shape[1] == RPI_KINDS * RPI_HORIZONS * RPI_QUANTILES, f"{change_w.shape[1]} outputs of a network")
+    _check(base_w.shape[0] == n and ready.shape[0] == n and off.shape[0] == n and rating_w.shape[0] == n
+           and planned_w.shape[0] == n and planned_w.shape[1] == RPI_HORIZONS, f"readings must be [{n}], planned_w [{n}, 5]")
+    _check(out.shape[0] == RPI_KINDS and out.shape[1] == n and out.shape[2] == RPI_HORIZONS and out.shape[3] == RPI_QUANTILES,
+           f"out must be [2, {n}, 5, 3]")
+    with nogil:
+        for i in range(n):
+            if ready[i]:
+                _network_outlet(&change_w[i, 0], base_w[i], off[i], rating_w[i], -slightly_negative * rating_w[i], planned_w[i], &out[0, i, 0, 0], &out[1, i, 0, 0])
+                continue
+            for h in range(RPI_HORIZONS):
+                for q in range(RPI_QUANTILES):
+                    out[0, i, h, q] = out[1, i, h, q] = NAN
+
+
+cdef void _network_outlet(const double *change_w, double base_w, bint off, double rating_w, double slightly_negative_w,
+                          const double[:] planned_w, double *value_w, double *running_max_w) noexcept nogil:
+    cdef int h, q, at
+    cdef double announced_w[5]
+    cdef double change, highest = 0.0, most_w
+    for h in range(RPI_HORIZONS):
+        change = planned_w[h] if isfinite(planned_w[h]) else 0.0
+        highest = change if h == 0 or change > highest else highest
+        announced_w[h] = base_w + highest
+    # A quiet outlet's rare jumps count many scales; when an announcement widens the scale, they would count as watts that the
+    # outlet cannot draw. The median is left alone: weights judge it. An outlet that is off stays off.
+    most_w = _higher(0.0 if off else rating_w, announced_w[RPI_HORIZONS - 1])
+    for h in range(RPI_HORIZONS):
+        at = h * RPI_QUANTILES
+        for q in range(RPI_QUANTILES):
+            value_w[at + q] = change_w[at + q] + base_w
+            running_max_w[at + q] = change_w[RPI_HORIZONS * RPI_QUANTILES + at + q] + base_w
+            if q:
+                running_max_w[at + q] = _higher(running_max_w[at + q], announced_w[h])
+        _bound(&value_w[at], off, most_w, slightly_negative_w)
+        _bound(&running_max_w[at], off, most_w, slightly_negative_w)
+        for q in range(RPI_QUANTILES):
+            running_max_w[at + q] = _higher(running_max_w[at + q], value_w[at + q])
+            if h:
+                running_max_w[at + q] = _higher(running_max_w[at + q], running_max_w[at + q - RPI_QUANTILES])
+
+
+cdef void _bound(double *quantile_w, bint off, double most_w, double slightly_negative_w) noexcept nogil:
+    """Within what the outlet can draw and what is said of its median, not negative (worse stays, and is refused), in order."""
+    cdef double ceiling_w = most_w if off else _higher(most_w, quantile_w[0])
+    cdef int q
+    for q in range(RPI_QUANTILES):
+        quantile_w[q] = _lower(quantile_w[q], ceiling_w)
+        if quantile_w[q] > slightly_negative_w:
+            quantile_w[q] = _higher(quantile_w[q], 0.0)
+        if q:
+            quantile_w[q] = _higher(quantile_w[q], quantile_w[q - 1])

@@ -128,9 +128,8 @@ class InputStream:
         if interval_ticks is self._given:
             return
         self._given = interval_ticks
-        interval = np.broadcast_to(interval_ticks, self._n)
-        if not np.array_equal(interval, self._interval):
-            self._interval = interval.copy()
+        if not (interval_ticks == self._interval).all():
+            self._interval = np.array(np.broadcast_to(interval_ticks, self._n))
             self._begin()
 
     def _step_parts(self, before_w: FloatArray, live: BoolArray, restarted: BoolArray) -> None:

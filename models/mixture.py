@@ -55,7 +55,9 @@ class Mixture:
         self._late_in_a_row = 0
         self._rest = 0
         self._t_mono_ns = 0
+        self._source = (alone or MIXTURE,) * n
         self._counts = {alone or MIXTURE: 0, "persistence": 0, NO_FORECAST: 0}
+        self._interval_ticks = np.ones(n, np.int64)
         self._silent = np.full((n, len(HORIZONS_S), len(QUANTILES)), np.nan)
 
     @property
@@ -115,13 +117,15 @@ class Mixture:
         """One tick of every expert; call once for each."""
         self._t_mono_ns = x.t_mono_ns
         network = self._ask_network(x)
+        if not (x.interval_ticks == self._interval_ticks).all():
+            self._interval_ticks = np.array(np.broadcast_to(x.interval_ticks, self._n))
         out = np.empty((2, *self._silent.shape))
         self._experts.step(
             round(x.t_mono_ns / TICK_NS),
             x.power_w,
             x.valid,
             x.fresh,
-            np.broadcast_to(x.interval_ticks, self._n),
+            self._interval_ticks,
             x.rating_w,
             x.planned_w,
             self._silent if network is None else network.value_w,
@@ -133,6 +137,9 @@ class Mixture:
     def _sources(self, out: FloatArray) -> tuple[str, ...]:
         answered = np.isfinite(out[_VALUE, :, 0, 0])
         name = self._alone or MIXTURE
+        if self._alone is None and answered.all():
+            self._counts[name] += self._n
+            return self._source
         stood_in = np.zeros(self._n, np.bool_)
         if self._alone is not None:
             stood_in = answered & ~self._experts.awake[EXPERTS.index(self._alone)]
@@ -140,7 +147,7 @@ class Mixture:
         self._counts["persistence"] += int(stood_in.sum())
         self._counts[name] += int((answered & ~stood_in).sum())
         if not stood_in.any() and answered.all():
-            return (name,) * self._n
+            return self._source
         return tuple(np.where(answered, np.where(stood_in, "persistence", name), NO_FORECAST).tolist())
 
     def _weights(self, kind: int, quantile: int) -> Mapping[str, FloatArray]:

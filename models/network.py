@@ -6,8 +6,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rpi_daemon.models.baseline import known_plan, ordered, running_max
+from rpi_daemon._fastpath.core import network_quantiles
 from rpi_daemon.models.inputs import Inputs, InputStream
+from rpi_daemon.models.lstm import N_OUTPUTS
 from rpi_daemon.models.manifest import LoadedModel, load_model
 from rpi_daemon.records import HORIZONS_S, QUANTILES, BoolArray, Forecast, ForecastInput
 
@@ -15,8 +16,8 @@ Float32 = NDArray[np.float32]
 
 PRIME_LENGTH: Final = 200  # steps that a new model is run over before it takes over: 20 s, or 200 readings
 PRIME_STEPS_PER_TICK: Final = 5
-SLIGHTLY_NEGATIVE: Final = 0.05  # of the rating: an answer down to this far below 0 W is taken as 0 W
-_SHAPE: Final = (2, len(HORIZONS_S), len(QUANTILES))
+SLIGHTLY_NEGATIVE: Final = 0.05  # of the rating: an answer down to this far below 0 W is 0 W: of a server that is off
+_SHAPE: Final = (len(HORIZONS_S), len(QUANTILES))
 
 
 class _State:
@@ -57,7 +58,8 @@ class LstmForecaster:
         self._n = n
         self._inputs = InputStream(n)
         self._state = _State(model if isinstance(model, LoadedModel) else load_model(model), n)
-        self._change_w = np.zeros((*_SHAPE, n))  # the newest answer, from the reading that it was made at
+        self._change_w = np.zeros((n, N_OUTPUTS))  # the newest answer, from the reading that it was made at
+        self._source = (self.name,) * n
         self._seen: Inputs | None = None
         self._past: list[Inputs] = []  # of ticks with an answer; newest last, at most PRIME_LENGTH
         self._candidate: _State | None = None
@@ -93,23 +95,14 @@ class LstmForecaster:
         self._prime()
         if seen.due.all():
             y = self._state.step(seen.columns, seen.restarted, seen.live)
-            self._change_w = y.T.reshape(*_SHAPE, self._n) * seen.scale_w
+            np.multiply(y, seen.scale_w[:, None], out=self._change_w)
         elif seen.due.any():
             y = self._state.step(seen.columns, seen.restarted, seen.live)[seen.due]
-            self._change_w[..., seen.due] = y.T.reshape(*_SHAPE, len(y)) * seen.scale_w[seen.due]
+            self._change_w[seen.due] = y * seen.scale_w[seen.due, None]
         self._remember(seen)
-        quantile_w = self._change_w + np.where(seen.ready, seen.base_w, np.nan)
-        announced_w = seen.base_w + running_max(known_plan(x.planned_w))
-        above = quantile_w[1, :, QUANTILES.index(0.9) :]
-        np.maximum(above, announced_w[:, None], out=above)
-        # A quiet outlet's rare jumps count many scales; when an announcement widens the scale, they would count as watts
-        # that the outlet cannot draw. The median is left alone: the stack judges it. An outlet that is off stays off.
-        highest_w = np.maximum(np.where(seen.off, 0.0, x.rating_w), announced_w[-1])
-        ceiling_w = np.maximum(highest_w, np.where(seen.off, -np.inf, quantile_w[:, :, :1]))
-        np.minimum(quantile_w, ceiling_w, out=quantile_w)
-        # A server that is off is forecast within a little of 0 W; a draw is never negative. Worse stays, and is refused.
-        np.maximum(quantile_w, 0.0, out=quantile_w, where=quantile_w > -SLIGHTLY_NEGATIVE * x.rating_w)
-        return ordered(x.t_mono_ns, quantile_w[0], quantile_w[1], self.name)
+        out = np.empty((2, self._n, *_SHAPE))
+        network_quantiles(self._change_w, seen.base_w, seen.ready, seen.off, x.rating_w, x.planned_w, SLIGHTLY_NEGATIVE, out)
+        return Forecast(x.t_mono_ns, out[0], out[1], self._source)
 
     def _remember(self, seen: Inputs) -> None:
         if not seen.due.any():

@@ -39,6 +39,9 @@ LEAST_ERROR: Final = 0.0006  # part of the rating: the least that counts as usua
 ERROR_MEMORY_S: Final = 300.0
 MOST_RISES: Final = 22.0  # from 20 on the margin is the rating at least, whatever the usual error
 MISSED_HALF_LIFE_S: Final = 60.0
+# NumPy takes many times as long with a member of an enumeration.
+_SATURATED: Final = int(Quality.SATURATED)
+_SLOW_METER: Final = int(Quality.SLOW_METER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +191,7 @@ class Corrector:
             with np.errstate(invalid="ignore"):
                 seen_w = in_force.seen_w(readings.power_w, readings.rms_a)  # held at its amperes, the voltage may sag
                 capped = capped & (seen_w >= (1.0 - self._config.censor_band) * in_force.limit_w)
-        censored: BoolArray = (capped | ((readings.quality & Quality.SATURATED) != 0)) & readings.valid
+        censored: BoolArray = (capped | ((readings.quality & _SATURATED) != 0)) & readings.valid
         return censored
 
     def _at_cap(self, readings: Readings, cap_w: FloatArray | None) -> BoolArray:
@@ -216,7 +219,7 @@ class Corrector:
         """The largest recent change between two readings of a slow meter that an enforced limit goes by."""
         if not self._enforced.any():
             return
-        fresh = readings.fresh & self._enforced & (readings.quality & Quality.SLOW_METER != 0)
+        fresh = readings.fresh & self._enforced & (readings.quality & _SLOW_METER != 0)
         change_w = np.where(fresh, np.abs(readings.power_w - self._read_before_w), 0.0)
         self._missed_w = np.fmax(self._missed_w * 0.5 ** (dt_s / MISSED_HALF_LIFE_S), change_w)
         self._read_before_w = np.where(fresh, readings.power_w, np.where(readings.valid, self._read_before_w, np.nan))

@@ -60,7 +60,7 @@ class Reach:
             group.keep(said)
 
     def _group_by(self, interval_ticks: IntArray) -> None:
-        if np.array_equal(self._interval_ticks, np.broadcast_to(interval_ticks, self._n)):
+        if (self._interval_ticks == interval_ticks).all():
             return
         self._interval_ticks = np.array(np.broadcast_to(interval_ticks, self._n))
         self._groups = [
@@ -108,7 +108,7 @@ class _Group:
         if not judged.any():
             return None
         t_made_ns = self._t_ns[made]
-        since_w = np.where(self._t_ns[:, None] > t_made_ns, self._seen_w, -np.inf).max(axis=0)
+        since_w = self._highest_since(t_made_ns)
         column = np.arange(len(made))
         return Due(
             judged,
@@ -118,6 +118,12 @@ class _Group:
             highest_w=np.where(judged & (t_made_ns >= whole_since_ns), since_w, np.nan),
             said=np.where(judged, self._said[made, :, column].T, np.nan),
         )
+
+    def _highest_since(self, t_made_ns: IntArray) -> FloatArray:
+        first_ns = t_made_ns[0]
+        if (t_made_ns == first_ns).all():
+            return self._seen_w[self._t_ns > first_ns].max(axis=0)  # type: ignore[no-any-return]
+        return np.where(self._t_ns[:, None] > t_made_ns, self._seen_w, -np.inf).max(axis=0)  # type: ignore[no-any-return]
 
     def keep(self, said: FloatArray) -> None:
         self._said[self._row] = said[:, self.outlets]
