@@ -380,3 +380,25 @@ class ReferenceExperts:
         share[on] *= np.exp(rate * regret * (1.0 - rate * regret))
         share[on] *= before / share[on].sum()
         share[:] = (1.0 - 0.001) * share / share.sum() + 0.001 * first / first.sum()
+
+
+def network_quantiles(
+    change_w: Array,
+    base_w: Array,
+    ready: NDArray[np.bool_],
+    off: NDArray[np.bool_],
+    rating_w: Array,
+    planned_w: Array,
+    slightly_negative: float,
+    out: Array,
+) -> None:
+    """See core.pyi."""
+    made = change_w.reshape(-1, 2, 5, 3).transpose(1, 0, 2, 3) + np.where(ready, base_w, np.nan)[:, None, None]
+    announced_w = base_w[:, None] + np.maximum.accumulate(np.where(np.isfinite(planned_w), planned_w, 0.0), axis=1)
+    made[1, :, :, 1:] = np.maximum(made[1, :, :, 1:], announced_w[:, :, None])
+    most_w = np.maximum(np.where(off, 0.0, rating_w), announced_w[:, -1])[:, None, None]
+    made = np.minimum(made, np.where(off[:, None, None], most_w, np.maximum(most_w, made[..., :1])))
+    lowest_w = -slightly_negative * rating_w[:, None, None]
+    made = np.maximum.accumulate(np.where(made > lowest_w, np.maximum(made, 0.0), made), axis=3)
+    out[0] = made[0]
+    out[1] = np.maximum.accumulate(np.maximum(made[0], made[1]), axis=1)

@@ -190,7 +190,7 @@ def ridge_scores(count: int, seed: int, leads_s: Sequence[float]) -> list[dict[s
 
 
 def power_inputs(power_w: FloatArray, per_s: float = 10.0) -> FloatArray:
-    """What models/baseline.py's Ridge looks at."""
+    """What a ridge regression on recent readings looks at."""
     means = [power_w - decayed(power_w, tau_s * per_s) for tau_s in (1.0, 5.0, 30.0)]
     back = max(1, round(per_s))
     return np.column_stack([*means, power_w - np.concatenate([np.full(back, power_w[0]), power_w[:-back]])])

@@ -1,1 +1,1 @@
-"""Forecasters: the streamed LSTM, its baselines, its training."""
+"""Forecasters: the streamed LSTM, the mixture it is part of, its training."""

@@ -101,7 +101,9 @@ class LstmForecaster:
             self._change_w[seen.due] = y * seen.scale_w[seen.due, None]
         self._remember(seen)
         out = np.empty((2, self._n, *_SHAPE))
-        network_quantiles(self._change_w, seen.base_w, seen.ready, seen.off, x.rating_w, x.planned_w, SLIGHTLY_NEGATIVE, out)
+        network_quantiles(
+            self._change_w, seen.base_w, seen.ready, seen.off, x.rating_w, x.planned_w, SLIGHTLY_NEGATIVE, out
+        )
         return Forecast(x.t_mono_ns, out[0], out[1], self._source)
 
     def _remember(self, seen: Inputs) -> None:

@@ -73,7 +73,7 @@ CAUSES: Mapping[str, tuple[str, str]] = {
     "cap_unreachable": ("bmc_unreachable", "the management controller of {} does not answer, or refuses us"),
     "cap_uncontrolled": ("cap_not_held", "the management controller of {} does not take its power cap"),
     "cap_not_held": ("cap_not_held", "{} draws more than its power cap"),
-    "model_fallback": ("model_fallback", "the baselines forecast in place of the model"),
+    "model_fallback": ("model_fallback", "the other experts forecast without the network"),
     "tick_overrun": ("daemon_fault", "the control loop is late"),
     "audit_not_durable": ("daemon_fault", "the audit record cannot be written to disk"),
     "lease_expired": ("daemon_fault", "the control loop has stopped"),

@@ -30,7 +30,7 @@ def build_pipeline(
     writes_per_day: IntArray | None = None,
     without_model: bool = False,
 ) -> Pipeline:
-    """A fresh pipeline in STATIC_SAFE. Raises ModelError for a refused model; `without_model` the baselines forecast."""
+    """A fresh pipeline in STATIC_SAFE. Raises ModelError for a refused model; `without_model` the other experts forecast."""
     features = Features(
         rack,
         boards,

@@ -83,7 +83,7 @@ class HealthFlags:
     cap_unreachable: frozenset[str] = frozenset()  # loads whose management controller does not answer
     cap_uncontrolled: frozenset[str] = frozenset()  # loads whose server does not take our caps
     cap_not_held: frozenset[str] = frozenset()  # loads that draw more than the cap that stands
-    model_fallback: bool = False  # a baseline forecasts: shown, no reason to hold
+    model_fallback: bool = False  # the other experts forecast without the network: shown, no reason to hold
     tick_overrun: bool = False  # more than 3 ticks in a row late
     audit_not_durable: bool = False
     over_derating: frozenset[str] = frozenset()  # constraints that carry more than their continuous rating: shown

@@ -40,7 +40,7 @@ class Header:
     config: Config
     base_dir: str
     opted_in: tuple[bool, ...]  # after what the PDUs at hand ruled out
-    without_model: bool  # it was refused, and the baselines forecast
+    without_model: bool  # it was refused, and the other experts forecast without it
     boards: tuple[BoardDescription, ...]
     corrections: tuple[Correction, ...]
 

@@ -457,7 +457,7 @@ class Service:
         return pipeline
 
     def _with_standing_model(self) -> tuple[Config, bool]:
-        """The configuration with the model that stands, and whether the baselines must do without one."""
+        """The configuration with the model that stands, and whether the other experts must do without one."""
         if not needs_model(self.config):
             return self.config, False
         # onnxruntime takes 0.3 s to import: only once STATIC_SAFE is verified
@@ -468,7 +468,9 @@ class Service:
             choice = self.standing.choose()
         except ModelError as error:
             self.model_refused = str(error)
-            log.error("model.refused", error=str(error), doing="baselines forecast; replace the model and restart")
+            log.error(
+                "model.refused", error=str(error), doing="the other experts forecast; replace the model and restart"
+            )
             return self.config, True
         self.model_refused = "; ".join(choice.refused) or None
         return with_model(self.config, choice), False

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rpi_daemon._fastpath.core import Experts
+from rpi_daemon._fastpath.core import Experts, network_quantiles
 from rpi_daemon._fastpath.reference_experts import ReferenceExperts
+from rpi_daemon._fastpath.reference_experts import network_quantiles as reference_quantiles
 
 RATING_W = 600.0
 NOTHING = np.full((1, 5, 3), np.nan)
@@ -92,3 +93,27 @@ def test_an_expert_that_slept_for_hours_knows_its_errors_when_it_wakes() -> None
             widths_w.append(said[0, 0, 4, 2] - said[0, 0, 4, 0])
     before_w, after_w = widths_w
     assert after_w == pytest.approx(before_w, rel=0.15)
+
+
+def test_the_networks_quantiles_equal_their_twin() -> None:
+    """Bit by bit: outlets off and not ready, announced work, unknown plans, answers below 0 W, and no numbers at all."""
+    rng = np.random.default_rng(12)
+    n = 400
+    change_w = rng.normal(0.0, 150.0, (n, 30))
+    change_w[rng.random((n, 30)) < 0.002] = np.nan
+    base_w = np.where(rng.random(n) < 0.3, 0.0, rng.uniform(0.0, 900.0, n))
+    planned_w = rng.normal(0.0, 200.0, (n, 5)) * (rng.random(n) < 0.5)[:, None]
+    planned_w[rng.random((n, 5)) < 0.1] = np.nan
+    ready, off = rng.random(n) < 0.8, rng.random(n) < 0.3
+    given = (change_w, base_w, ready, off, rng.uniform(100.0, 2000.0, n), planned_w, 0.05)
+    ours, twin = np.empty((2, n, 5, 3)), np.empty((2, n, 5, 3))
+    network_quantiles(*given, ours)
+    reference_quantiles(*given, twin)
+    np.testing.assert_array_equal(ours, twin)
+    assert np.isnan(ours[:, ~ready]).all()
+    clean = ready & np.isfinite(change_w).all(1)
+    assert (np.diff(ours[:, clean], axis=3) >= 0.0).all()
+    assert (np.diff(ours[1, clean], axis=1) >= 0.0).all()
+    assert (ours[1, clean] >= ours[0, clean]).all()
+    with pytest.raises(ValueError, match="29 outputs"):
+        network_quantiles(change_w[:, :29].copy(), *given[1:], ours)

@@ -9,7 +9,6 @@ import pytest
 from rpi_daemon._fastpath.core import EXPERTS
 from rpi_daemon.clock import ManualClock
 from rpi_daemon.errors import ModelError
-from rpi_daemon.models.baseline import Ewma, Persistence, Ridge
 from rpi_daemon.models.forecaster import SHIPPED, Forecaster
 from rpi_daemon.models.inputs import InputStream
 from rpi_daemon.models.manifest import LoadedModel, load_model
@@ -99,11 +98,11 @@ def test_an_outlet_that_is_off_is_forecast_off_from_the_start(model: LoadedModel
     assert mixture.step(tick(300, power_w, planned_w)).running_max_w[0, -1, 1] >= 100.0
 
 
-def test_baseline_bands_hold_their_share() -> None:
-    """The 0.9 quantile of a noisy level is passed in one tick of ten, whatever the baseline."""
+def test_bands_hold_their_share() -> None:
+    """The 0.9 quantile of a noisy level is passed in one tick of ten, whatever the expert."""
     rng = np.random.default_rng(3)
     level = 200.0 + rng.normal(0.0, 10.0, (4000, 8))
-    for member in (Persistence(8), Ewma(8), Ridge(8)):
+    for member in [Mixture(8, alone=name) for name in ("persistence", "ewma", "ridge")]:
         passed = []
         for k in range(3990):
             made = member.step(tick(k, level[k]))
@@ -113,15 +112,15 @@ def test_baseline_bands_hold_their_share() -> None:
 
 
 def test_ridge_learns_a_ramp_that_persistence_cannot() -> None:
-    ridge, persistence = Ridge(1), Persistence(1)
-    off = {"ridge": 0.0, "persistence": 0.0}
+    members = {name: Mixture(1, alone=name) for name in ("ridge", "persistence")}
+    off = dict.fromkeys(members, 0.0)
     power_w = 300.0 + 200.0 * np.sin(2.0 * np.pi * np.arange(1650) / 200.0)
     for k in range(1600):
         x = tick(k, power_w[k : k + 1])
-        for member in (ridge, persistence):
+        for name, member in members.items():
             made = member.step(x)
             if k > 800:
-                off[member.name] += abs(float(made.value_w[0, 4, 0]) - power_w[k + 50])
+                off[name] += abs(float(made.value_w[0, 4, 0]) - power_w[k + 50])
     assert off["ridge"] < 0.3 * off["persistence"]
 
 
@@ -242,7 +241,7 @@ class Broken:
     name = "broken"
 
     def __init__(self, n: int, clock: ManualClock) -> None:
-        self._inner = Persistence(n)
+        self._inner = Mixture(n, alone="persistence")
         self._clock = clock
         self.fault = ""
         self.resets = 0
@@ -339,20 +338,6 @@ def test_without_a_model_the_others_are_mixed() -> None:
 def test_a_refused_model_is_an_error_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=str(tmp_path)):
         default_mixture(1, tmp_path)
-
-
-@pytest.mark.parametrize("kind", [Persistence, Ewma, Ridge])
-def test_the_bands_of_a_slow_meter_learn_from_each_reading_once(kind: type[Persistence | Ewma | Ridge]) -> None:
-    """Held or not, one second's reading moves the bands as one measurement: never as ten."""
-    member = kind(1)
-    member.step(tick(0, np.array([300.0]), quality=Quality.SLOW_METER))
-    for k in range(1, 200):
-        held = Quality.SLOW_METER if k % 10 == 0 else Quality.SLOW_METER | Quality.HELD
-        before = member._bands.copy()
-        member.step(tick(k, np.array([300.0 + 40.0 * (k // 10 % 2)]), quality=held))
-        if k % 10:
-            assert (member._bands == before).all()
-    assert (member._bands != 0.0).any()
 
 
 def test_the_network_steps_at_fresh_readings_and_its_answer_stands_between(model: LoadedModel) -> None:
