@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -236,9 +237,11 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 def _read(file: Path) -> bytes:
     try:
-        size = file.stat().st_size
-        if size > MAX_BYTES:
-            raise ModelError(f"{file}: {size} bytes is more than a model may have ({MAX_BYTES})")
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read without end
+            raise ModelError(f"{file}: no regular file; copy the directory again")
+        if status.st_size > MAX_BYTES:
+            raise ModelError(f"{file}: {status.st_size} bytes is more than a model may have ({MAX_BYTES})")
         return file.read_bytes()
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror}); a model is a directory with {MODEL} and {MANIFEST}")\

@@ -1,6 +1,7 @@
 """A model directory is taken when every bit is right and refused when one is not."""
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -91,6 +92,18 @@ def test_missing_files_are_named(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"manifest\.toml: cannot be read"):
         load_model(tmp_path / "nowhere")
     assert "cannot be read" in describe(copy)["refused_because"]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.toml"])
+def test_what_is_no_file_is_refused_and_not_waited_for(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(ModelError, match="no regular file"):
+        load_model(copy)
+    (copy / name).unlink()
+    (copy / name).symlink_to("/dev/zero")
+    with pytest.raises(ModelError, match="no regular file"):
+        load_model(copy)
 
 
 def test_canary_and_contract_are_checked_behind_the_hashes(copy: Path) -> None:
