@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 LEAST_LEARN: Final = 8  # spans
 BYTES_PER_TICK: Final = 2 * (N_COLUMNS + 2 * 5) + 3 * 4 + 5  # examples, their weights, and series of one outlet tick
 WORKING_MB: Final = 300.0  # interpreter, libraries, choice of spans, gradients
-STAGES: Final = 10
+STAGES: Final = 60
 PASSES: Final = 2  # of a stage over its part
-PATIENCE: Final = 2  # stages without a gain
+PATIENCE: Final = 4  # stages without a gain
 LANES: Final = (16, 96)
 VALIDATION: Final = 0.15  # of the spans to learn from, the newest: they say when to stop
 VALIDATED_AT_ONCE: Final = 96  # spans
