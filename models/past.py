@@ -38,6 +38,7 @@ SPREAD, AGE, LAG, KNOWN = range(N_FACTS, N_FACTS + 4)
 N_ROWS: Final = N_FACTS + 4
 _H: Final = len(HORIZONS_S)
 _REACH: Final = round(HORIZONS_S[-1] / TICK_S)  # ticks
+_ANALOG_ROWS: Final = np.array(ANALOG_S) - 1
 _AHEAD: Final = slice(PERIOD + 1, PERIOD + 1 + _H)
 _PEAKS: Final = slice(PERIOD + 1 + _H, PERIOD + 1 + _H + len(ANALOG_S))
 _MISS: Final = SHARES - 1
@@ -72,6 +73,9 @@ class Past:
         self._peaks = np.full_like(self._history, UNKNOWN_W)  # highest of the second that ends at each reading
         self._high = np.zeros((20, n))  # of each of the last 20 s, the present one included
         self._low = np.zeros((20, n))
+        self._before_second = np.zeros(
+            (3, n)
+        )  # highest of the 4 s before the present second, highest and lowest of the 19 s
         self._lags = np.arange(LAG_MAX, LAG_MIN - 1, -LAG_STEP)
         self._mean_decay: FloatArray = TICK_S / _MEAN_S
         self._spread_decay: float | FloatArray = TICK_S / _SPREAD_S
@@ -120,7 +124,7 @@ class Past:
         self._history[:, rows] = UNKNOWN_W
         self._mismatch[:, rows] = 0.0
         self._peaks[:, rows] = UNKNOWN_W
-        self._high[:, rows] = self._low[:, rows] = power_w[rows]
+        self._high[:, rows] = self._low[:, rows] = self._before_second[:, rows] = power_w[rows]
         self._begin_means(rows, power_w)
 
     def _begin_means(self, rows: BoolArray, power_w: FloatArray) -> None:
@@ -148,11 +152,15 @@ class Past:
         """Highest of 5 s, highest and lowest of 20 s, in whole seconds."""
         second = self._tick // TICKS_PER_S % 20
         high, low = self._high[second], self._low[second]
+        highest_5s, highest, lowest = self._before_second
         if self._tick % TICKS_PER_S == 0:
             high[:] = low[:] = power_w
+            np.max(self._high[(second - np.arange(5)) % 20], axis=0, out=highest_5s)
+            np.max(self._high, axis=0, out=highest)
+            np.min(self._low, axis=0, out=lowest)
         np.maximum(high, power_w, out=high)
         np.minimum(low, power_w, out=low)
-        return self._high[(second - np.arange(5)) % 20].max(0), self._high.max(0), self._low.min(0)
+        return np.maximum(highest_5s, high), np.maximum(highest, high), np.minimum(lowest, low)
 
     def _previous_period(self, history: Float32, power_w: FloatArray, facts: FloatArray) -> None:
         """What came after the same moment one period ago, as change in W: offset, values, running maxima.
@@ -165,7 +173,8 @@ class Past:
         facts[PERIOD] = origin - power_w
         facts[_AHEAD], facts[_PEAKS] = self._after(history, start)
         facts[_AHEAD.start : _PEAKS.stop] -= origin
-        facts[PERIOD : _PEAKS.stop, ~known] = 0.0
+        if not known.all():
+            facts[PERIOD : _PEAKS.stop, ~known] = 0.0
         self._miss += self._miss_decay * (np.abs(facts[PERIOD]) - self._miss)
         facts[_MISS] = self._miss
         facts[SHARES] = np.where(known, self._quality, 1.0)
@@ -178,7 +187,7 @@ class Past:
         oldest = (self._tick - 1) % (LAG_MAX + 1) + 1
         peaks = self._peaks[oldest + start + self._seconds, self._outlets]
         np.maximum.accumulate(peaks, axis=0, out=peaks)
-        return history[start + self._seconds[:_H], self._outlets], peaks[[s - 1 for s in ANALOG_S]]
+        return history[start + self._seconds[:_H], self._outlets], peaks[_ANALOG_ROWS]
 
     def _judge(self, power_w: FloatArray, facts: FloatArray) -> None:
         """How far simple rules were off at the reach of 5 s lately, and how high the draw rose within it: mean, and top."""
