@@ -21,6 +21,7 @@ from rich.live import Live
 from rich.table import Table
 
 from rpi_daemon.config.examples.demo import UNIT_OUTLETS, demo_toml
+from rpi_daemon.config.schema import Corrector
 from rpi_daemon.control import SOCKET_NAME, ControlClient
 from rpi_daemon.errors import NotRunningError, RpiError
 from rpi_daemon.top import View, by_weight, plain_line
@@ -177,7 +178,7 @@ def _in_advance(summary: Mapping[str, Any]) -> str:
 def _passed(summary: Mapping[str, Any]) -> str:
     if summary["request_escape_rate"] is None:
         return "none could be judged yet: it takes 5 s"
-    return f"{summary['request_escape_rate']:.2%} of the highest draws in their 5 s passed them; margins begin small and learn"
+    return f"{summary['request_escape_rate']:.2%} of the highest draws in their 5 s passed them; the aim is {Corrector().target:.0%} in the long run"
 
 
 def _print_summary(summary: Mapping[str, Any], keep: Path | None) -> None:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -77,7 +77,7 @@ def history(asked: Question, form: str, output: Path | None) -> tuple[dict[str, 
     else:
         found = _limits(asked) if asked.what == LIMIT else _escapes(asked)
         rows, notes = found
-        text = _csv(rows) if form == "csv" else _lines(rows)
+        text = _csv(rows) if form == "csv" else _lines(rows, {})
     if output is not None and form in ("table", "csv"):
         _write(output, text)
         text = ""
@@ -133,7 +133,7 @@ def _quantity(asked: Question, form: str, output: Path | None) -> tuple[list[dic
         for series in answer.series
         for start, values in bins(series, asked.from_ns, asked.to_ns)
     ]
-    text = as_csv(answer, zone) if form == "csv" else _lines(rows) if form == "table" else ""
+    text = as_csv(answer, zone) if form == "csv" else _lines(rows, _fine(quantity)) if form == "table" else ""
     return rows, answer.notes, text
 
 
@@ -221,18 +221,23 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _lines(rows: Sequence[dict[str, Any]]) -> str:
-    """A table; what is not known is a dash."""
+def _fine(quantity: str) -> dict[str, int]:
+    """Digits after the point by column: shares and amperes need more than watts."""
+    return {} if quantity.partition("/")[0].endswith(("_w", "_va", "_v")) else dict.fromkeys(("mean", "min", "max"), 3)
+
+
+def _lines(rows: Sequence[dict[str, Any]], digits: Mapping[str, int]) -> str:
+    """A table, with one digit after the point where `digits` of a column says no other; what is not known is a dash."""
     if not rows:
         return "nothing in this span"
     columns = [name for name in rows[0] if name not in ("t_utc_ns", "t_ns")]
-    cells = [columns, *([_cell(row[name]) for name in columns] for row in rows)]
+    cells = [columns, *([_cell(row[name], digits.get(name, 1)) for name in columns] for row in rows)]
     widths = [max(len(line[k]) for line in cells) for k in range(len(columns))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
 
 
-def _cell(value: object) -> str:
-    return "-" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
+def _cell(value: object, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -30,7 +30,9 @@ def config(tmp_path: Path) -> Path:
     historian.limit(StoredLimit(T0 - 10**9, 0, "a/1", "alarm", 200.0, "raise", "granted"))
     for k in range(1200):
         power_w = np.array([250.0 if 300 <= k < 330 else 100.0, np.nan])
-        historian.tick(T0 + k * TICK_NS, k * TICK_NS, power_w, {"forecast_w": power_w + 5.0})
+        historian.tick(
+            T0 + k * TICK_NS, k * TICK_NS, power_w, {"forecast_w": power_w + 5.0, "cpu": np.array([0.71, np.nan])}
+        )
     historian.close()
     return path
 
@@ -56,6 +58,8 @@ def test_power_by_the_span(config: Path) -> None:
     assert {(row["mean"], row["known_percent"]) for row in unknown} == {(None, 0.0)}
     table = run(config, "history", "a/2", *SPAN).stdout
     assert "-     -    -    0.0" in table
+    assert "  105.0  105.0  105.0  " in run(config, "history", "a/1", "--what", "forecast", *SPAN).stdout
+    assert "  0.710  0.710  0.710  100.0" in run(config, "history", "a/1", "--what", "cpu", *SPAN).stdout
 
 
 def test_escapes_have_their_limit_and_length(config: Path) -> None:
