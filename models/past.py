@@ -73,9 +73,7 @@ class Past:
         self._peaks = np.full_like(self._history, UNKNOWN_W)  # highest of the second that ends at each reading
         self._high = np.zeros((20, n))  # of each of the last 20 s, the present one included
         self._low = np.zeros((20, n))
-        self._before_second = np.zeros(
-            (3, n)
-        )  # highest of the 4 s before the present second, highest and lowest of the 19 s
+        self._before_second = np.zeros((3, n))  # highest of the last 5 s, highest and lowest of 20 s when it began
         self._lags = np.arange(LAG_MAX, LAG_MIN - 1, -LAG_STEP)
         self._mean_decay: FloatArray = TICK_S / _MEAN_S
         self._spread_decay: float | FloatArray = TICK_S / _SPREAD_S
