@@ -79,6 +79,8 @@ class Training:
             self._process.wait()
             watcher.join()
             words = last_words.close()
+        if self._why is None and self._process.returncode == -signal.SIGXCPU:
+            self._why = self._too_long  # its own lock on the door was first
         if self._why is not None:
             raise TrainingError(f"the training was ended: {self._why}")
         if "error" in said:
@@ -124,7 +126,11 @@ class Training:
             if rss_mb > self._memory_mb:
                 self.cancel(f"it took more than {self._memory_mb:g} MB of memory")
             if time.monotonic() - began_s > self._limit_s:
-                self.cancel(f"it took longer than {self._limit_s / 60.0:g} minutes")
+                self.cancel(self._too_long)
+
+    @property
+    def _too_long(self) -> str:
+        return f"it took longer than {self._limit_s / 60.0:g} minutes"
 
     def _kill(self) -> None:
         process = self._process
