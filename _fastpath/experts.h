@@ -193,7 +193,7 @@ static void rpi_band(const double count[RPI_BINS], double total, double band[RPI
 static double rpi_prior_of(int displaced, int kind, int quantile, int candidate, const uint8_t *allowed) {
     int expert = rpi_expert_of(candidate);
     if (!allowed[expert]) return 0.0;
-    if (candidate == RPI_LSTM_ITSELF) return 1.0;
+    if (candidate == RPI_LSTM_ITSELF) return kind == 0 ? 1.0 : 32.0; /* it has seen many loads start */
     int plain = quantile == 0 && candidate % RPI_SCALES;
     if (expert == RPI_PERSISTENCE && (quantile ? kind == 0 : plain)) return displaced ? 64.0 : quantile ? 8.0 : 16.0;
     if (kind == 0) return 1.0;

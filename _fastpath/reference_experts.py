@@ -56,6 +56,7 @@ def prior(displaced: int, kind: int, quantile: int) -> Array:
         w[(EXPERT_OF == MEDIAN_20S) | (EXPERT_OF == MEDIAN_60S)] = 16.0
         if quantile == 2:
             w[EXPERT_OF == MEDIAN_60S] = 64.0
+        w[-1] = 32.0  # the network itself: it has seen many loads start
     return w
 
 
