@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 SCHEMA: Final = 1
 PATTERN: Final = "history-*.sqlite"
 ASIDE: Final = ".corrupt-"
+BESIDE_SUFFIX: Final = ".new"
 PAGE: Final = 1024  # octets: blocks are some KB, and each commit writes the pages that it touched twice
 LOG_PAGES: Final = 8192  # of the write-ahead log before they go to the file: some 80 minutes of 48 outlets
 RUN_NS: Final = (
@@ -155,14 +156,14 @@ def path_of(folder: Path, t_ns: int) -> Path:
 
 def open_for_writing(path: Path) -> sqlite3.Connection:
     """The file of a week, made if need be. Raises sqlite3.Error; sqlite3.DatabaseError where it is no database."""
+    if not path.exists():
+        _make(path)
     connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
-        connection.execute(f"PRAGMA page_size = {PAGE}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # what was written outlives a power cut, not only the process
         connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
-        connection.executescript(_TABLES)
-        connection.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(SCHEMA),))
+        _prepare(connection)
         found = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0]
         if found != str(SCHEMA):
             raise sqlite3.DatabaseError(f"schema {found}, not {SCHEMA}")
@@ -170,6 +171,24 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _make(path: Path) -> None:
+    """An empty file of a week: made beside and renamed, so that one that was half made when the power went is never read."""
+    beside = path.with_name(path.name + BESIDE_SUFFIX)
+    try:
+        beside.unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(beside, timeout=BUSY_S, isolation_level=None)) as connection:
+            connection.execute(f"PRAGMA page_size = {PAGE}")
+            _prepare(connection)
+        beside.replace(path)
+    except OSError as error:
+        raise sqlite3.OperationalError(f"{path}: {error.strerror}") from error
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.executescript(_TABLES)
+    connection.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(SCHEMA),))
 
 
 def insert(

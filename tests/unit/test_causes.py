@@ -134,4 +134,4 @@ def test_an_overload_lowers_no_alarm_threshold_by_itself(rig: Rig) -> None:
 def test_outlets_whose_pdu_was_never_read_are_planned_with_what_they_need_and_get_no_slack(rig: Rig) -> None:
     snapshot = rig.run((1.0, 1.0))
     assert snapshot.permitted.rule == ("never read", "never read")
-    np.testing.assert_allclose(snapshot.allocation.grant_w, snapshot.request.request_w)
+    np.testing.assert_allclose(snapshot.allocation.grant_w, snapshot.request.held_w)
