@@ -1,6 +1,7 @@
 """What drivers that speak HTTP share: how a certificate is known, what a failed handshake means, bounded answers."""
 
 import ssl
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rpi_daemon.errors import AuthError, DeviceError
@@ -13,8 +14,31 @@ class TooLong(Exception):
     """An answer is longer than it may be."""
 
 
-def verification(
-    aiohttp: Any, label: str, *, tls_ca_file: str | None, tls_fingerprint: str | None, allow_insecure: bool
+def client(
+    label: str,
+    extra: str,
+    headers: Mapping[str, str],
+    *,
+    tls_ca_file: str | None,
+    tls_fingerprint: str | None,
+    allow_insecure: bool,
+) -> "aiohttp.ClientSession":
+    """One connection, no cookies, nothing unpacked. `extra` brings aiohttp. Raises DeviceError."""
+    try:
+        import aiohttp
+    except ImportError as error:
+        raise DeviceError(f"{label} needs aiohttp: install rpi-daemon[{extra}]") from error
+    certificate = _verification(aiohttp, label, tls_ca_file, tls_fingerprint, allow_insecure)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=1, ssl=certificate),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,  # a small answer must not become a large one
+        headers={**headers, "Accept-Encoding": "identity"},
+    )
+
+
+def _verification(
+    aiohttp: Any, label: str, tls_ca_file: str | None, tls_fingerprint: str | None, allow_insecure: bool
 ) -> Any:
     """How a certificate is told to be the device's own, as aiohttp's `ssl` argument. Raises DeviceError."""
     if tls_fingerprint is not None:

@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import json
-import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from rpi_daemon.errors import NotRunningError, RpiError
+from rpi_daemon.local_socket import bound
 
 SCHEMA = 1
 MAX_LINE_BYTES = 65_536
@@ -31,17 +31,8 @@ class ControlServer:
         self._clients: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Listen; the caller holds the daemon's lock, so what stands at the path is left over from a crash."""
-        self._path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        old_mask = os.umask(0o777 & ~self._mode)  # created with its final mode: no moment in which others may connect
-        try:
-            listener.bind(str(self._path))
-        except OSError as error:
-            listener.close()
-            raise RpiError(f"{self._path}: cannot listen: {error.strerror}; check daemon.runtime_dir") from None
-        finally:
-            os.umask(old_mask)
+        """Listen; the caller holds the daemon's lock. Raises RpiError."""
+        listener = bound(self._path, socket.SOCK_STREAM, self._mode)
         self._server = await asyncio.start_unix_server(self._client, sock=listener, limit=MAX_LINE_BYTES)
 
     async def close(self) -> None:

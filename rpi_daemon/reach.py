@@ -122,8 +122,10 @@ class _Group:
     def _highest_since(self, t_made_ns: IntArray) -> FloatArray:
         first_ns = t_made_ns[0]
         if (t_made_ns == first_ns).all():
-            return self._seen_w[self._t_ns > first_ns].max(axis=0)  # type: ignore[no-any-return]
-        return np.where(self._t_ns[:, None] > t_made_ns, self._seen_w, -np.inf).max(axis=0)  # type: ignore[no-any-return]
+            highest_w: FloatArray = self._seen_w[self._t_ns > first_ns].max(axis=0)
+        else:
+            highest_w = np.where(self._t_ns[:, None] > t_made_ns, self._seen_w, -np.inf).max(axis=0)
+        return highest_w
 
     def keep(self, said: FloatArray) -> None:
         self._said[self._row] = said[:, self.outlets]

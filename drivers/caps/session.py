@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 from rpi_daemon.drivers.caps.documents import BadDocument, complaint, is_path, link, obj, parse, text
-from rpi_daemon.drivers.https import TooLong, bounded, tls_error, verification
+from rpi_daemon.drivers.https import TooLong, bounded, client, tls_error
 from rpi_daemon.errors import AuthError, DeviceError
 
 if TYPE_CHECKING:
@@ -111,23 +111,14 @@ class RedfishSession:
 
     def _client(self) -> "aiohttp.ClientSession":
         """Raises DeviceError."""
-        try:
-            import aiohttp
-        except ImportError as error:
-            raise DeviceError("server caps need aiohttp: install rpi-daemon[redfish]") from error
         endpoint = self.endpoint
-        certificate = verification(
-            aiohttp,
+        return client(
             endpoint.label,
+            "redfish",
+            {"Accept": "application/json", "OData-Version": "4.0"},
             tls_ca_file=endpoint.tls_ca_file,
             tls_fingerprint=endpoint.tls_fingerprint,
             allow_insecure=endpoint.allow_insecure,
-        )
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=1, ssl=certificate),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,  # a small answer must not become a large one
-            headers={"Accept": "application/json", "Accept-Encoding": "identity", "OData-Version": "4.0"},
         )
 
     async def close(self) -> None:

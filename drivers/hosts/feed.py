@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import socket
 from collections import Counter
 from collections.abc import Iterable
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rpi_daemon.clock import NS_PER_S, Clock
-from rpi_daemon.errors import RpiError
+from rpi_daemon.local_socket import bound
 from rpi_daemon.records import TELEMETRY, HostReading
 
 MAX_BYTES: Final = 4096  # of a datagram: one line, or a few
@@ -62,20 +61,9 @@ class TelemetryFeed:
         self._socket: socket.socket | None = None
 
     def open(self) -> None:
-        """Listen; the caller holds the daemon's lock, so what stands at the path is left over from a crash."""
-        self._path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        listener.setblocking(False)
-        old_mask = os.umask(0o777 & ~self._mode)  # made with its final mode: no moment in which others may write
-        try:
-            listener.bind(str(self._path))
-        except OSError as error:
-            listener.close()
-            raise RpiError(f"{self._path}: cannot listen: {error.strerror}; check daemon.runtime_dir") from None
-        finally:
-            os.umask(old_mask)
-        self._socket = listener
-        asyncio.get_running_loop().add_reader(listener, self._take_datagrams, listener)
+        """Listen; the caller holds the daemon's lock. Raises RpiError."""
+        self._socket = bound(self._path, socket.SOCK_DGRAM, self._mode)
+        asyncio.get_running_loop().add_reader(self._socket, self._take_datagrams, self._socket)
 
     def close(self) -> None:
         """Stop listening; safe to call twice."""

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from rpi_daemon.clock import Clock
 from rpi_daemon.drivers.hosts.exposition import BadPage, parse
 from rpi_daemon.drivers.hosts.shares import WANTED, CounterShares, Shares
-from rpi_daemon.drivers.https import TooLong, bounded, printable, tls_error, verification
+from rpi_daemon.drivers.https import TooLong, bounded, client, printable, tls_error
 from rpi_daemon.errors import AuthError, DeviceError
 from rpi_daemon.records import HostReading
 
@@ -57,29 +57,20 @@ class NodeExporter:
         """Raises DeviceError where aiohttp is missing or the authority cannot be read."""
         if self._http is not None:
             return
-        try:
-            import aiohttp
-        except ImportError as error:
-            raise DeviceError("node_exporter needs aiohttp: install rpi-daemon[hosts]") from error
         options = self.options
-        certificate = verification(
-            aiohttp,
-            self._label,
-            tls_ca_file=options.tls_ca_file,
-            tls_fingerprint=options.tls_fingerprint,
-            allow_insecure=options.allow_insecure,
-        )
-        headers = {"Accept": "text/plain;version=0.0.4", "Accept-Encoding": "identity"}
+        headers = {"Accept": "text/plain;version=0.0.4"}
         if options.token:
             headers["Authorization"] = f"Bearer {options.token}"
         elif options.user:
             both = f"{options.user}:{options.password}".encode()
             headers["Authorization"] = f"Basic {base64.b64encode(both).decode()}"
-        self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=1, ssl=certificate),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,  # a small answer must not become a large one
-            headers=headers,
+        self._http = client(
+            self._label,
+            "hosts",
+            headers,
+            tls_ca_file=options.tls_ca_file,
+            tls_fingerprint=options.tls_fingerprint,
+            allow_insecure=options.allow_insecure,
         )
 
     async def read(self) -> HostReading:

@@ -1,6 +1,6 @@
 """The report's pictures: SVG by hand, so that the page needs nothing beside itself; colours are the page's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, tzinfo
 from html import escape
 from typing import Final
@@ -13,6 +13,7 @@ X_TICKS: Final = 9
 EXPERT_COLOURS: Final = 8  # classes e0..e7 of the page
 
 Points = Sequence[float | None]
+Place = Callable[[float], float]  # on the page
 
 
 def watts(value: float | None, digits: int = 0) -> str:
@@ -128,11 +129,11 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(text)}</text>'
 
 
-def _line(points: Points, x_of, y_of, kind: str) -> str:  # type: ignore[no-untyped-def]
+def _line(points: Points, x_of: Place, y_of: Place, kind: str) -> str:
     drawn = []
     for first, end in _runs([x is not None for x in points]):
-        run = [f"{x_of(k + 0.5):.1f} {y_of(points[k]):.1f}" for k in range(first, end)]
-        run += [f"{x_of(end):.1f} {y_of(points[end - 1]):.1f}"] if len(run) == 1 else []
+        run = [f"{x_of(k + 0.5):.1f} {y_of(points[k] or 0.0):.1f}" for k in range(first, end)]
+        run += [f"{x_of(end):.1f} {y_of(points[end - 1] or 0.0):.1f}"] if len(run) == 1 else []
         drawn.append("M" + "L".join(run))
     return f'<path class="line {kind}" d="{"".join(drawn)}"/>' if drawn else ""
 

@@ -121,12 +121,15 @@ def fine_tune(
     best, losses = _copied(params), [_loss(params, incumbent.hidden, check)]
     at_once = max(LEAST_LEARN, int((memory_mb - WORKING_MB) * 2**20 / (BYTES_PER_TICK * len(spans[0].power_w))))
     parts = np.array_split(rng.permutation(len(learn)), -(-len(learn) // at_once))
-    hours, seen = 0.0, 0
+    hours, seen, end_s = 0.0, 0, time.monotonic() + limit_s
     for stage in range(STAGES):
+        left_s = end_s - time.monotonic()
+        if left_s <= 0.0:
+            break
         series = series_of([learn[i] for i in parts[stage % len(parts)]])
         data = examples(series)
         lanes = int(np.clip(len(data.length), *LANES))
-        settings = Settings(hidden=incumbent.hidden, lanes=lanes, seed=stage + 1, minutes=limit_s / STAGES / 60.0)
+        settings = Settings(hidden=incumbent.hidden, lanes=lanes, seed=stage + 1, minutes=left_s / 60.0)
         needed = -(-PASSES * len(data.columns) // (lanes * settings.steps))
         params, record = train(
             data,

@@ -751,7 +751,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
     async def scene() -> None:
         cap = RedfishCap(RedfishOptions(RedfishEndpoint("127.0.0.1")))
-        with pytest.raises(DeviceError, match=r"server caps need aiohttp: install rpi-daemon\[redfish\]"):
+        with pytest.raises(DeviceError, match=r"needs aiohttp: install rpi-daemon\[redfish\]"):
             await cap.open()
         await cap.close()
         with pytest.raises(DeviceError, match=r"install rpi-daemon\[redfish\]"):

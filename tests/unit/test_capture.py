@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import comtrade as reader
+import history_rig
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -29,28 +30,8 @@ runtime_dir = "run"
 id = "b"
 port = "/dev/null"
 channels = ["current:a/1", "current:a/2", "voltage:L1", "unused"]
-
-[[pdu]]
-id = "a"
-profile = "raritan_px"
-host = "127.0.0.1"
-user = "u"
-auth_key_env = "KEY"
-priv_key_env = "KEY"
-
-[[outlet]]
-pdu = "a"
-numbers = "1-2"
-load = "load-{n}"
-rating_w = 700.0
-static_safe_w = 300.0
-
-[[constraint]]
-id = "breaker"
-kind = "breaker"
-rating_a = 16.0
-outlets = ["a/*"]
 """
+CONFIG += history_rig.CONFIG
 NAMES = ["current:a/1", "current:a/2", "voltage:L1", "unused"]
 SCALE = Correction((1e-6, 1e-6, 1e-4, 1.0), (100.0, 0.0, 0.0, 0.0), (-2000.0, 0.0, 0.0, 0.0), (True,) * 4)
 SCANS = 3000
