@@ -172,7 +172,7 @@ def seconds(cell: str) -> float:
 
 
 def operating() -> str:
-    return (ROOT / "docs/operating.md").read_text(encoding="utf-8")
+    return (ROOT / "docs/operations.md").read_text(encoding="utf-8")
 
 
 def test_figures_come_from_the_results() -> None:
