@@ -266,7 +266,7 @@ def test_wrong_wiring_is_named_and_not_applied(place: Place, rack: RackProcess) 
 def test_ctrl_c_leaves_nothing(place: Place, rack: RackProcess) -> None:
     out = place.folder / "never.json"
     plan = place.folder / "plan.toml"
-    plan.write_text(PLAN.replace("wait = true\n", ""))
+    plan.write_text(PLAN.replace("wait = true\n", "").replace("seconds = 2", "seconds = 20"))
     load(rack, 1, 0.0)
     terminal = Terminal(
         "calibrate", "-c", str(place.write()), "--board", "board-a", "--from", str(plan), "--out", str(out)
