@@ -9,7 +9,7 @@ PYTEST_WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test check lint types contracts peers peer-packages bench dev clean
+.PHONY: demo test check lint types contracts peers faults peer-packages bench dev clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rpi-daemon demo
@@ -33,6 +33,10 @@ contracts: $(VENV)/.installed
 # The tests that talk to other people's programs; installs them (root, Debian).
 peers: peer-packages $(VENV)/.installed
 	$(BIN)/pytest $(PYTEST_WORKERS) -m peers $(PYTEST_ARGS)
+
+# Every fault of docs/faults.md with its figure, one after the other; keeps the figures and writes the table. An otherwise idle machine.
+faults: peer-packages $(VENV)/.installed
+	RPI_FIGURES=1 $(BIN)/pytest -m fault $(PYTEST_ARGS); failed=$$?; $(BIN)/python bench/figures.py; exit $$failed
 
 peer-packages:
 	apt-get install -y --no-install-recommends $(PEER_PACKAGES)

@@ -1,14 +1,18 @@
-"""Writes the README's tables of figures, between their markers, from bench/results: no figure is typed by hand."""
+"""Writes the tables of figures of the README and of docs/faults.md, between their markers, from bench/results: none is typed by hand."""
 
 import json
+import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from common import ROOT
 
 README = ROOT / "README.md"
+FAULTS_PAGE = ROOT / "docs" / "faults.md"
+FAULTS = ROOT / "bench" / "faults.toml"
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+FAULTS_BEGIN, FAULTS_END = "<!-- faults -->", "<!-- /faults -->"
 SKILL_BEGIN, SKILL_END = "<!-- skill -->", "<!-- /skill -->"
 NOTHING = "not measured yet"
 
@@ -225,7 +229,9 @@ def skill_table(results: Mapping[str, Result]) -> str:
 
 
 def _results() -> dict[str, Result]:
-    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    """Of the benches; the faults have a page of their own."""
+    paths = [path for path in sorted(RESULTS.glob("*.json")) if path.stem != "faults"]
+    return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
 def table(results: Mapping[str, Result]) -> str:
@@ -248,19 +254,72 @@ def _machine(result: Result) -> str:
     )
 
 
+def faults_table(faults: list[Mapping[str, Any]], figures: list[Mapping[str, Any]]) -> str:
+    """A row for each figure of each fault; then how many were met, and where they were measured."""
+    lines = ["| # | fault | what the daemon does | figure | to reach | measured | test |", "|" + "---|" * 7]
+    for fault in faults:
+        head = f"{fault['number']} | {fault['what']} | {fault['does']}"
+        for figure in (own := [row for row in figures if row["number"] == fault["number"]]):
+            lines.append(f"| {head} | {figure['what']} | {_reach(figure)} | {_measured(figure)} | `{figure['test']}` |")
+            head = " | | "
+        if not own:
+            lines.append(f"| {head} | | | {NOTHING} | |")
+    met = sum(all(row["met"] for row in figures if row["number"] == number) for number in _numbers(figures))
+    lines += [
+        "",
+        f"{met} of {len(faults)} faults are within all of their figures, {len(_numbers(figures))} are measured.",
+    ]
+    for where in sorted({f"{row['machine']}, at commit {row['commit']}, {row['date']}" for row in figures}):
+        lines += ["", f"Measured on {where}."]
+    return "\n".join(lines)
+
+
+def _numbers(figures: list[Mapping[str, Any]]) -> set[int]:
+    return {row["number"] for row in figures}
+
+
+def _reach(figure: Mapping[str, Any]) -> str:
+    sign = ">= " if figure["at_least"] else "<= " if figure["reach"] else ""
+    return f"{sign}{figure['reach']:g} {figure['unit']}"
+
+
+def _measured(figure: Mapping[str, Any]) -> str:
+    return f"{figure['value']:.3g} {figure['unit']}" + ("" if figure["met"] else ", **missed**")
+
+
+def _there(test: str) -> bool:
+    """Whether a test that gave a figure is still there."""
+    path, _, name = test.partition("::")
+    return (ROOT / path).exists() and f"def {name}(" in (ROOT / path).read_text(encoding="utf-8")
+
+
+def with_faults(page: str) -> str:
+    """The text of docs/faults.md with its table put in. Raises ValueError without markers."""
+    kept = RESULTS / "faults.json"
+    figures = json.loads(kept.read_text())["rows"] if kept.exists() else []
+    faults = tomllib.loads(FAULTS.read_text(encoding="utf-8"))["fault"]
+    return _between(
+        page, FAULTS_BEGIN, FAULTS_END, faults_table(faults, [row for row in figures if _there(row["test"])])
+    )
+
+
 def with_table(readme: str) -> str:
     """The README's text with the tables put in. Raises ValueError without markers."""
     results = _results()
     of_daemon = {name: result for name, result in results.items() if not name.startswith("forecast_skill")}
-    for begin, end, made in ((BEGIN, END, table(of_daemon)), (SKILL_BEGIN, SKILL_END, skill_table(results))):
-        head, rest = readme.split(begin)
-        _, tail = rest.split(end)
-        readme = f"{head}{begin}\n{made}\n{end}{tail}"
-    return readme
+    readme = _between(readme, BEGIN, END, table(of_daemon))
+    return _between(readme, SKILL_BEGIN, SKILL_END, skill_table(results))
+
+
+def _between(page: str, begin: str, end: str, made: str) -> str:
+    head, rest = page.split(begin)
+    _, tail = rest.split(end)
+    return f"{head}{begin}\n{made}\n{end}{tail}"
 
 
 def main() -> None:
     README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    FAULTS_PAGE.write_text(with_faults(FAULTS_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

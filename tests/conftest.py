@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fault_figures import figure as figure
 from hypothesis import HealthCheck, settings
 
 # how long an example takes depends on who else uses the machine: no property

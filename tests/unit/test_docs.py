@@ -178,6 +178,8 @@ def operating() -> str:
 def test_figures_come_from_the_results() -> None:
     figures = load_bench("figures")
     assert figures.with_table(README) == README, "run: python bench/figures.py"
+    faults = (ROOT / "docs/faults.md").read_text(encoding="utf-8")
+    assert figures.with_faults(faults) == faults, "run: python bench/figures.py"
 
 
 def test_every_bench_is_run_and_told() -> None:
