@@ -1,17 +1,13 @@
 """What operators ask for over the control socket: commands, and what they leave for the next tick."""
 
 import asyncio
-import math
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import structlog
 
 from rpi_daemon.clock import NS_PER_S
-from rpi_daemon.errors import DeviceError, NotRunningError, RpiError
-from rpi_daemon.records import CapReading, Ceiling, Hint, Mode
+from rpi_daemon.errors import NotRunningError, RpiError
+from rpi_daemon.records import Ceiling, Hint, Mode
 from rpi_daemon.status import status_document
 
 if TYPE_CHECKING:
@@ -29,7 +25,6 @@ class Operator:
     def __init__(self, service: "Service") -> None:
         self.hints: list[Hint] = []
         self.acknowledged: set[str] = set()
-        self.released: frozenset[str] = frozenset()  # outlets given back to their owner
         self._ceilings: dict[str, tuple[Ceiling, int]] = {}
         self._service = service
         self._writing = asyncio.Lock()  # one command that writes at a time
@@ -78,22 +73,22 @@ class Operator:
         if name not in (Mode.ADVISORY.value, Mode.CLOSED_LOOP.value):
             raise RpiError(f"mode {name!r} is not advisory or closed_loop")
         async with self._writing:
-            if name == Mode.ADVISORY.value and self._service.mode is Mode.CLOSED_LOOP:
-                await self._restore(self._service.rack.outlet_ids)
+            if name == Mode.ADVISORY.value and self._service.limits.mode is Mode.CLOSED_LOOP:
+                await self._service.limits.restore(self._service.limits.rack.outlet_ids)
             elif name == Mode.CLOSED_LOOP.value:
-                self._release(frozenset())
-            self._service.mode = Mode(name)
-        log.warning("mode", mode=self._service.mode.value)
-        return {"mode": self._service.mode.value}
+                self._service.limits.release(frozenset())
+            self._service.limits.mode = Mode(name)
+        log.warning("mode", mode=self._service.limits.mode.value)
+        return {"mode": self._service.limits.mode.value}
 
     async def _kill(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._service.engage_kill_switch(str(request.get("reason", "control socket")))
+        self._service.limits.engage_kill_switch(str(request.get("reason", "control socket")))
         return {"kill_switch": True}
 
     async def _acknowledge(self, request: dict[str, Any]) -> dict[str, Any]:
         latched = self._service.snapshot.safe.latched if self._service.snapshot is not None else ()
         self.acknowledged.update(latched)
-        self._service.killed_in_memory = False
+        self._service.limits.killed_in_memory = False
         return {"acknowledged": list(latched)}
 
     async def _limit_set(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -110,13 +105,13 @@ class Operator:
             raise RpiError(f"outlets is {names!r}; a list of outlet names is needed")
         named = [self._known_outlet(name) for name in names]
         async with self._writing:
-            restored, verified = await self._restore(named or self._service.rack.outlet_ids)
-        log.warning("restored", outlets=named or "all", verified=verified, reason=request.get("reason"))
-        return {"restored": restored, "verified": verified, "mode": self._service.mode.value}
+            restored = await self._service.limits.restore(named or self._service.limits.rack.outlet_ids)
+        log.warning("restored", outlets=named or "all", verified=restored, reason=request.get("reason"))
+        return {"restored": restored, "verified": restored, "mode": self._service.limits.mode.value}
 
     async def _hint(self, request: dict[str, Any]) -> dict[str, Any]:
         load = request.get("load")
-        names = [item.name for item in self._service.rack.loads]
+        names = [item.name for item in self._service.limits.rack.loads]
         if load not in names:
             raise RpiError(f"no load is called {load!r}; known: {', '.join(names)}")
         self._service.pipeline.plans.check_room(len(self.hints))
@@ -163,90 +158,9 @@ class Operator:
         return self._service.standing
 
     def _known_outlet(self, name: object) -> str:
-        if name not in self._service.rack.outlet_ids:
-            raise RpiError(f"no outlet is called {name!r}; known: {', '.join(self._service.rack.outlet_ids)}")
+        if name not in self._service.limits.rack.outlet_ids:
+            raise RpiError(f"no outlet is called {name!r}; known: {', '.join(self._service.limits.rack.outlet_ids)}")
         return str(name)
-
-    def _release(self, outlets: frozenset[str]) -> None:
-        """Outlets that are their owner's again: not written, not watched for changes by others."""
-        self.released = outlets
-        ours = np.array([name not in outlets for name in self._service.rack.outlet_ids])
-        self._service.rack = replace(self._service.rack, opted_in=self._service.opted_in & ours)
-
-    async def _restore(self, outlets: Sequence[str]) -> tuple[int, int]:
-        """Put found limits and caps back where we may write, and let go of them until `mode closed_loop`.
-
-        Returns how many there were and how many are verified. Every PDU has its turn; what could not be put back stays
-        ours, so that no limit is left there without a loop behind it, and DeviceError names it. Without any outlet of
-        ours left the mode is advisory.
-        """
-        if self._service.killed():
-            raise RpiError("the kill switch is engaged: nothing is written; `rpi-daemon resume` releases it")
-        chosen = {
-            name
-            for i, name in enumerate(self._service.rack.outlet_ids)
-            if self._service.opted_in[i] and name in outlets
-        }
-        self._release(self.released | frozenset(outlets))
-        failed = await self._restore_caps(lowering=True)
-        for pdu in self._service.tasks:
-            failed |= await self._restore_pdu(pdu, [name for name in self._service.rack.outlet_ids if name in chosen])
-        failed |= await self._restore_caps(lowering=False)
-        if failed:
-            self._release(self.released - failed.keys())
-            words = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-            raise DeviceError(
-                f"{len(chosen - failed.keys())} of {len(chosen)} found limits are back; these are not and stay ours: {words}"
-            )
-        if len(self.released) == self._service.rack.n:
-            self._service.mode = Mode.ADVISORY
-        return len(chosen), len(chosen)
-
-    async def _restore_caps(self, *, lowering: bool) -> dict[str, str]:
-        """The found caps of the servers whose outlets are all given back: lower ones before the outlets' limits, others after.
-
-        Outlets of those that are not back, with the reason.
-        """
-        service = self._service
-        failed: dict[str, str] = {}
-        for cap in service.rack.caps:
-            load = service.rack.loads[cap.load]
-            outlets = [service.rack.outlet_ids[i] for i in load.outlets]
-            found, task = service.found_caps.caps.get(load.name), service.cap_tasks[load.name]
-            if not cap.opted_in or found is None or not self.released.issuperset(outlets):
-                continue
-            try:
-                stands = await task.read()
-                if (_cap_w(found) < _cap_w(stands)) is not lowering or stands.raw == found.raw:
-                    continue
-                outcome = await task.restore(found)
-            except DeviceError as error:
-                failed |= dict.fromkeys(outlets, f"cap of {load.name}: {error}")
-                continue
-            if outcome is None or not outcome.verified:
-                reason = "the kill switch was engaged" if outcome is None else outcome.refused or "another cap stands"
-                failed |= dict.fromkeys(outlets, f"cap of {load.name}: {reason}")
-        return failed
-
-    async def _restore_pdu(self, pdu: str, names: Sequence[str]) -> dict[str, str]:
-        """The found limits of these outlets, as far as they are on this PDU; those that are not back, with the reason."""
-        mine = {self._service.rack.number_of[i]: name for i, name in enumerate(self._service.rack.outlet_ids)
-                if name in names and self._service.rack.pdu_of[i] == pdu}  # fmt: skip
-        writes = self._service.found.writes(pdu, mine)
-        if not writes:
-            return {}
-        try:
-            result = await self._service.tasks[pdu].write_exclusive(writes)
-        except DeviceError as error:
-            return dict.fromkeys(mine.values(), str(error))
-        if result is None:
-            return dict.fromkeys(mine.values(), "the kill switch was engaged")
-        return {mine[o.outlet]: o.refused or "holds another value" for o in result.outcomes if not o.verified}
-
-
-def _cap_w(reading: CapReading) -> float:
-    """The cap that a reading shows; infinite where none is active."""
-    return math.inf if not reading.active or reading.cap_w is None else reading.cap_w
 
 
 def _number(request: dict[str, Any], key: str, least: float = 1e-9) -> float:

@@ -9,63 +9,43 @@ import signal
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import structlog
 
 from rpi_daemon._fastpath import core
 from rpi_daemon.alarms import Facts
 from rpi_daemon.assembly import build_pipeline, needs_model, settings
-from rpi_daemon.cap_task import LOCKED_OUT_S, CapTask
+from rpi_daemon.cap_task import LOCKED_OUT_S
 from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
-from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import Config
 from rpi_daemon.control import SOCKET_NAME, ControlServer
-from rpi_daemon.devices import address_of, cap_driver, host_driver, pdu_driver, profile_digest, used_pdus, write_budgets
-from rpi_daemon.drivers.base import PduDriver
-from rpi_daemon.durable import write_durably
+from rpi_daemon.devices import address_of, host_driver, used_pdus, write_budgets
 from rpi_daemon.errors import DeviceError, ModelError, RpiError
 from rpi_daemon.features import BoardSetup
-from rpi_daemon.found import FoundCaps, FoundLimits
-from rpi_daemon.guard import (
-    KILL_FILE,
-    GuardConfig,
-    HealthFlags,
-    KillSwitch,
-    away_from_static_safe,
-    brief,
-    loadings,
-    static_safe_writes,
-)
-from rpi_daemon.host import WATCHDOG_S, folder_lock, keep_pinging, notify, pdu_lock, process_age_s
+from rpi_daemon.found import FoundCaps
+from rpi_daemon.guard import GuardConfig, HealthFlags, brief, loadings
+from rpi_daemon.host import WATCHDOG_S, folder_lock, keep_pinging, notify, pdu_lock
 from rpi_daemon.keeping import Keeping, calibration_digest
 from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.operator import Operator
-from rpi_daemon.pdu_task import Lease, PduTask
+from rpi_daemon.pdu_task import Lease
 from rpi_daemon.pipeline import DecisionDigest, Pipeline, Snapshot, TickInputs
-from rpi_daemon.proof import Proofs
 from rpi_daemon.recording import Recorder
 from rpi_daemon.records import (
     TICK_NS,
     TICK_S,
-    ApplyResult,
     CapPlan,
     CapReport,
-    LimitWrite,
     Mode,
-    PduIdentity,
     PduReading,
     PduReport,
     RackModel,
-    Readings,
     SafeState,
     SafeStatus,
-    WriteOutcome,
 )
+from rpi_daemon.safe_limits import SafeLimits
 from rpi_daemon.score import MeanWeights, RunScore
 from rpi_daemon.sensing import BoardLink, board_link
 from rpi_daemon.settle import SettleTimes
@@ -76,11 +56,7 @@ if TYPE_CHECKING:
     from rpi_daemon.retrain.standing import StandingModel
     from rpi_daemon.retrain.task import Learning
 
-FOUND_FILE = "found-limits.json"
-FOUND_CAPS_FILE = "found-caps.json"
 SETTLE_FILE = "settle-times.json"
-CAPS_LEFT_S = 5.0  # at stop, for all servers together, before the PDUs' turn
-STATIC_SAFE_ATTEMPTS = 3  # per PDU
 WINDOW_GRACE_NS = 30_000_000  # how long a tick waits for a window that is late
 COLLECT_TICKS = 100
 CONTROL_NICE = -10
@@ -109,52 +85,35 @@ class Service:
     def __init__(self, config: Config, *, clock: Clock | None = None, record: Path | None = None) -> None:
         self.config = config
         self.clock = clock or SystemClock()
-        self.rack: RackModel = rack_model(config)
-        self.opted_in = self.rack.opted_in.copy()  # before anything was given back
-        self.mode = Mode(config.daemon.mode)
         self.state_dir = config.path(config.daemon.state_dir)
         self.runtime_dir = config.path(config.daemon.runtime_dir)
-        self.kill_switch = KillSwitch(self.state_dir / KILL_FILE)
+        guard = settings(GuardConfig, config.guard)
+        self.limits = SafeLimits(config, guard, self.clock, heard=self._count)
         self.boards: list[BoardLink] = []
-        self.drivers: dict[str, PduDriver] = {}
-        self.identities: dict[str, PduIdentity] = {}
-        self.tasks: dict[str, PduTask] = {}
-        self.cap_tasks: dict[str, CapTask] = {}  # by load
         self.lowest_caps_w: dict[str, float] = {}  # that were wanted
-        self.score = RunScore(self.rack)
+        self.score = RunScore(self.limits.rack)
         self.digest = DecisionDigest()
         self.snapshot: Snapshot | None = None
         self.started_ns = self.clock.mono_ns()
         self.loop_started_ns = 0
         self.loop_started_cpu_s = 0.0
-        self.static_safe_s: float | None = None
-        self.meters_only: dict[str, str] = {}  # PDUs whose outlets would be written but for this reason
-        self.static_safe_differs: dict[str, list[int]] = {}  # outlets that stand elsewhere and may not be written
         self.model_refused: str | None = None  # the reason
         self.tick_ms: deque[float] = deque(maxlen=TICK_HISTORY)
         self.write_ms: deque[float] = deque(maxlen=TICK_HISTORY)
         self.weights = MeanWeights()
         self.writes = self.writes_verified = self.writes_refused = 0
-        self._guard = settings(GuardConfig, config.guard)
         self.standing: StandingModel | None = None  # None: no network is wanted
         self.learning: Learning | None = None
         self._record_dir = record
         self._recorder: Recorder | None = None
-        self.found = FoundLimits({})
-        self.found_caps = FoundCaps({})
         self._saving: asyncio.Task[None] | None = None
         self.operator = Operator(self)
         self.traps = Traps(config, self.clock)
         self.telemetry = TelemetryTasks(config, self.clock, host_driver)
-        self._outlets_of = {x.name: [self.rack.outlet_ids[i] for i in x.outlets] for x in self.rack.loads}
         self.keeping = self._keeping()
         self._board_of = {outlet: board.id for board in config.board for outlet in board.currents()}
         self._late_ticks = 0
-        self.killed_in_memory = False  # the kill switch could not be written to disk
         self._stopping = asyncio.Event()
-        self._known: Readings | None = None  # the draws, at stop; at start only the PDUs themselves tell any
-        self._loop_runs = False  # before and after it nothing but STATIC_SAFE is ever handed to a PDU
-        self._lease = Lease(config.actuator.lease_s, self.started_ns)
         self._event_fd = -1
         self._stack = contextlib.AsyncExitStack()
 
@@ -166,15 +125,16 @@ class Service:
         STATIC_SAFE is verified before the model is loaded. A PDU that was controlled before gets it at once; one that is
         met for the first time only after every board has answered, so that a mistaken configuration writes nothing.
         """
+        limits = self.limits
         async with self._stack:
             self._prepare()
             boards = asyncio.create_task(self._open_boards(), name="boards")
             self._stack.push_async_callback(_end, [boards])
-            if await self._open_pdus():
+            if await limits.open_pdus(self._stack):
                 await boards
-            self._save_found(self.found)
-            await self._static_safe_everywhere("start")
-            self._say_static_safe()
+            limits.save_found(limits.found)
+            await limits.static_safe("start")
+            limits.say_static_safe()
             control = ControlServer(
                 self.runtime_dir / SOCKET_NAME, int(self.config.daemon.socket_mode, 8), self.operator.answer
             )
@@ -186,26 +146,26 @@ class Service:
             await self.telemetry.open()
             notify("READY=1")
             pipeline = await self._built(boards)
-            self._make_cap_tasks()
+            limits.open_caps(self._stack, self.settle.caps)
             self._begin_learning()
-            running = [asyncio.create_task(task.run(), name=f"pdu {pdu}") for pdu, task in self.tasks.items()]
-            running += [asyncio.create_task(task.run(), name=f"cap {load}") for load, task in self.cap_tasks.items()]
+            running = [asyncio.create_task(task.run(), name=f"pdu {pdu}") for pdu, task in limits.tasks.items()]
+            running += [asyncio.create_task(task.run(), name=f"cap {load}") for load, task in limits.cap_tasks.items()]
             if seconds is not None:
                 asyncio.get_running_loop().call_later(seconds, self._stopping.set)
             try:
                 await self._loop(pipeline, running)
             finally:
                 notify("STOPPING=1")
-                self._loop_runs = False
+                limits.lease = None
                 if self.learning is not None:
                     self.learning.stop()
-                for task in self.tasks.values():
+                for task in limits.tasks.values():
                     task.stop()
-                for cap_task in self.cap_tasks.values():
+                for cap_task in limits.cap_tasks.values():
                     cap_task.stop()
                 await asyncio.wait(running, timeout=STOP_TIMEOUT_S)
                 await _end(running)
-                left = await self._leave_caps()
+                left = await limits.leave_caps(pipeline.capping.static_safe())
                 left = await self._leave() and left
                 self._note_settle_times()
                 self.settle.save()
@@ -238,184 +198,16 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, _say_no_reload)
-        loop.add_signal_handler(signal.SIGUSR1, self.engage_kill_switch, "SIGUSR1")
+        loop.add_signal_handler(signal.SIGUSR1, self.limits.engage_kill_switch, "SIGUSR1")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stack.callback(os.close, self._event_fd)
-        found = self.state_dir / FOUND_FILE
-        try:
-            self.found = FoundLimits.from_json(found.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            log.info("found_limits.none", path=str(found))
-        except OSError as error:
-            raise RpiError(f"{found}: {error.strerror}; the daemon's user must own daemon.state_dir") from None
-        caps = self.state_dir / FOUND_CAPS_FILE
-        if caps.exists():
-            self.found_caps = FoundCaps.from_json(caps.read_text(encoding="utf-8"))
+        self.limits.read_found()
         self.settle = SettleTimes(self.state_dir / SETTLE_FILE)
 
     def _keeping(self) -> Keeping | None:
         options = self.config.history
         folder = self.state_dir / options.folder
         return Keeping(folder, self.runtime_dir, self.clock, options) if options.enabled else None
-
-    def _save_found(self, limits: FoundLimits) -> None:
-        """Before the first write: what is put back at `limit restore`."""
-        found = self.state_dir / FOUND_FILE
-        try:
-            write_durably(found, limits.to_json())
-        except OSError as error:
-            raise RpiError(
-                f"{found}: {error.strerror}; nothing is written to a PDU before the limits found on it are saved"
-            ) from None
-        self.found = limits
-
-    def engage_kill_switch(self, reason: str) -> None:
-        """On a signal or on request; on a full or read-only disk it holds in memory, until `resume` or a restart."""
-        try:
-            self.kill_switch.engage(reason)
-        except OSError as error:
-            self.killed_in_memory = True
-            log.error("kill_switch.not_on_disk", error=str(error))
-        log.warning("kill_switch.engaged", reason=reason)
-
-    def killed(self) -> bool:
-        """Whether nothing may be written to any PDU."""
-        return self.killed_in_memory or self.kill_switch.engaged()
-
-    async def _open_pdus(self) -> bool:
-        """Connect, identify, and note what was found; True if a PDU is met for the first time."""
-        met = False
-        proofs = Proofs.read(self.state_dir)
-        for options in used_pdus(self.config):
-            driver = pdu_driver(self.config, options, self.clock)
-            self._stack.push_async_callback(driver.close)
-            self.drivers[options.id] = driver
-            await driver.open()
-            identity = await driver.identify()
-            if proofs.hold(identity, address_of(options), profile_digest(self.config, options)):
-                identity = replace(identity, proven=True)
-            self.identities[options.id] = identity
-            if not identity.proven and not options.accept_unproven:
-                self._opt_out(
-                    options.id,
-                    "profile is not proven on this device; meters only (bench/hil/pdu_hil.py proves it; accept_unproven = true writes)",
-                )
-            met = met or options.id not in self.found.pdus
-            reading = await driver.read()
-            if why_not := _no_limits(reading):
-                self._opt_out(options.id, why_not)
-            if moved := self.found.moved(options.id, reading):
-                self._opt_out(
-                    options.id,
-                    f"outlets {moved} stand at other places of the device than when it was first met: a feed or tower is away, or"
-                    f" it, or its profile, is another one; meters only. If that is right, take {options.id!r} out of {FOUND_FILE} and start again",
-                )
-            self.found = self.found.with_pdu(options.id, reading)
-            self.tasks[options.id] = PduTask(
-                options.id,
-                driver,
-                self.clock,
-                poll_s=options.poll_s,
-                write_allowed=partial(self._write_allowed, options.id),
-            )
-            log.info(
-                "pdu.found", pdu=options.id, vendor=identity.vendor, model=identity.model, outlets=identity.n_outlets
-            )
-        return met
-
-    def _make_cap_tasks(self) -> None:
-        """One task per server; each connects by itself, and first hears what earlier runs knew."""
-        for cap in self.config.cap:
-            driver = cap_driver(self.config, cap, self.clock)
-            self._stack.push_async_callback(driver.close)
-            task = CapTask(
-                cap.load,
-                cap.host,
-                driver,
-                self.clock,
-                poll_s=cap.poll_s,
-                write_allowed=partial(self._cap_write_allowed, cap.load),
-            )
-            found, settle_s = self.found_caps.caps.get(cap.load), self.settle.caps.get(cap.load)
-            task.inbox(CapReport(cap.load, found=found, settle_s=settle_s))
-            self.cap_tasks[cap.load] = task
-
-    def _opt_out(self, pdu: str, reason: str) -> None:
-        mine = np.array([p == pdu for p in self.rack.pdu_of])
-        if (self.rack.opted_in & mine).any():
-            self.meters_only[pdu] = reason
-            log.warning("pdu.meters_only", pdu=pdu, reason=reason)
-        self.opted_in &= ~mine
-        self.rack = replace(self.rack, opted_in=self.opted_in.copy())
-
-    async def _static_safe_everywhere(self, when: str) -> None:
-        """Write STATIC_SAFE and verify it, on all PDUs at once: one that is silent does not keep it from the others."""
-        results = await asyncio.gather(*(self._static_safe(pdu, when) for pdu in self.tasks), return_exceptions=True)
-        failed = [result for result in results if isinstance(result, BaseException)]
-        if failed and all(isinstance(error, DeviceError) for error in failed):
-            raise type(failed[0])("; ".join(str(error) for error in failed))
-        if failed:
-            raise failed[0]
-
-    async def _static_safe(self, pdu: str, when: str) -> None:
-        """One PDU; compares only in advisory mode, or with the kill switch engaged. Raises DeviceError."""
-        for left in reversed(range(STATIC_SAFE_ATTEMPTS)):
-            try:
-                differing = await self._static_safe_once(pdu, when)
-            except DeviceError:
-                if left == 0:
-                    raise
-                continue
-            if not differing:
-                return
-        raise DeviceError(
-            f"PDU {pdu!r} does not take STATIC_SAFE on outlets {differing}: check the user's write permission on it"
-        )
-
-    async def _static_safe_once(self, pdu: str, when: str) -> list[int]:
-        """Outlets that stand elsewhere after one attempt although they may be written."""
-        task, driver = self.tasks[pdu], self.drivers[pdu]
-        reading = await driver.read()
-        writes = static_safe_writes(self.rack, pdu, reading, self._guard, self._known)
-        if writes and (self.mode is Mode.ADVISORY or self.killed()):
-            writes = ()
-        elif writes:
-            result = await task.write_now(writes)
-            if result is not None:
-                self._count(PduReport(pdu, result=result))
-                if when == "start" and (refusal := _write_denied(result)):
-                    self._opt_out(pdu, f"the device lets us write nothing ({refusal}); meters only")
-            reading = await driver.read()
-            writes = static_safe_writes(self.rack, pdu, reading, self._guard, self._known)
-        if not writes:
-            self._compare_static_safe(pdu, reading, when)
-        task.take_reports()
-        task.inbox(PduReport(pdu, reading=reading))
-        self._note_limits(pdu, reading)
-        if when == "stop" and self.keeping is not None:
-            self.keeping.left(pdu, reading.limits)
-        return [write.outlet for write in writes]
-
-    def _compare_static_safe(self, pdu: str, reading: PduReading, when: str) -> None:
-        """Note the outlets that stand elsewhere and are left so: nothing may be written, or a limit would cut off."""
-        self.static_safe_differs.pop(pdu, None)
-        if differs := away_from_static_safe(self.rack, pdu, reading):
-            self.static_safe_differs[pdu] = differs
-            log.warning("static_safe.differs", pdu=pdu, when=when, outlets=differs)
-
-    def _say_static_safe(self) -> None:
-        after_s = process_age_s()
-        if self.static_safe_differs:
-            log.warning(
-                "static_safe.compared",
-                after_s=round(after_s, 3),
-                mode=self.mode.value,
-                differs=self.static_safe_differs,
-            )
-            return
-        self.static_safe_s = after_s
-        opted_in = int(self.rack.opted_in.sum())
-        log.info("static_safe.verified", after_s=round(after_s, 3), mode=self.mode.value, outlets=opted_in)
 
     async def _built(self, boards: "asyncio.Task[list[BoardSetup]]") -> Pipeline:
         """Wait for the boards and load the model; no tick can ping systemd meanwhile, so this does."""
@@ -424,7 +216,7 @@ class Service:
             pipeline = await asyncio.to_thread(self._pipeline, await boards)
             if self.keeping is not None:
                 calibration = calibration_digest(self.boards)
-                self.keeping.begin(self.rack, calibration, pipeline.features.interval_ticks, self._board_of)
+                self.keeping.begin(self.limits.rack, calibration, pipeline.features.interval_ticks, self._board_of)
             return pipeline
         finally:
             await _end([alive])
@@ -447,13 +239,13 @@ class Service:
             clock = self._recorder.clock
         config, refused = self._with_standing_model()
         pipeline = build_pipeline(
-            config, self.rack, setups, clock, writes_per_day=write_budgets(self.config), without_model=refused
+            config, self.limits.rack, setups, clock, writes_per_day=write_budgets(self.config), without_model=refused
         )
         if self.standing is not None:
             self.standing.attach(pipeline.forecaster)
         if self._recorder is not None:
             trained = None if refused or config.forecast.model == "shipped" else config.path(config.forecast.model)
-            self._recorder.begin(config, self.rack.opted_in.tolist(), without_model=refused, trained=trained)
+            self._recorder.begin(config, self.limits.rack.opted_in.tolist(), without_model=refused, trained=trained)
         return pipeline
 
     def _with_standing_model(self) -> tuple[Config, bool]:
@@ -480,7 +272,7 @@ class Service:
             return
         from rpi_daemon.retrain.task import Learning
 
-        self.learning = Learning(self.config, self.standing, self.clock, self.rack.n)
+        self.learning = Learning(self.config, self.standing, self.clock, self.limits.rack.n)
         self._stack.push_async_callback(self.learning.close)
         self.learning.begin()
 
@@ -491,8 +283,8 @@ class Service:
         gc.collect()
         gc.freeze()
         gc.disable()  # a full collection takes longer than a tick may; it comes after a tick instead, see `_after_tick`
-        self._loop_runs = True
         self.loop_started_ns = self.clock.mono_ns()
+        self.limits.lease = lease = Lease(self.config.actuator.lease_s, self.loop_started_ns)
         self.loop_started_cpu_s = time.process_time()
         before_ns = self.loop_started_ns
         deadline_ns = before_ns + TICK_NS
@@ -508,6 +300,7 @@ class Service:
             deadline_ns = now_ns + TICK_NS + WINDOW_GRACE_NS if newer else max(deadline_ns + TICK_NS, now_ns)
             windows = self._windows()
             self._tick(pipeline, now_ns)
+            lease.renew(now_ns)
             self.tick_ms.append((time.perf_counter() - woken) * 1e3)
             self._after_tick()
             for task in running:
@@ -540,19 +333,19 @@ class Service:
                 loop.remove_reader(self._event_fd)
 
     def _tick(self, pipeline: Pipeline, now_ns: int) -> None:
-        reports = tuple(report for task in self.tasks.values() for report in task.take_reports())
+        reports = tuple(report for task in self.limits.tasks.values() for report in task.take_reports())
         for report in reports:
             self._count(report)
         inputs = TickInputs(
             now_ns=now_ns,
             utc_ns=self.clock.utc_ns(),
-            mode=Mode.ADVISORY if self.killed() else self.mode,
+            mode=Mode.ADVISORY if self.limits.killed() else self.limits.mode,
             flags=self._flags(),
             reports=reports,
             hints=tuple(self.operator.hints),
             ceilings=self.operator.ceilings_at(now_ns),
             acknowledged=tuple(self.operator.acknowledged),
-            released=self.operator.released,
+            released=self.limits.released,
             cap_reports=self._cap_reports(),
             host_readings=self.telemetry.take_readings(),
         )
@@ -560,11 +353,10 @@ class Service:
         self.operator.acknowledged.clear()
         snapshot = pipeline.step(inputs)
         for desired in snapshot.desired:
-            self.tasks[desired.pdu].submit(desired, snapshot.readings.t_mono_ns)
+            self.limits.tasks[desired.pdu].submit(desired, snapshot.readings.t_mono_ns)
         note_lowest_caps(self.lowest_caps_w, pipeline.capping.names, snapshot.cap_plan)
         for cap in snapshot.cap_plan.desired:
-            self.cap_tasks[cap.load].submit(cap)
-        self._lease.renew(now_ns)
+            self.limits.cap_tasks[cap.load].submit(cap)
         self.digest.add(snapshot)
         if self._recorder is not None:
             self._recorder.add(inputs, pipeline.features.ends, self.digest.hexdigest())
@@ -579,9 +371,9 @@ class Service:
         self.weights.update(snapshot.weights, snapshot.readings.valid)
         for link in self.boards:
             link.maintain()
-        self.traps.watch(self.rack, snapshot, self._facts())
+        self.traps.watch(self.limits.rack, snapshot, self._facts())
         owners = self.pipeline.capping.owners
-        if owners and self._save_found_caps(FoundCaps({**self.found_caps.caps, **owners})):
+        if owners and self.limits.save_found_caps(FoundCaps({**self.limits.found_caps.caps, **owners})):
             owners.clear()
         if self.keeping is not None:
             self.keeping.tick(snapshot)
@@ -590,7 +382,7 @@ class Service:
         if self.score.ticks % COLLECT_TICKS == 0:
             gc.collect()
             if self.learning is not None:
-                self.learning.look(_load(self.rack, snapshot), snapshot.safe.state is SafeState.NORMAL)
+                self.learning.look(_load(self.limits.rack, snapshot), snapshot.safe.state is SafeState.NORMAL)
             self._note_settle_times()
             if self.settle.worth_saving() and (self._saving is None or self._saving.done()):
                 self._saving = asyncio.create_task(asyncio.to_thread(self.settle.save), name="settle times")
@@ -601,10 +393,10 @@ class Service:
         """PDUs whose task no longer goes round: systemd hears no more of us, and starts another in our place."""
         now_ns = self.clock.mono_ns()
         allowed_ns = {pdu.id: round((pdu.poll_s + WIRE_S) * NS_PER_S) for pdu in self.config.pdu}
-        stuck = [pdu for pdu, task in self.tasks.items() if now_ns - task.beat_ns > allowed_ns[pdu]]
+        stuck = [pdu for pdu, task in self.limits.tasks.items() if now_ns - task.beat_ns > allowed_ns[pdu]]
         for cap in self.config.cap:
             allowed_s = max(cap.poll_s, 2.0 * LOCKED_OUT_S) + WIRE_S
-            if now_ns - self.cap_tasks[cap.load].beat_ns > allowed_s * NS_PER_S:
+            if now_ns - self.limits.cap_tasks[cap.load].beat_ns > allowed_s * NS_PER_S:
                 stuck.append(cap.load)
         if stuck:
             log.error("watchdog.withheld", pdus=stuck)
@@ -614,8 +406,8 @@ class Service:
         """What alarms need beyond the snapshot."""
         model = self.pipeline.forecaster.model
         return Facts(
-            mode=self.mode,
-            killed=self.killed(),
+            mode=self.limits.mode,
+            killed=self.limits.killed(),
             model=None if model is None else f"{model.name} {model.sha256[:12]}",
             model_refused=self.model_refused,
             boards_absent=frozenset(link.board.id for link in self.boards if not link.sampler.connected()),
@@ -623,14 +415,16 @@ class Service:
         )
 
     def _flags(self) -> HealthFlags:
-        away = frozenset(pdu for pdu, task in self.tasks.items() if not task.reachable)
+        away = frozenset(pdu for pdu, task in self.limits.tasks.items() if not task.reachable)
         utc_ns = self.clock.utc_ns()
         return HealthFlags(
             pdu_unreachable=away,
             calibration_expired=frozenset(link.board.id for link in self.boards if link.calibration_expired(utc_ns)),
-            cap_unreachable=frozenset(load for load, task in self.cap_tasks.items() if not task.reachable),
+            cap_unreachable=frozenset(load for load, task in self.limits.cap_tasks.items() if not task.reachable),
             all_pdus_unreachable=all(
-                task.away_s() > DEVICE_DEFAULT_S for pdu, task in self.tasks.items() if pdu in self.rack.pdu_of
+                task.away_s() > DEVICE_DEFAULT_S
+                for pdu, task in self.limits.tasks.items()
+                if pdu in self.limits.rack.pdu_of
             ),
             tick_overrun=self._late_ticks > OVERRUN_TICKS,
         )
@@ -638,7 +432,7 @@ class Service:
     def _count(self, report: PduReport) -> None:
         if report.reading is not None:
             self._note_limits(report.pdu, report.reading)
-            self._find_more(report.pdu, report.reading)
+            self.limits.find_more(report.pdu, report.reading)
         self.write_ms.extend(_write_ms(report))
         for settle_s in _settle_s(report):
             self.settle.note_pdu(report.pdu, settle_s)
@@ -647,76 +441,43 @@ class Service:
             self.writes_verified += outcome.verified
             self.writes_refused += outcome.refused is not None
             if outcome.verified:
-                self._note_static_safe(report.pdu, outcome)
+                self.limits.note_static_safe(report.pdu, outcome)
             if outcome.read_back_w is not None:
                 self.score.limit_verified(
-                    self._index(report.pdu, outcome.outlet),
+                    self.limits.index(report.pdu, outcome.outlet),
                     outcome.read_back_w,
                     outcome.t_verified_ns or self.clock.mono_ns(),
                 )
 
-    def _note_static_safe(self, pdu: str, outcome: WriteOutcome) -> None:
-        """A limit that could not be lowered before its draw was known stands at STATIC_SAFE, or below, by now."""
-        waiting = self.static_safe_differs.get(pdu, [])
-        if outcome.outlet not in waiting or outcome.read_back_w is None:
-            return
-        if outcome.read_back_w <= self.rack.static_safe_w[self._index(pdu, outcome.outlet)] + 1.0:
-            waiting.remove(outcome.outlet)
-            if not waiting:
-                del self.static_safe_differs[pdu]
-            if self._loop_runs and not self.static_safe_differs:
-                self._say_static_safe()
-
     def _cap_reports(self) -> tuple[CapReport, ...]:
         """What the servers' tasks reported; a cap that is met for the first time is saved before it may be written."""
         reports: list[CapReport] = []
-        for load, task in self.cap_tasks.items():
+        for load, task in self.limits.cap_tasks.items():
             for report in task.take_reports():
                 if report.reading is not None:
-                    found = self.found_caps.with_cap(load, report.reading)
-                    if found is not self.found_caps and self._save_found_caps(found):
+                    found = self.limits.found_caps.with_cap(load, report.reading)
+                    if found is not self.limits.found_caps and self.limits.save_found_caps(found):
                         reports.append(CapReport(load, found=report.reading))
                 reports.append(report)
         return tuple(reports)
-
-    def _save_found_caps(self, caps: FoundCaps) -> bool:
-        try:
-            write_durably(self.state_dir / FOUND_CAPS_FILE, caps.to_json())
-        except OSError as error:
-            log.error("found_limits.not_saved", error=str(error))
-            return False
-        self.found_caps = caps
-        return True
 
     def _note_settle_times(self) -> None:
         if self.snapshot is not None:
             measured = zip(self.pipeline.capping.names, self.snapshot.caps.settle_s, strict=True)
             self.settle.caps |= {load: float(s) for load, s in measured if not math.isnan(s)}
 
-    def _find_more(self, pdu: str, reading: PduReading) -> None:
-        """Limits that a device lacked when we met it, and has by now: saved before they may be written."""
-        found = self.found.with_pdu(pdu, reading)
-        if any(found.knows(pdu, n) and not self.found.knows(pdu, n) for n in reading.limits):
-            try:
-                self._save_found(found)
-            except RpiError as error:
-                log.error("found_limits.not_saved", error=str(error))
-
     def _note_limits(self, pdu: str, reading: PduReading) -> None:
         for number, state in reading.limits.items():
-            if f"{pdu}/{number}" not in self.rack.outlet_ids:
+            if f"{pdu}/{number}" not in self.limits.rack.outlet_ids:
                 continue  # it meters for other outlets
             known = state.limit_w is not None and state.enabled is not False
-            self.score.limit_seen(self._index(pdu, number), state.limit_w if known else None)
-
-    def _index(self, pdu: str, number: int) -> int:
-        return self.rack.outlet_ids.index(f"{pdu}/{number}")
+            self.score.limit_seen(self.limits.index(pdu, number), state.limit_w if known else None)
 
     def _log_changes(self, snapshot: Snapshot) -> None:
         before = self.snapshot
         if before is None or _standing(before.safe) != _standing(snapshot.safe):
             log.warning("state", state=snapshot.safe.state.name, causes=brief(snapshot.safe.causes))
-        log_overloads(self.rack, before, snapshot)
+        log_overloads(self.limits.rack, before, snapshot)
         for name in snapshot.foreign:
             log.warning("limit.foreign_change", outlet=name)
         for name in snapshot.foreign_caps:
@@ -736,7 +497,7 @@ class Service:
             for d in desired.decisions:
                 log.info(
                     "limit",
-                    outlet=self.rack.outlet_ids[d.outlet],
+                    outlet=self.limits.rack.outlet_ids[d.outlet],
                     kind=snapshot.in_force.kind[d.outlet].value,
                     from_w=_round(d.from_w),
                     to_w=_round(d.to_w),
@@ -748,63 +509,34 @@ class Service:
                     protective=d.protective,
                 )
 
-    def _write_allowed(self, pdu: str, write: LimitWrite) -> bool:
-        """Asked at the driver's door, immediately before each write."""
-        if self.killed() or not self.found.knows(pdu, write.outlet):
-            return False
-        if write.restore is not None or not self._loop_runs:
-            return True
-        return self.mode is Mode.CLOSED_LOOP and not self._lease.expired(self.clock.mono_ns())
-
-    def _cap_write_allowed(self, load: str, restoring: bool) -> bool:
-        """As `_write_allowed`, for a server's cap; one that was given back is not ours, whatever still waits for its BMC."""
-        if self.killed() or load not in self.found_caps.caps:
-            return False
-        if restoring:
-            return True
-        if self.operator.released.issuperset(self._outlets_of[load]):
-            return False
-        return self.mode is Mode.CLOSED_LOOP and not (self._loop_runs and self._lease.expired(self.clock.mono_ns()))
-
-    async def _leave_caps(self) -> bool:
-        """STATIC_SAFE on every server whose cap is ours, where what stands is higher: see docs/decisions/caps-at-stop.md."""
-        if not self.cap_tasks or self.mode is Mode.ADVISORY or self.killed():
-            return True
-        wanted = self.pipeline.capping.static_safe()
-        results = await asyncio.gather(
-            *(asyncio.wait_for(self.cap_tasks[load].write_now(cap_w), CAPS_LEFT_S) for load, cap_w in wanted.items()),
-            return_exceptions=True,
-        )
-        left = True
-        for (load, cap_w), result in zip(wanted.items(), results, strict=True):
-            if isinstance(result, BaseException) or result is None or not result.verified:
-                left = False
-                log.error("cap.not_left", load=load, cap_w=cap_w, error=str(result))
-            else:
-                log.info("cap.left", load=load, cap_w=result.read_back_w)
-        return left
-
     async def _leave(self) -> bool:
         """STATIC_SAFE in every opted-in outlet, verified; False where it should be and is not.
 
         A limit that cuts off needs the draw of now: many a device does not meter what it limits.
         """
         await self._read_meters()
-        self._known = self.pipeline.features.step(self.clock.mono_ns(), self.clock.utc_ns())
+        self.limits.known = self.pipeline.features.step(self.clock.mono_ns(), self.clock.utc_ns())
         try:
-            await self._static_safe_everywhere("stop")
+            await self.limits.static_safe("stop")
         except RpiError as error:
             log.error("static_safe.not_left", error=str(error))
             return False
-        if not self.static_safe_differs:
-            log.info("static_safe.left", outlets=int(self.rack.opted_in.sum()))
+        finally:
+            self._keep_what_stands()
+        if not self.limits.differs:
+            log.info("static_safe.left", outlets=int(self.limits.rack.opted_in.sum()))
         return True
+
+    def _keep_what_stands(self) -> None:
+        if self.keeping is not None:
+            for pdu, reading in self.limits.stands.items():
+                self.keeping.left(pdu, reading.limits)
 
     async def _read_meters(self) -> None:
         """One more poll of the PDUs and meters that tell what outlets elsewhere draw; a silent one tells nothing."""
         meters = {o.meter.partition("/")[0] for o in self.config.outlets() if o.meter.partition("/")[0] != o.pdu}
-        asked = [pdu for pdu in self.tasks if pdu in meters]
-        found = await asyncio.gather(*(self.drivers[pdu].read() for pdu in asked), return_exceptions=True)
+        asked = [pdu for pdu in self.limits.tasks if pdu in meters]
+        found = await asyncio.gather(*(self.limits.drivers[pdu].read() for pdu in asked), return_exceptions=True)
         for pdu, reading in zip(asked, found, strict=True):
             if isinstance(reading, PduReading):
                 self.pipeline.features.observe(pdu, reading)
@@ -817,21 +549,6 @@ async def _end(tasks: "Sequence[asyncio.Task[Any]]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _no_limits(reading: PduReading) -> str | None:
-    """Why no limit can be written on a PDU, from its first reading; None where there is one."""
-    if not reading.limits:
-        return "its profile has no limit to write; meters only"
-    if all(state.limit_w is None and not state.raw for state in reading.limits.values()):
-        return "the device has none of the thresholds of its profile: another model, or the feature is not licensed; meters only"
-    return None
-
-
-def _write_denied(result: ApplyResult) -> str | None:
-    """The device's word, when it denied writing as such and took no write at all."""
-    denied = [outcome.refused for outcome in result.outcomes if outcome.denied]
-    return denied[0] if denied and not any(outcome.verified for outcome in result.outcomes) else None
 
 
 def _say_no_reload() -> None:

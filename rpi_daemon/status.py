@@ -30,23 +30,23 @@ def status_document(service: "Service") -> dict[str, Any]:
         "t_utc_ns": service.clock.utc_ns(),
         "t_mono_ns": now_ns,
         "uptime_s": (now_ns - service.started_ns) / NS_PER_S,
-        "mode": service.mode.value,
+        "mode": service.limits.mode.value,
         "state": snapshot.safe.state.name if snapshot else "STATIC_SAFE",
         "causes": list(snapshot.safe.causes) if snapshot else ["starting"],
         "why": brief(snapshot.safe.causes) if snapshot else ["starting"],
         "latched": list(snapshot.safe.latched) if snapshot else [],
-        "kill_switch": service.killed(),
-        "static_safe_verified_s": service.static_safe_s,
-        "static_safe_differs": service.static_safe_differs,
+        "kill_switch": service.limits.killed(),
+        "static_safe_verified_s": service.limits.static_safe_s,
+        "static_safe_differs": service.limits.differs,
         "ceilings": service.operator.ceilings(),
         "outlets": _outlets(service, snapshot) if snapshot else [],
         "constraints": _constraints(service, snapshot) if snapshot else [],
         "forecast": _forecast(service) if snapshot else {},
-        "caps": [_cap(service, snapshot, k, now_ns) for k in range(len(service.rack.caps))] if snapshot else [],
+        "caps": [_cap(service, snapshot, k, now_ns) for k in range(len(service.limits.rack.caps))] if snapshot else [],
         "telemetry": _telemetry(service, snapshot),
         "telemetry_feed": service.telemetry.feed_status(),
         "boards": [_board(link) for link in service.boards],
-        "pdus": [_pdu(service, pdu, now_ns) for pdu in service.tasks],
+        "pdus": [_pdu(service, pdu, now_ns) for pdu in service.limits.tasks],
         "alarms": _alarms(service),
         "trap_sinks": service.traps.status(),
         "history": service.keeping.status() if service.keeping is not None else None,
@@ -65,7 +65,7 @@ def summary(service: "Service") -> dict[str, Any]:
     memory = _memory_mb()
     return {
         "schema": SCHEMA,
-        "outlets": service.rack.n,
+        "outlets": service.limits.rack.n,
         "samples_total": counters.get("received", 0),
         "samples_lost": counters.get("lost", 0),
         "samples_late": counters.get("late", 0),
@@ -86,12 +86,12 @@ def summary(service: "Service") -> dict[str, Any]:
         "raw_ring_mb": sum(link.ring_bytes for link in service.boards) / 1e6,
         "decision_digest": service.digest.hexdigest(),
         "state": service.snapshot.safe.state.name if service.snapshot else "STATIC_SAFE",
-        "mode": service.mode.value,
+        "mode": service.limits.mode.value,
     }
 
 
 def _outlets(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any]]:
-    rack = service.rack
+    rack = service.limits.rack
     used = service.pipeline.actuator.writes_used(snapshot.t_mono_ns)
     caps = snapshot.caps
     capped_w = service.pipeline.capping.of_outlets(np.where(caps.ours & caps.followed, caps.cap_w, np.nan))
@@ -132,9 +132,9 @@ def _weights(weights: Mapping[str, FloatArray], i: int) -> dict[str, float]:
 
 def _constraints(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any]]:
     allocation = snapshot.allocation
-    carried = loadings(service.rack, snapshot.readings)
+    carried = loadings(service.limits.rack, snapshot.readings)
     rows = []
-    for item in service.rack.constraints:
+    for item in service.limits.rack.constraints:
         on = item.share > 0.0
         draw_w = snapshot.readings.power_w[on]
         limits_w = snapshot.in_force.limit_w[on]
@@ -174,7 +174,7 @@ def _forecast(service: "Service") -> dict[str, Any]:
 
 def _telemetry(service: "Service", snapshot: "Snapshot | None") -> list[dict[str, Any]]:
     """What each configured host says now: null where it is not known, or too old to be."""
-    outlet_of = {load.name: load.outlets[0] for load in service.rack.loads}
+    outlet_of = {load.name: load.outlets[0] for load in service.limits.rack.loads}
     entries = service.telemetry.status()
     for entry in entries:
         shares = snapshot.telemetry[outlet_of[entry["load"]]] if snapshot else [math.nan] * len(TELEMETRY)
@@ -224,8 +224,8 @@ def _alarms(service: "Service") -> list[dict[str, Any]]:
 
 
 def _pdu(service: "Service", pdu: str, now_ns: int) -> dict[str, Any]:
-    task = service.tasks[pdu]
-    identity = service.identities[pdu]
+    task = service.limits.tasks[pdu]
+    identity = service.limits.identities[pdu]
     options = next(item for item in service.config.pdu if item.id == pdu)
     return {
         "id": pdu,
@@ -236,7 +236,7 @@ def _pdu(service: "Service", pdu: str, now_ns: int) -> dict[str, Any]:
         "firmware": identity.firmware,
         "proven": identity.proven,
         "insecure": options.version == "2c" if options.driver == "snmp" else options.driver == "modbus_tcp",
-        "meters_only": service.meters_only.get(pdu),
+        "meters_only": service.limits.meters_only.get(pdu),
         "reachable": task.reachable,
         "last_answer_s": (now_ns - task.last_ok_ns) / NS_PER_S,
         "polls": task.polls,
@@ -248,7 +248,7 @@ def _pdu(service: "Service", pdu: str, now_ns: int) -> dict[str, Any]:
 def _cap(service: "Service", snapshot: "Snapshot", k: int, now_ns: int) -> dict[str, Any]:
     """One server: what its cap is, what is wanted, and how it answers."""
     options, caps, plan = service.config.cap[k], snapshot.caps, snapshot.cap_plan
-    task = service.cap_tasks[options.load]
+    task = service.limits.cap_tasks[options.load]
     identity = task.identity
     cap_w = float(caps.cap_w[k])
     return {

@@ -130,7 +130,7 @@ def test_systemd_hears_of_a_pdu_task_that_hangs(tmp_path: Path) -> None:
         task = PduTask(
             "pdu", cast(PduDriver, device), daemon.manual, poll_s=daemon.config.pdu[0].poll_s, write_allowed=bool
         )
-        daemon.tasks["pdu"] = task
+        daemon.limits.tasks["pdu"] = task
         running = asyncio.create_task(task.run())
 
         async def later(seconds: float) -> list[str]:
@@ -156,9 +156,9 @@ def test_systemd_hears_of_a_pdu_task_that_hangs(tmp_path: Path) -> None:
 def test_a_cap_that_was_given_back_is_not_written_by_what_still_waits(tmp_path: Path) -> None:
     """A wish of the tick before, behind the reading that found the cap as it was."""
     daemon = Ticking(tmp_path, 0.0, 0)
-    daemon.mode = Mode.CLOSED_LOOP
-    daemon.found_caps = FoundCaps({"load": CapReading(0, None, None, False, ())})
-    assert daemon._cap_write_allowed("load", False)
-    daemon.operator.released = frozenset({"pdu/1"})
-    assert not daemon._cap_write_allowed("load", False)
-    assert daemon._cap_write_allowed("load", True)
+    daemon.limits.mode = Mode.CLOSED_LOOP
+    daemon.limits.found_caps = FoundCaps({"load": CapReading(0, None, None, False, ())})
+    assert daemon.limits._cap_write_allowed("load", False)
+    daemon.limits.release(frozenset({"pdu/1"}))
+    assert not daemon.limits._cap_write_allowed("load", False)
+    assert daemon.limits._cap_write_allowed("load", True)

@@ -1,0 +1,425 @@
+"""Limits without a control loop: open the PDUs, write and verify STATIC_SAFE, put back what was found, let nothing else through."""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import structlog
+
+from rpi_daemon.cap_task import CapTask
+from rpi_daemon.clock import Clock
+from rpi_daemon.config.rack import rack_model
+from rpi_daemon.config.schema import Config, Pdu
+from rpi_daemon.devices import address_of, cap_driver, pdu_driver, profile_digest, used_pdus
+from rpi_daemon.drivers.base import PduDriver
+from rpi_daemon.durable import write_durably
+from rpi_daemon.errors import DeviceError, RpiError
+from rpi_daemon.found import FoundCaps, FoundLimits
+from rpi_daemon.guard import KILL_FILE, GuardConfig, KillSwitch, away_from_static_safe, static_safe_writes
+from rpi_daemon.host import process_age_s
+from rpi_daemon.pdu_task import Lease, PduTask
+from rpi_daemon.proof import Proofs
+from rpi_daemon.records import (
+    ApplyResult,
+    CapReading,
+    CapReport,
+    LimitWrite,
+    Mode,
+    PduIdentity,
+    PduReading,
+    PduReport,
+    RackModel,
+    Readings,
+    WriteOutcome,
+)
+
+FOUND_FILE = "found-limits.json"
+FOUND_CAPS_FILE = "found-caps.json"
+STATIC_SAFE_ATTEMPTS = 3  # per PDU
+CAPS_LEFT_S = 5.0  # at stop, for all servers together, before the PDUs' turn
+UNPROVEN = (
+    "profile is not proven on this device; meters only (bench/hil/pdu_hil.py proves it; accept_unproven = true writes)"
+)
+
+log = structlog.get_logger("rpi_daemon")
+
+
+class SafeLimits:
+    """The rack's PDUs and server caps, and what may be written to them.
+
+    The daemon uses it at start, at stop and for what operators give back; its loop writes through the same tasks, and may
+    for as long as `lease` is there and renewed. Before and after the loop nothing but STATIC_SAFE and found limits passes.
+    """
+
+    def __init__(
+        self, config: Config, guard: GuardConfig, clock: Clock, *, heard: Callable[[PduReport], None] = lambda _: None
+    ) -> None:
+        """`heard` is told what every write came to, and every reading beside it."""
+        self.rack: RackModel = rack_model(config)
+        self.mode = Mode(config.daemon.mode)
+        self.released: frozenset[str] = frozenset()  # outlets given back to their owner
+        self.drivers: dict[str, PduDriver] = {}
+        self.identities: dict[str, PduIdentity] = {}
+        self.tasks: dict[str, PduTask] = {}
+        self.cap_tasks: dict[str, CapTask] = {}  # by load
+        self.found = FoundLimits({})
+        self.found_caps = FoundCaps({})
+        self.lease: Lease | None = None  # none: no loop runs
+        self.known: Readings | None = None  # the draws, at stop; at start only the PDUs themselves tell any
+        self.stands: dict[str, PduReading] = {}  # as `static_safe` left it
+        self.static_safe_s: float | None = None  # when it was verified, in seconds of this process
+        self.differs: dict[str, list[int]] = {}  # outlets away from STATIC_SAFE that may not be written
+        self.meters_only: dict[str, str] = {}  # PDUs whose outlets would be written but for this reason
+        self.killed_in_memory = False  # the kill switch could not be written to disk
+        self._config = config
+        self._guard = guard
+        self._clock = clock
+        self._heard = heard
+        self._state_dir = config.path(config.daemon.state_dir)
+        self._kill_switch = KillSwitch(self._state_dir / KILL_FILE)
+        self._opted_in = self.rack.opted_in.copy()  # before anything was given back
+        self._outlets_of = {x.name: [self.rack.outlet_ids[i] for i in x.outlets] for x in self.rack.loads}
+
+    # -- the kill switch
+
+    def engage_kill_switch(self, reason: str) -> None:
+        """On a signal or on request; on a full or read-only disk it holds in memory, until `resume` or a restart."""
+        try:
+            self._kill_switch.engage(reason)
+        except OSError as error:
+            self.killed_in_memory = True
+            log.error("kill_switch.not_on_disk", error=str(error))
+        log.warning("kill_switch.engaged", reason=reason)
+
+    def killed(self) -> bool:
+        """Whether nothing may be written to any PDU."""
+        return self.killed_in_memory or self._kill_switch.engaged()
+
+    # -- what was found
+
+    def read_found(self) -> None:
+        """What earlier runs found. Raises RpiError where it is there and cannot be read."""
+        path = self._state_dir / FOUND_FILE
+        try:
+            self.found = FoundLimits.from_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            log.info("found_limits.none", path=str(path))
+        except OSError as error:
+            raise RpiError(f"{path}: {error.strerror}; the daemon's user must own daemon.state_dir") from None
+        caps = self._state_dir / FOUND_CAPS_FILE
+        if caps.exists():
+            self.found_caps = FoundCaps.from_json(caps.read_text(encoding="utf-8"))
+
+    def save_found(self, limits: FoundLimits) -> None:
+        """Before the first write: what is put back at `limit restore`."""
+        path = self._state_dir / FOUND_FILE
+        try:
+            write_durably(path, limits.to_json())
+        except OSError as error:
+            raise RpiError(
+                f"{path}: {error.strerror}; nothing is written to a PDU before the limits found on it are saved"
+            ) from None
+        self.found = limits
+
+    def find_more(self, pdu: str, reading: PduReading) -> None:
+        """Limits that a device lacked when we met it, and has by now: saved before they may be written."""
+        found = self.found.with_pdu(pdu, reading)
+        if any(found.knows(pdu, n) and not self.found.knows(pdu, n) for n in reading.limits):
+            try:
+                self.save_found(found)
+            except RpiError as error:
+                log.error("found_limits.not_saved", error=str(error))
+
+    def save_found_caps(self, caps: FoundCaps) -> bool:
+        """As `save_found`, for servers' caps; False where they could not be saved."""
+        try:
+            write_durably(self._state_dir / FOUND_CAPS_FILE, caps.to_json())
+        except OSError as error:
+            log.error("found_limits.not_saved", error=str(error))
+            return False
+        self.found_caps = caps
+        return True
+
+    # -- devices
+
+    async def open_pdus(self, stack: contextlib.AsyncExitStack) -> bool:
+        """Connect, identify, and note what was found; True if a PDU is met for the first time. `stack` closes them."""
+        proofs = Proofs.read(self._state_dir)
+        first_met = [await self._open_pdu(options, proofs, stack) for options in used_pdus(self._config)]
+        return any(first_met)
+
+    async def _open_pdu(self, options: Pdu, proofs: Proofs, stack: contextlib.AsyncExitStack) -> bool:
+        pdu = options.id
+        driver = self.drivers[pdu] = pdu_driver(self._config, options, self._clock)
+        stack.push_async_callback(driver.close)
+        await driver.open()
+        identity = await driver.identify()
+        if proofs.hold(identity, address_of(options), profile_digest(self._config, options)):
+            identity = replace(identity, proven=True)
+        self.identities[pdu] = identity
+        if not identity.proven and not options.accept_unproven:
+            self._opt_out(pdu, UNPROVEN)
+        met = pdu not in self.found.pdus
+        reading = await driver.read()
+        if why_not := _no_limits(reading):
+            self._opt_out(pdu, why_not)
+        if moved := self.found.moved(pdu, reading):
+            self._opt_out(
+                pdu,
+                f"outlets {moved} stand at other places of the device than when it was first met: a feed or tower is away, or"
+                f" it, or its profile, is another one; meters only. If that is right, take {pdu!r} out of {FOUND_FILE} and start again",
+            )
+        self.found = self.found.with_pdu(pdu, reading)
+        write_allowed = partial(self._write_allowed, pdu)
+        self.tasks[pdu] = PduTask(pdu, driver, self._clock, poll_s=options.poll_s, write_allowed=write_allowed)
+        log.info("pdu.found", pdu=pdu, vendor=identity.vendor, model=identity.model, outlets=identity.n_outlets)
+        return met
+
+    def open_caps(self, stack: contextlib.AsyncExitStack, settle_s: Mapping[str, float]) -> None:
+        """One task per server; each connects by itself, and first hears what earlier runs knew. `stack` closes them."""
+        for cap in self._config.cap:
+            driver = cap_driver(self._config, cap, self._clock)
+            stack.push_async_callback(driver.close)
+            task = CapTask(
+                cap.load,
+                cap.host,
+                driver,
+                self._clock,
+                poll_s=cap.poll_s,
+                write_allowed=partial(self._cap_write_allowed, cap.load),
+            )
+            found = self.found_caps.caps.get(cap.load)
+            task.inbox(CapReport(cap.load, found=found, settle_s=settle_s.get(cap.load)))
+            self.cap_tasks[cap.load] = task
+
+    def _opt_out(self, pdu: str, reason: str) -> None:
+        mine = np.array([p == pdu for p in self.rack.pdu_of])
+        if (self.rack.opted_in & mine).any():
+            self.meters_only[pdu] = reason
+            log.warning("pdu.meters_only", pdu=pdu, reason=reason)
+        self._opted_in &= ~mine
+        self.rack = replace(self.rack, opted_in=self._opted_in.copy())
+
+    # -- asked at the driver's door, immediately before each write
+
+    def _write_allowed(self, pdu: str, write: LimitWrite) -> bool:
+        if self.killed() or not self.found.knows(pdu, write.outlet):
+            return False
+        if write.restore is not None or self.lease is None:
+            return True
+        return self.mode is Mode.CLOSED_LOOP and not self.lease.expired(self._clock.mono_ns())
+
+    def _cap_write_allowed(self, load: str, restoring: bool) -> bool:
+        """As `_write_allowed`, for a server's cap; one that was given back is not ours, whatever still waits for its BMC."""
+        if self.killed() or load not in self.found_caps.caps:
+            return False
+        if restoring:
+            return True
+        if self.released.issuperset(self._outlets_of[load]):
+            return False
+        expired = self.lease is not None and self.lease.expired(self._clock.mono_ns())
+        return self.mode is Mode.CLOSED_LOOP and not expired
+
+    # -- STATIC_SAFE
+
+    async def static_safe(self, when: str) -> None:
+        """Write STATIC_SAFE and verify it, on all PDUs at once: one that is silent does not keep it from the others.
+
+        Compares only in advisory mode, or with the kill switch engaged. Raises DeviceError, naming every PDU that failed.
+        """
+        self.stands.clear()
+        results = await asyncio.gather(*(self._static_safe(pdu, when) for pdu in self.tasks), return_exceptions=True)
+        failed = [result for result in results if isinstance(result, BaseException)]
+        if failed and all(isinstance(error, DeviceError) for error in failed):
+            raise type(failed[0])("; ".join(str(error) for error in failed))
+        if failed:
+            raise failed[0]
+
+    async def _static_safe(self, pdu: str, when: str) -> None:
+        for left in reversed(range(STATIC_SAFE_ATTEMPTS)):
+            try:
+                differing = await self._static_safe_once(pdu, when)
+            except DeviceError:
+                if left == 0:
+                    raise
+                continue
+            if not differing:
+                return
+        raise DeviceError(
+            f"PDU {pdu!r} does not take STATIC_SAFE on outlets {differing}: check the user's write permission on it"
+        )
+
+    async def _static_safe_once(self, pdu: str, when: str) -> list[int]:
+        """Outlets that stand elsewhere after one attempt although they may be written."""
+        task, driver = self.tasks[pdu], self.drivers[pdu]
+        reading = await driver.read()
+        writes = static_safe_writes(self.rack, pdu, reading, self._guard, self.known)
+        if writes and (self.mode is Mode.ADVISORY or self.killed()):
+            writes = ()
+        elif writes:
+            result = await task.write_now(writes)
+            if result is not None:
+                self._heard(PduReport(pdu, result=result))
+                if when == "start" and (refusal := _write_denied(result)):
+                    self._opt_out(pdu, f"the device lets us write nothing ({refusal}); meters only")
+            reading = await driver.read()
+            writes = static_safe_writes(self.rack, pdu, reading, self._guard, self.known)
+        if not writes:
+            self._compare(pdu, reading, when)
+        task.take_reports()
+        report = PduReport(pdu, reading=reading)
+        task.inbox(report)
+        self._heard(report)
+        self.stands[pdu] = reading
+        return [write.outlet for write in writes]
+
+    def _compare(self, pdu: str, reading: PduReading, when: str) -> None:
+        """Note the outlets that stand elsewhere and are left so: nothing may be written, or a limit would cut off."""
+        self.differs.pop(pdu, None)
+        if differs := away_from_static_safe(self.rack, pdu, reading):
+            self.differs[pdu] = differs
+            log.warning("static_safe.differs", pdu=pdu, when=when, outlets=differs)
+
+    def note_static_safe(self, pdu: str, outcome: WriteOutcome) -> None:
+        """A limit that could not be lowered before its draw was known stands at STATIC_SAFE, or below, by now."""
+        waiting = self.differs.get(pdu, [])
+        if outcome.outlet not in waiting or outcome.read_back_w is None:
+            return
+        if outcome.read_back_w <= self.rack.static_safe_w[self.index(pdu, outcome.outlet)] + 1.0:
+            waiting.remove(outcome.outlet)
+            if not waiting:
+                del self.differs[pdu]
+            if self.lease is not None and not self.differs:
+                self.say_static_safe()
+
+    def say_static_safe(self) -> None:
+        """One line: verified, and after how long, or only compared."""
+        after_s, mode = process_age_s(), self.mode.value
+        if self.differs:
+            log.warning("static_safe.compared", after_s=round(after_s, 3), mode=mode, differs=self.differs)
+            return
+        self.static_safe_s = after_s
+        outlets = int(self.rack.opted_in.sum())
+        log.info("static_safe.verified", after_s=round(after_s, 3), mode=mode, outlets=outlets)
+
+    def index(self, pdu: str, number: int) -> int:
+        """The rack's index of an outlet."""
+        return self.rack.outlet_ids.index(f"{pdu}/{number}")
+
+    async def leave_caps(self, wanted_w: Mapping[str, float]) -> bool:
+        """These caps, by load, on the servers; False where one does not stand. See docs/decisions/caps-at-stop.md."""
+        if self.mode is Mode.ADVISORY or self.killed():
+            return True
+        results = await asyncio.gather(
+            *(asyncio.wait_for(self.cap_tasks[load].write_now(cap_w), CAPS_LEFT_S) for load, cap_w in wanted_w.items()),
+            return_exceptions=True,
+        )
+        left = True
+        for (load, cap_w), result in zip(wanted_w.items(), results, strict=True):
+            if isinstance(result, BaseException) or result is None or not result.verified:
+                left = False
+                log.error("cap.not_left", load=load, cap_w=cap_w, error=str(result))
+            else:
+                log.info("cap.left", load=load, cap_w=result.read_back_w)
+        return left
+
+    # -- given back to their owners
+
+    def release(self, outlets: frozenset[str]) -> None:
+        """Outlets that are their owner's again: not written, not watched for changes by others."""
+        self.released = outlets
+        ours = np.array([name not in outlets for name in self.rack.outlet_ids])
+        self.rack = replace(self.rack, opted_in=self._opted_in & ours)
+
+    async def restore(self, outlets: Sequence[str]) -> int:
+        """Put found limits and caps back where we may write, and let go of them until `mode closed_loop`.
+
+        Returns how many there were, all of them verified. Every PDU has its turn; what could not be put back stays ours,
+        so that no limit is left there without a loop behind it, and DeviceError names it. Without any outlet of ours left
+        the mode is advisory.
+        """
+        if self.killed():
+            raise RpiError("the kill switch is engaged: nothing is written; `rpi-daemon resume` releases it")
+        names = self.rack.outlet_ids
+        chosen = {name for name, ours in zip(names, self._opted_in, strict=True) if ours and name in outlets}
+        self.release(self.released | frozenset(outlets))
+        failed = await self._restore_caps(lowering=True)
+        for pdu in self.tasks:
+            failed |= await self._restore_pdu(pdu, chosen)
+        failed |= await self._restore_caps(lowering=False)
+        if failed:
+            self.release(self.released - failed.keys())
+            words = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+            raise DeviceError(
+                f"{len(chosen - failed.keys())} of {len(chosen)} found limits are back; these are not and stay ours: {words}"
+            )
+        if len(self.released) == self.rack.n:
+            self.mode = Mode.ADVISORY
+        return len(chosen)
+
+    async def _restore_caps(self, *, lowering: bool) -> dict[str, str]:
+        """The found caps of the servers whose outlets are all given back: lower ones before the outlets' limits, others after.
+
+        Outlets of those that are not back, with the reason.
+        """
+        failed: dict[str, str] = {}
+        for cap in self.rack.caps:
+            load = self.rack.loads[cap.load].name
+            outlets = self._outlets_of[load]
+            found, task = self.found_caps.caps.get(load), self.cap_tasks[load]
+            if not cap.opted_in or found is None or not self.released.issuperset(outlets):
+                continue
+            try:
+                stands = await task.read()
+                if (_cap_w(found) < _cap_w(stands)) is not lowering or stands.raw == found.raw:
+                    continue
+                outcome = await task.restore(found)
+            except DeviceError as error:
+                failed |= dict.fromkeys(outlets, f"cap of {load}: {error}")
+                continue
+            if outcome is None or not outcome.verified:
+                reason = "the kill switch was engaged" if outcome is None else outcome.refused or "another cap stands"
+                failed |= dict.fromkeys(outlets, f"cap of {load}: {reason}")
+        return failed
+
+    async def _restore_pdu(self, pdu: str, names: Collection[str]) -> dict[str, str]:
+        """The found limits of these outlets, as far as they are on this PDU; those that are not back, with the reason."""
+        mine = {
+            self.rack.number_of[i]: name
+            for i, name in enumerate(self.rack.outlet_ids)
+            if name in names and self.rack.pdu_of[i] == pdu
+        }
+        writes = self.found.writes(pdu, mine)
+        if not writes:
+            return {}
+        try:
+            result = await self.tasks[pdu].write_exclusive(writes)
+        except DeviceError as error:
+            return dict.fromkeys(mine.values(), str(error))
+        if result is None:
+            return dict.fromkeys(mine.values(), "the kill switch was engaged")
+        return {mine[o.outlet]: o.refused or "holds another value" for o in result.outcomes if not o.verified}
+
+
+def _cap_w(reading: CapReading) -> float:
+    """The cap that a reading shows; infinite where none is active."""
+    return math.inf if not reading.active or reading.cap_w is None else reading.cap_w
+
+
+def _no_limits(reading: PduReading) -> str | None:
+    """Why no limit can be written on a PDU, from its first reading; None where there is one."""
+    if not reading.limits:
+        return "its profile has no limit to write; meters only"
+    if all(state.limit_w is None and not state.raw for state in reading.limits.values()):
+        return "the device has none of the thresholds of its profile: another model, or the feature is not licensed; meters only"
+    return None
+
+
+def _write_denied(result: ApplyResult) -> str | None:
+    """The device's word, when it denied writing as such and took no write at all."""
+    denied = [outcome.refused for outcome in result.outcomes if outcome.denied]
+    return denied[0] if denied and not any(outcome.verified for outcome in result.outcomes) else None
