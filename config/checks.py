@@ -5,7 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from rpi_daemon.config.schema import Cap, Config, Constraint, Pdu, Telemetry, TrapSink, expand_numbers
+from rpi_daemon.config.schema import (
+    CREDENTIAL,
+    Cap,
+    Config,
+    Constraint,
+    Pdu,
+    Telemetry,
+    TrapSink,
+    expand_numbers,
+    secret_path,
+)
 
 Loc = tuple[str | int, ...]
 Found = tuple[Loc, str]
@@ -382,7 +392,11 @@ def _secret(
                 f"environment variable {variable} is not set, or shorter than {least} characters",
             )
     else:
-        yield from _secret_file(base_dir / file_name, (*place, f"{name}_file"), least)
+        credential = file_name.removeprefix(CREDENTIAL)
+        if credential != file_name and Path(credential).name != credential:
+            yield (*place, f"{name}_file"), f"{file_name!r} is not written like 'credential:auth.key'"
+        else:
+            yield from _secret_file(secret_path(file_name, base_dir, env), (*place, f"{name}_file"), least)
 
 
 def _secret_file(path: Path, loc: Loc, least: int) -> Iterator[Found]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 PositiveW = Annotated[float, Field(gt=0, le=1_000_000)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+CREDENTIAL = "credential:"
 NUMBERS_PATTERN = r"^\d+(-\d+)?(,\d+(-\d+)?)*$"
 
 
@@ -684,5 +685,20 @@ def secret_of(section: Pdu | Cap | Telemetry | TrapSink, name: str, base_dir: Pa
     variable = getattr(section, f"{name}_env")
     if variable is not None:
         return os.environ.get(variable, "")
-    path: Path = base_dir / getattr(section, f"{name}_file")
-    return path.read_text(encoding="utf-8").strip()
+    return secret_path(getattr(section, f"{name}_file"), base_dir).read_text(encoding="utf-8").strip()
+
+
+def secret_path(text: str, base_dir: Path, env: Mapping[str, str] = os.environ) -> Path:
+    """The file that a `..._file` option names; `credential:NAME` is one that systemd hands over (systemd.exec(5), Credentials).
+
+    Within a service: its credential `rpi-daemon_NAME` (of the folder that the unit loads), or `NAME` (of a `LoadCredential=`
+    of its own). At a terminal: the file in the folder `credentials` beside the configuration.
+    """
+    if not text.startswith(CREDENTIAL):
+        return base_dir / text
+    name = text.removeprefix(CREDENTIAL)
+    handed_over = env.get("CREDENTIALS_DIRECTORY")
+    if handed_over is None:
+        return base_dir / "credentials" / name
+    own = Path(handed_over) / name
+    return own if own.exists() else Path(handed_over) / f"rpi-daemon_{name}"

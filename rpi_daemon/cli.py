@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.console import Console
 from rpi_daemon import __version__
 from rpi_daemon.errors import AuthError, DeviceError, ModelError, NotRunningError, RpiError
 from rpi_daemon.history.choices import FORMATS, WHAT
+
+if TYPE_CHECKING:
+    from rpi_daemon.config.schema import Config
 
 DEFAULT_CONFIG = "/etc/rpi-daemon/rpi-daemon.toml"
 TOP_PERIOD_S = 0.5
@@ -95,18 +98,15 @@ def run(config_path: Path, record: Path | None) -> None:
 
 @main.command("check-config")
 @config_option
+@click.option("--no-model", is_flag=True, help="Leave the model alone: `run` goes on without one that it refuses.")
 @json_option
-def check_config(config_path: Path, as_json: bool) -> None:
+def check_config(config_path: Path, no_model: bool, as_json: bool) -> None:
     """Find every mistake in a configuration that can be found without hardware."""
-    from rpi_daemon.assembly import needs_model
     from rpi_daemon.devices import load_checked
 
     config = load_checked(config_path)
-    if needs_model(config):
-        from rpi_daemon.models.forecaster import SHIPPED
-        from rpi_daemon.models.manifest import load_model
-
-        load_model(SHIPPED if config.forecast.model == "shipped" else config.path(config.forecast.model))
+    if not no_model:
+        _check_model(config)
     outlets = config.outlets()
     writable = sum(row.closed_loop for row in outlets)
     document = {
@@ -125,6 +125,16 @@ def check_config(config_path: Path, as_json: bool) -> None:
         f"{config_path}: good. Rack {config.rack.id}: {len(outlets)} outlets ({writable} opted in to closed loop),"
         f" {len(config.pdu)} PDUs, {len(config.board)} boards, mode {config.daemon.mode}.",
     )
+
+
+def _check_model(config: "Config") -> None:
+    from rpi_daemon.assembly import needs_model
+
+    if needs_model(config):
+        from rpi_daemon.models.forecaster import SHIPPED
+        from rpi_daemon.models.manifest import load_model
+
+        load_model(SHIPPED if config.forecast.model == "shipped" else config.path(config.forecast.model))
 
 
 @main.command()

@@ -152,6 +152,7 @@ def test_a_damaged_model_is_refused_by_checks_and_replaced_by_baselines_in_a_run
     checked = cli(config, "check-config")
     assert checked.returncode == 6
     assert "sha256 differs" in one_clear_line(checked.stderr)
+    assert cli(config, "check-config", "--no-model").returncode == 0
     shown = subprocess.run([*RPI, "model", "show", str(model)], capture_output=True, text=True, timeout=30, check=False)
     assert shown.returncode == 6
     assert "copy the" in one_clear_line(shown.stderr)

@@ -120,6 +120,29 @@ def test_a_secret_never_shows_and_its_file_is_checked(tmp_path: Path) -> None:
     parse(text, base_dir=tmp_path)
 
 
+def test_a_credential_is_handed_over_or_lies_beside_the_configuration(tmp_path: Path) -> None:
+    text = BASE.replace('auth_key_env = "RPI_PDU_AUTH"', 'auth_key_file = "credential:auth.key"')
+    service, terminal = {**ENV, "CREDENTIALS_DIRECTORY": str(tmp_path / "run")}, ENV
+    for folder in ("run", "credentials"):
+        (tmp_path / folder).mkdir()
+    for env, place in (
+        (terminal, "credentials/auth.key"),
+        (service, "run/rpi-daemon_auth.key"),
+        (service, "run/auth.key"),
+    ):
+        found = mistakes(text, base_dir=tmp_path, env=env)
+        assert ["No such file" in item and "auth.key" in item for item in found] == [True], found
+        (tmp_path / place).write_text(SECRET)
+        (tmp_path / place).chmod(0o644)
+        assert ["mode 0644" in item and place in item for item in mistakes(text, base_dir=tmp_path, env=env)] == [True]
+        (tmp_path / place).chmod(0o400)
+        parse(text, base_dir=tmp_path, env=env)
+        if place == "run/rpi-daemon_auth.key":
+            (tmp_path / place).unlink()
+    astray = mistakes(text.replace("credential:auth.key", "credential:../auth.key"), base_dir=tmp_path, env=terminal)
+    assert ["is not written like 'credential:auth.key'" in item for item in astray] == [True]
+
+
 def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "none.toml")

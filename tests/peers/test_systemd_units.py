@@ -1,0 +1,62 @@
+"""The units as systemd itself judges them, without running any: no word on standard error, little exposure."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+UNITS = Path(__file__).resolve().parents[2] / "systemd"
+SERVICES = ("rpi-daemon.service", "rpi-daemon-failsafe.service")
+EXPOSURE = 2.0  # at most
+
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed"),
+]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root folder with the units and the programs that they name."""
+    units = tmp_path / "usr" / "lib" / "systemd" / "system"
+    shutil.copytree(Path("/lib/systemd/system"), units, symlinks=True)
+    for name in SERVICES:
+        shutil.copy(UNITS / name, units)
+    for program in ("usr/bin/rpi-daemon", "bin/kill", "bin/sleep", "bin/systemctl"):
+        (tmp_path / program).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / program).touch(mode=0o755)
+    return tmp_path
+
+
+def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["systemd-analyze", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize("drop_in", ["", "iio.conf", "network.conf", "paths.conf"])
+def test_systemd_has_nothing_to_say_of_the_units(root: Path, drop_in: str) -> None:
+    if drop_in:
+        folder = root / "etc" / "systemd" / "system" / "rpi-daemon.service.d"
+        folder.mkdir(parents=True)
+        shutil.copy(UNITS / "examples" / drop_in, folder)
+    done = analyze("verify", f"--root={root}", *SERVICES)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("line", ["MemoryMaximum=1G", "SystemCallFilter=@no-such-set", "WatchdogSec=soon"])
+def test_a_mistake_in_a_unit_would_be_seen(root: Path, line: str) -> None:
+    unit = root / "usr" / "lib" / "systemd" / "system" / SERVICES[0]
+    unit.write_text(unit.read_text().replace("[Service]\n", f"[Service]\n{line}\n"))
+    assert analyze("verify", f"--root={root}", SERVICES[0]).stderr != ""
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_little_exposed(name: str) -> None:
+    done = analyze("security", "--offline=yes", f"--threshold={EXPOSURE * 10:.0f}", UNITS / name)
+    level = re.search(rf"Overall exposure level for {re.escape(name)}: ([0-9.]+)", done.stdout)
+    assert level is not None, done.stderr
+    assert float(level[1]) <= EXPOSURE
+    assert done.returncode == 0
