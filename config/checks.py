@@ -16,6 +16,7 @@ from rpi_daemon.config.schema import (
     expand_numbers,
     secret_path,
 )
+from rpi_daemon.roles import group_id
 
 Loc = tuple[str | int, ...]
 Found = tuple[Loc, str]
@@ -28,6 +29,7 @@ PORTS = {"snmp": 161, "modbus_tcp": 502}  # where a PDU says none
 def cross_check(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Found]:
     """Every mistake that spans keys, as (location, sentence)."""
     yield from _unique(config)
+    yield from _groups(config)
     yield from _outlets(config)
     yield from _channels(config)
     yield from _constraints(config)
@@ -39,6 +41,13 @@ def cross_check(config: Config, base_dir: Path, env: Mapping[str, str]) -> Itera
     yield from _trap_sinks(config, base_dir, env)
     yield from _captures(config)
     yield from _retrain(config)
+
+
+def _groups(config: Config) -> Iterator[Found]:
+    for key in ("read_group", "operate_group", "admin_group"):
+        name = getattr(config.daemon, key)
+        if name is not None and group_id(name) is None:
+            yield ("daemon", key), f"no group is called {name!r} on this host; make it (groupadd --system {name})"
 
 
 def _retrain(config: Config) -> Iterator[Found]:

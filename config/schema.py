@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 PositiveW = Annotated[float, Field(gt=0, le=1_000_000)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}$")]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 CREDENTIAL = "credential:"
 NUMBERS_PATTERN = r"^\d+(-\d+)?(,\d+(-\d+)?)*$"
@@ -76,7 +77,22 @@ class Daemon(Section):
     state_dir: str = Field("/var/lib/rpi-daemon", description="found values, kill switch; kept over restarts")
     runtime_dir: str = Field("/run/rpi-daemon", description="control socket, locks, the raw ring; a tmpfs")
     socket_mode: str = Field(
-        "0660", pattern="^0[0-7]{3}$", description="file mode of the control socket: who may operate"
+        "0660", pattern="^0[0-7]{3}$", description="file mode of the control socket: who may connect"
+    )
+    read_group: GroupName | None = Field(
+        None,
+        description="group that the control socket belongs to: its members may read; the daemon's own group if not given",
+        examples=["rpi-daemon"],
+    )
+    operate_group: GroupName | None = Field(
+        None,
+        description="group whose members may operate; if not given, only root and the daemon's user",
+        examples=["rpi-operate"],
+    )
+    admin_group: GroupName | None = Field(
+        None,
+        description="group whose members may do everything; if not given, only root and the daemon's user",
+        examples=["rpi-admin"],
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity that is logged")
     log_format: Literal["json", "text"] = Field("json", description="json for the journal, text for a terminal")

@@ -331,7 +331,7 @@ def kill(reason: str, config_path: Path, as_json: bool) -> None:
         try:
             with client(config_path) as daemon:
                 daemon.ask("kill", reason=reason)
-        except NotRunningError as unheard:
+        except RpiError as unheard:
             raise RpiError(
                 f"the kill switch is NOT engaged: {switch.path}: {error.strerror}, and {unheard};"
                 " create that file as another user, or switch SNMP off on the PDUs"
@@ -352,11 +352,16 @@ def resume(config_path: Path, as_json: bool) -> None:
     try:
         switch.release()
     except OSError as error:
-        raise RpiError(
-            f"the kill switch is still engaged: {switch.path}: {error.strerror}; remove it as a user who may"
-        ) from None
-    with contextlib.suppress(NotRunningError), client(config_path) as daemon:  # nothing is latched where none runs
-        daemon.ask("acknowledge")
+        try:
+            with client(config_path) as daemon:
+                daemon.ask("resume")
+        except NotRunningError:
+            raise RpiError(
+                f"the kill switch is still engaged: {switch.path}: {error.strerror}; remove it as a user who may"
+            ) from None
+    else:
+        with contextlib.suppress(NotRunningError), client(config_path) as daemon:  # nothing is latched where none runs
+            daemon.ask("acknowledge")
     show({"schema": 1, "ok": True, "kill_switch": False}, as_json, "kill switch released")
 
 

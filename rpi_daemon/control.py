@@ -1,4 +1,4 @@
-"""The control socket: JSON lines over a Unix socket, guarded by its file mode; nothing listens on a network."""
+"""The control socket: JSON lines over a Unix socket. Its file mode says who may connect, a caller's role what they may ask."""
 
 import asyncio
 import contextlib
@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from rpi_daemon.errors import NotRunningError, RpiError
+from rpi_daemon.errors import NotRunningError, RefusedError, RpiError
 from rpi_daemon.local_socket import bound
+from rpi_daemon.roles import NO_GROUPS, Caller, RoleGroups, caller_of
 
 SCHEMA = 1
 MAX_LINE_BYTES = 65_536
@@ -17,22 +18,27 @@ MAX_CLIENTS = 32
 CLIENT_TIMEOUT_S = 10.0
 SOCKET_NAME = "control.sock"
 
-Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+Handler = Callable[[dict[str, Any], Caller], Awaitable[dict[str, Any]]]
 
 
 class ControlServer:
     """Answers one JSON object per line with one JSON object per line; a mistake of the caller is an answer, not an end."""
 
-    def __init__(self, path: Path, mode: int, handler: Handler) -> None:
+    def __init__(
+        self, path: Path, mode: int, handler: Handler, groups: RoleGroups = NO_GROUPS, *, group: int | None = None
+    ) -> None:
+        """`group`: whom the socket shall belong to; the daemon's own group if not given."""
         self._path = path
         self._mode = mode
         self._handler = handler
+        self._groups = groups
+        self._group = group
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Listen; the caller holds the daemon's lock. Raises RpiError."""
-        listener = bound(self._path, socket.SOCK_STREAM, self._mode)
+        listener = bound(self._path, socket.SOCK_STREAM, self._mode, self._group)
         self._server = await asyncio.start_unix_server(self._client, sock=listener, limit=MAX_LINE_BYTES)
 
     async def close(self) -> None:
@@ -63,6 +69,8 @@ class ControlServer:
                 await writer.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = writer.get_extra_info("socket")
+        caller = await asyncio.to_thread(caller_of, connection, self._groups)
         while True:
             try:
                 line = await reader.readline()
@@ -71,10 +79,10 @@ class ControlServer:
                 return
             if not line:
                 return
-            writer.write(_line(await self._answer(line)))
+            writer.write(_line(await self._answer(line, caller)))
             await asyncio.wait_for(writer.drain(), CLIENT_TIMEOUT_S)
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes, caller: Caller) -> dict[str, Any]:
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
@@ -82,7 +90,7 @@ class ControlServer:
         if not isinstance(request, dict) or not isinstance(request.get("command"), str):
             return {"ok": False, "error": 'a request needs a "command"'}
         try:
-            return {"ok": True, "schema": SCHEMA, **await self._handler(request)}
+            return {"ok": True, "schema": SCHEMA, **await self._handler(request, caller)}
         except RpiError as error:
             return {"ok": False, "schema": SCHEMA, "error": str(error), "exit_code": error.exit_code}
 
@@ -91,11 +99,19 @@ def _line(answer: dict[str, Any]) -> bytes:
     return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
+def _way_in(path: Path) -> str:
+    """Who may connect, as far as this user may see it."""
+    try:
+        return f"be a member of group {path.group()}"
+    except (OSError, KeyError):
+        return "be a member of the group of its folder"
+
+
 class ControlClient:
     """The command line's side: blocking, one request at a time."""
 
     def __init__(self, path: Path, timeout_s: float = CLIENT_TIMEOUT_S) -> None:
-        """Connect; raises NotRunningError with what to do."""
+        """Connect; raises NotRunningError or RefusedError with what to do."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
         try:
@@ -107,9 +123,7 @@ class ControlClient:
             ) from None
         except PermissionError:
             self._socket.close()
-            raise NotRunningError(
-                f"{path}: this user may not operate the daemon (daemon.socket_mode, group of the socket)"
-            ) from None
+            raise RefusedError(f"{path}: this user may not talk to the daemon: {_way_in(path)}") from None
         self._file = self._socket.makefile("rb")
 
     def ask(self, command: str, **fields: Any) -> dict[str, Any]:

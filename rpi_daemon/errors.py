@@ -44,6 +44,12 @@ class LockedError(RpiError):
 
 
 class NotRunningError(RpiError):
-    """No daemon answers on the control socket, or it refuses the caller."""
+    """No daemon answers on the control socket."""
+
+    exit_code = 9
+
+
+class RefusedError(RpiError):
+    """A daemon runs, and this caller may not ask it that."""
 
     exit_code = 9

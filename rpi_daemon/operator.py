@@ -6,17 +6,35 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from rpi_daemon.clock import NS_PER_S
-from rpi_daemon.errors import NotRunningError, RpiError
+from rpi_daemon.errors import NotRunningError, RefusedError, RpiError
 from rpi_daemon.records import Ceiling, Hint, Mode
+from rpi_daemon.roles import Caller, Role, RoleGroups
 from rpi_daemon.status import status_document
 
 if TYPE_CHECKING:
     from rpi_daemon.retrain.standing import StandingModel
     from rpi_daemon.service import Service
 
+REFUSALS_S = 1.0  # between two lines about refused callers: somebody who may only read must not fill the log
 SOONEST_HINT_S = 0.2  # work that starts now is announced this far ahead, so that a tick sees it coming
 
 log = structlog.get_logger("rpi_daemon")
+
+# command -> the least role that may ask for it
+ROLES = {
+    "status": Role.READ,
+    "mode": Role.OPERATE,
+    "kill": Role.OPERATE,  # engaging it is the least dangerous act; the file and SIGUSR1 do the same
+    "resume": Role.OPERATE,
+    "acknowledge": Role.OPERATE,
+    "limit_set": Role.OPERATE,
+    "limit_restore": Role.OPERATE,
+    "hint": Role.OPERATE,
+    "traps_test": Role.OPERATE,
+    "model_roll_back": Role.OPERATE,
+    "model_promote": Role.ADMIN,
+    "retrain_decided": Role.ADMIN,
+}
 
 
 class Operator:
@@ -28,6 +46,9 @@ class Operator:
         self._ceilings: dict[str, tuple[Ceiling, int]] = {}
         self._service = service
         self._writing = asyncio.Lock()  # one command that writes at a time
+        options = service.config.daemon
+        self.groups = RoleGroups(options.operate_group, options.admin_group)
+        self._refused_ns: int | None = None  # when a refusal was logged last
 
     def ceilings(self) -> list[dict[str, Any]]:
         """What operators set, for views."""
@@ -43,12 +64,13 @@ class Operator:
         self._ceilings = {name: entry for name, entry in self._ceilings.items() if entry[1] > now_ns}
         return tuple(ceiling for ceiling, _ in self._ceilings.values())
 
-    async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def answer(self, request: dict[str, Any], caller: Caller) -> dict[str, Any]:
         """One request to its end. Raises RpiError, with a sentence for who asked."""
         commands = {
             "status": self._status,
             "mode": self._set_mode,
             "kill": self._kill,
+            "resume": self._resume,
             "acknowledge": self._acknowledge,
             "limit_set": self._limit_set,
             "limit_restore": self._limit_restore,
@@ -61,9 +83,22 @@ class Operator:
         command = commands.get(request["command"])
         if command is None:
             raise RpiError(f"unknown command {request['command']!r}; known: {', '.join(commands)}")
-        if self._service.snapshot is None and request["command"] not in ("status", "kill"):
+        self._check_role(request["command"], caller)
+        if self._service.snapshot is None and request["command"] not in ("status", "kill", "resume"):
             raise NotRunningError("the daemon is still starting; try again in a moment")
+        if ROLES[request["command"]] > Role.READ:
+            log.info("asked", command=request["command"], by=caller.name, uid=caller.uid, pid=caller.pid)
         return await command(request)
+
+    def _check_role(self, command: str, caller: Caller) -> None:
+        needed = ROLES[command]
+        if caller.role >= needed:
+            return
+        now_ns = self._service.clock.mono_ns()
+        if self._refused_ns is None or now_ns - self._refused_ns >= REFUSALS_S * NS_PER_S:
+            self._refused_ns = now_ns
+            log.warning("refused", command=command, by=caller.name, uid=caller.uid, pid=caller.pid)
+        raise RefusedError(f"user {caller.name} may not ask for {command!r}: {self.groups.needed(needed)}")
 
     async def _status(self, request: dict[str, Any]) -> dict[str, Any]:
         return status_document(self._service)
@@ -84,6 +119,10 @@ class Operator:
     async def _kill(self, request: dict[str, Any]) -> dict[str, Any]:
         self._service.limits.engage_kill_switch(str(request.get("reason", "control socket")))
         return {"kill_switch": True}
+
+    async def _resume(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._service.limits.release_kill_switch()
+        return {"kill_switch": False, **await self._acknowledge(request)}
 
     async def _acknowledge(self, request: dict[str, Any]) -> dict[str, Any]:
         latched = self._service.snapshot.safe.latched if self._service.snapshot is not None else ()

@@ -95,6 +95,14 @@ class SafeLimits:
             log.error("kill_switch.not_on_disk", error=str(error))
         log.warning("kill_switch.engaged", reason=reason)
 
+    def release_kill_switch(self) -> None:
+        """Let writes through again. Raises RpiError where the file stays."""
+        try:
+            self._kill_switch.release()
+        except OSError as error:
+            raise RpiError(f"the kill switch is still engaged: {self._kill_switch.path}: {error.strerror}") from None
+        self.killed_in_memory = False
+
     def killed(self) -> bool:
         """Whether nothing may be written to any PDU."""
         return self.killed_in_memory or self._kill_switch.engaged()

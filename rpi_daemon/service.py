@@ -28,6 +28,7 @@ from rpi_daemon.found import FoundCaps
 from rpi_daemon.guard import GuardConfig, HealthFlags, brief, loadings
 from rpi_daemon.host import WATCHDOG_S, folder_lock, keep_pinging, notify, pdu_lock
 from rpi_daemon.keeping import Keeping, calibration_digest
+from rpi_daemon.local_socket import give_to_group
 from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.operator import Operator
 from rpi_daemon.pdu_task import Lease
@@ -45,6 +46,7 @@ from rpi_daemon.records import (
     SafeState,
     SafeStatus,
 )
+from rpi_daemon.roles import group_id
 from rpi_daemon.safe_limits import SafeLimits
 from rpi_daemon.score import MeanWeights, RunScore
 from rpi_daemon.sensing import BoardLink, board_link
@@ -136,7 +138,11 @@ class Service:
             await limits.static_safe("start")
             limits.say_static_safe()
             control = ControlServer(
-                self.runtime_dir / SOCKET_NAME, int(self.config.daemon.socket_mode, 8), self.operator.answer
+                self.runtime_dir / SOCKET_NAME,
+                int(self.config.daemon.socket_mode, 8),
+                self.operator.answer,
+                self.operator.groups,
+                group=self._readers(),
             )
             await control.open()
             self._stack.push_async_callback(control.close)
@@ -208,6 +214,14 @@ class Service:
         options = self.config.history
         folder = self.state_dir / options.folder
         return Keeping(folder, self.runtime_dir, self.clock, options) if options.enabled else None
+
+    def _readers(self) -> int | None:
+        """The group that may connect; our folder is made passable for it."""
+        name = self.config.daemon.read_group
+        group = None if name is None else group_id(name)
+        if group is not None:
+            give_to_group(self.runtime_dir, group)
+        return group
 
     async def _built(self, boards: "asyncio.Task[list[BoardSetup]]") -> Pipeline:
         """Wait for the boards and load the model; no tick can ping systemd meanwhile, so this does."""

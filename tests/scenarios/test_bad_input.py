@@ -272,7 +272,7 @@ def test_a_socket_that_this_user_may_not_use(fresh: Place) -> None:
             finally:
                 os.seteuid(0)
         assert done.exit_code == 9, done.stderr
-        assert "this user may not operate the daemon" in one_clear_line(done.stderr)
+        assert "this user may not talk to the daemon" in one_clear_line(done.stderr)
         assert daemon.stop() == 0
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from rpi_daemon.control import MAX_LINE_BYTES, ControlClient, ControlServer
 from rpi_daemon.errors import NotRunningError, RpiError
+from rpi_daemon.roles import Caller
 
 
-async def _handler(request: dict[str, Any]) -> dict[str, Any]:
+async def _handler(request: dict[str, Any], caller: Caller) -> dict[str, Any]:
     if request["command"] == "refuse":
         error = RpiError("no such outlet")
         error.exit_code = 4
