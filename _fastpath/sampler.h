@@ -33,6 +33,7 @@
 #define RPI_EMPTY_READS_MAX 100u       /* a terminal may once say "readable" and then have nothing; a dead one keeps on */
 #define RPI_CAP_IPC_LOCK_BIT 14u       /* linux/capability.h */
 #define RPI_STACK_BYTES (256u * 1024u)
+#define RPI_TURN_MS 250                /* a thread goes round at least this often, whether or not something comes */
 
 /* Lateness histogram: 64 buckets for each doubling, 1.6 % wide; exact below 64 ns; up to 17 s. */
 #define RPI_LATE_SUB_BITS 6u
@@ -69,7 +70,9 @@ typedef struct {
     sem_t done;     /* the thread is set up, or has taken the attached descriptor */
     _Atomic int stopping, attach_fd, connected;
     int fifo_errno, lock_errno, lock_future; /* what the kernel said; written before `done` */
+    int thread_id;                           /* the kernel's; written before `done` */
     _Atomic uint64_t counters[RPI_N_COUNTERS];
+    _Atomic uint64_t turns; /* how often the thread has gone round: the sign that it lives */
     _Atomic uint32_t boot_id;
     _Atomic uint64_t forwarded; /* paced: next scan of the feed */
     _Atomic uint64_t lateness[RPI_LATE_BUCKETS];
@@ -102,6 +105,14 @@ static inline void rpi_sampler_set(rpi_sampler *s, enum rpi_counter which, uint6
 }
 static inline void rpi_sampler_count(rpi_sampler *s, enum rpi_counter which, uint64_t n) {
     rpi_sampler_set(s, which, rpi_sampler_get(s, which) + n);
+}
+
+static inline uint64_t rpi_sampler_turns(const rpi_sampler *s) {
+    return atomic_load_explicit(&s->turns, memory_order_relaxed); /* a number by itself */
+}
+/* Only the thread: as counters. */
+static inline void rpi_sampler_turn(rpi_sampler *s) {
+    atomic_store_explicit(&s->turns, rpi_sampler_turns(s) + 1, memory_order_relaxed);
 }
 
 static inline int64_t rpi_now_ns(void) {
@@ -384,7 +395,8 @@ static inline void rpi_sampler_run_streamed(rpi_sampler *s) {
     /* acquire: pairs with stop */
     while (!atomic_load_explicit(&s->stopping, memory_order_acquire)) {
         struct pollfd fds[2] = {{.fd = s->control_fd, .events = POLLIN}, {.fd = s->fd, .events = POLLIN}};
-        if (poll(fds, 2, -1) < 0) continue; /* EINTR */
+        rpi_sampler_turn(s);
+        if (poll(fds, 2, RPI_TURN_MS) < 0) continue; /* EINTR */
         if (fds[1].revents) rpi_sampler_read(s, fds[1].revents & (POLLHUP | POLLERR | POLLNVAL));
         if (fds[0].revents) rpi_sampler_control(s);
     }
@@ -413,6 +425,7 @@ static inline void rpi_sampler_run_paced(rpi_sampler *s) {
     for (;; from++, to++, deadline_ns += s->period_ns) {
         struct timespec deadline = {.tv_sec = deadline_ns / 1000000000, .tv_nsec = deadline_ns % 1000000000};
         while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &deadline, NULL) == EINTR) {}
+        rpi_sampler_turn(s);
         rpi_sampler_lateness(s, rpi_now_ns() - deadline_ns, 1);
         rpi_sampler_forward(s, from, to, deadline_ns);
         atomic_store_explicit(&s->forwarded, from + 1, memory_order_release); /* its slot in the feed is free */
@@ -445,6 +458,7 @@ static inline void rpi_sampler_schedule(rpi_sampler *s) {
 static inline void *rpi_sampler_main(void *context) {
     rpi_sampler *s = (rpi_sampler *)context;
     pthread_setname_np(pthread_self(), "rpi-sampler");
+    s->thread_id = (int)syscall(SYS_gettid);
     rpi_sampler_schedule(s);
     sem_post(&s->done);
     if (s->paced)

@@ -45,6 +45,7 @@ cdef extern from "sampler.h" nogil:
         int fifo_errno
         int lock_errno
         int lock_future
+        int thread_id
         pthread_mutex_t description_lock
         uint32_t description_bytes
         uint8_t *description
@@ -52,6 +53,7 @@ cdef extern from "sampler.h" nogil:
     int rpi_sampler_connected(rpi_sampler *s)
     uint32_t rpi_sampler_boot_id(rpi_sampler *s)
     uint64_t rpi_sampler_forwarded(rpi_sampler *s)
+    uint64_t rpi_sampler_turns(const rpi_sampler *s)
     double rpi_sampler_quantile(const rpi_sampler *s, double q)
     int rpi_sampler_start(rpi_sampler *s, int fd, uint64_t first)
     void rpi_sampler_attach(rpi_sampler *s, int fd)
@@ -203,6 +205,14 @@ cdef class Sampler:
     def connected(self):
         """Whether the thread runs and has a descriptor (streamed) or its clock (paced)."""
         return bool(rpi_sampler_connected(&self.sampler))
+
+    def turns(self):
+        """How often the thread has gone round: it rises four times a second at least, whether or not something comes."""
+        return rpi_sampler_turns(&self.sampler)
+
+    def thread_id(self):
+        """The kernel's number of the thread; 0 before it was started."""
+        return self.sampler.thread_id
 
     def boot_id(self):
         """The board's boot id; 0 before the first data frame."""

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -21,12 +22,19 @@ class Writer:
     """
 
     def __init__(self) -> None:
+        self.busy_ns: int | None = (
+            None  # CLOCK_MONOTONIC: since when it has been doing the job at hand; None: it waits for one
+        )
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         # A daemon thread: one that is stuck in `write` must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="history", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    def thread_id(self) -> int:
+        """The kernel's number of the thread, once it was started."""
+        return self._thread.native_id or 0
 
     def put(self, job: Job) -> None:
         """Have a job done after those before it."""
@@ -41,7 +49,9 @@ class Writer:
     def _run(self) -> None:
         closing = failed = False
         while not (closing and self._jobs.empty()):
+            self.busy_ns = None
             job = self._jobs.get()
+            self.busy_ns = time.monotonic_ns()
             if job is None:
                 closing = True
                 continue
