@@ -136,13 +136,17 @@ class Heartbeats:
         """
         self._hearts[name] = Heart(name, longest_s, last, thread_id or threading.get_native_id(), task, machine_s)
 
-    def dismiss(self, *names: str) -> None:
+    def dismiss(self, name: str) -> None:
         """It may be silent now."""
-        for name in names:
-            self._hearts.pop(name, None)
+        self._hearts.pop(name, None)
 
-    def heart(self, name: str) -> Heart:
-        return self._hearts[name]
+    def dismiss_all(self) -> None:
+        """All may be silent now."""
+        self._hearts = {}
+
+    def heart(self, name: str) -> Heart | None:
+        """None: it was dismissed."""
+        return self._hearts.get(name)
 
     def look(self, now_ns: int, period_ns: int) -> Verdict:
         """Once a period. What this look is late is nobody's silence: whoever kept it waiting kept all the others, too."""
@@ -184,12 +188,13 @@ class Pinger:
         self._heartbeats = heartbeats
         self._clock = clock
         self._tell = tell
-        self._wait_s = watchdog_s()
-        self._period_s = min(LOOK_S, self._wait_s / 4.0)
+        self.waits_s = watchdog_s()
+        self._period_s = min(LOOK_S, self.waits_s / 4.0)
         self._asleep_ns = _asleep_ns()
         self._before = Verdict()
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watchdog")
+        # A daemon thread: it must not keep a process that ends.
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -200,12 +205,12 @@ class Pinger:
 
     def be_patient(self, seconds: float) -> None:
         """Systemd waits for so long between two pings, until `be_strict`: where one step holds the interpreter."""
-        if math.isfinite(self._wait_s):
+        if math.isfinite(self.waits_s):
             self._tell(f"WATCHDOG_USEC={round(seconds * 1e6)}")
 
     def be_strict(self) -> None:
         """Systemd waits for as long as its unit says."""
-        self.be_patient(self._wait_s)
+        self.be_patient(self.waits_s)
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):  # no right to real time: as everybody else
@@ -224,8 +229,10 @@ class Pinger:
         self._say(before, verdict)
 
     def _say(self, before: Verdict, verdict: Verdict) -> None:
-        for name in verdict.hangs.keys() - before.hangs.keys():
+        for name in sorted(verdict.hangs.keys() - before.hangs.keys()):
             heart = self._heartbeats.heart(name)
+            if heart is None:
+                continue
             log.error(
                 "watchdog.withheld",
                 heartbeat=name,

@@ -1,6 +1,5 @@
 """The host that the daemon runs on: one daemon per folder and PDU, words for systemd, the age of this process."""
 
-import asyncio
 import contextlib
 import fcntl
 import os
@@ -10,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rpi_daemon.errors import LockedError, RpiError
-
-WATCHDOG_S = 1.0  # systemd hears of us this often
 
 
 @contextlib.contextmanager
@@ -56,13 +53,6 @@ def notify(state: str) -> None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
         sender.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
-
-
-async def keep_pinging() -> None:
-    """Feed systemd's watchdog until cancelled."""
-    while True:
-        notify("WATCHDOG=1")
-        await asyncio.sleep(WATCHDOG_S)
 
 
 def process_age_s() -> float:

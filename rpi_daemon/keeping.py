@@ -56,12 +56,12 @@ class Keeping:
     """One per daemon. `open`, `begin` once the boards are known, `tick`, `close`; none of them waits for the disk."""
 
     def __init__(self, folder: Path, runtime_dir: Path, clock: Clock, options: History) -> None:
+        self.writer = Writer()
         self._folder = folder
         self._runtime_dir = runtime_dir
         self._clock = clock
         self._options = options
-        self._writer = Writer()
-        self._events = EventKeeper(self._writer, folder, keep_days=options.keep_events_days)
+        self._events = EventKeeper(self.writer, folder, keep_days=options.keep_events_days)
         self._historian: Historian | None = None
         self._limits: StandingLimits | None = None
         self._scores: MinuteScores | None = None
@@ -71,21 +71,21 @@ class Keeping:
 
     def open(self) -> None:
         """From here on what is logged is kept."""
-        self._writer.start()
+        self.writer.start()
         self._stack.enter_context(listening(self._event))
 
     def begin(self, rack: RackModel, calibration: str, interval_ticks: IntArray, board_of: Mapping[str, str]) -> None:
         """Whose measurements the ticks bring. `board_of`: the board that measures each outlet, where one does."""
         loads = tuple(rack.loads[k].name for k in rack.load_of)
         layout = Layout(rack.rack, rack.outlet_ids, calibration, loads, tuple(interval_ticks.tolist()))
-        self._historian = Historian(self._writer, self._folder, layout, keep_days=self._options.keep_days)
+        self._historian = Historian(self.writer, self._folder, layout, keep_days=self._options.keep_days)
         self._limits = StandingLimits(rack)
         self._scores = MinuteScores(rack.n)
         log.info("history.begins", rack=rack.rack, outlets=rack.n, calibration=calibration)
         if self._options.capture and board_of:
             self._triggers = Triggers(rack, board_of, self._options.capture_step_share)
             self._captures = Captures(
-                self._writer, self._folder, self._runtime_dir, rack.rack, _capture_options(self._options)
+                self.writer, self._folder, self._runtime_dir, rack.rack, _capture_options(self._options)
             )
 
     def tick(self, snapshot: Snapshot) -> None:
@@ -146,7 +146,7 @@ class Keeping:
                 self._historian.scores(*minute)
             self._historian.close()
         self._events.close()
-        finished = self._writer.close()
+        finished = self.writer.close()
         self._stack.close()
         if not finished:
             log.error("history.not_finished", **self.status())

@@ -8,7 +8,8 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ from rpi_daemon.errors import DeviceError, ModelError, RpiError
 from rpi_daemon.features import BoardSetup
 from rpi_daemon.found import FoundCaps
 from rpi_daemon.guard import GuardConfig, HealthFlags, brief, loadings
-from rpi_daemon.host import WATCHDOG_S, folder_lock, keep_pinging, notify, pdu_lock
+from rpi_daemon.heartbeats import Heartbeats, Pinger, progress
+from rpi_daemon.host import folder_lock, notify, pdu_lock
 from rpi_daemon.keeping import Keeping, calibration_digest
 from rpi_daemon.local_socket import give_to_group
 from rpi_daemon.log import logging_to_stderr
@@ -36,7 +38,6 @@ from rpi_daemon.pipeline import DecisionDigest, Pipeline, Snapshot, TickInputs
 from rpi_daemon.recording import Recorder
 from rpi_daemon.records import (
     TICK_NS,
-    TICK_S,
     CapPlan,
     CapReport,
     Mode,
@@ -67,7 +68,11 @@ OVERRUN_TICKS = 3  # late ticks in a row that hold the limits
 BREATH_S = 0.005  # after each tick for PDU tasks, signals, requests, however late: the next window is 95 ms away
 STOP_TIMEOUT_S = 5.0
 DEVICE_DEFAULT_S = 5.0  # all PDUs silent for this long; until then the limits hold, as for one of them
-WATCHDOG_TICKS = round(WATCHDOG_S / TICK_S)
+BEAT_S = 0.25  # of the event loop itself
+LOOP_S = 2.0  # without a turn: 20 ticks, or 8 of a sampler on a silent line; what the loop may wait for takes a tenth
+DISK_JOB_S = 60.0  # of the history's thread, apart from the disk: a minute of 48 outlets is written in milliseconds
+START_S = 60.0  # for boards to describe themselves and a model to be loaded; the limits are STATIC_SAFE meanwhile
+STOP_S = 20.0  # closing files may block the loop; systemd's own patience with a stop is as long
 WIRE_S = 30.0  # the longest batch or poll: a device that answers each message, but only just in time
 TICK_HISTORY = 36_000  # tick durations kept for the percentiles: an hour
 
@@ -114,6 +119,9 @@ class Service:
         self.telemetry = TelemetryTasks(config, self.clock, host_driver)
         self.keeping = self._keeping()
         self._board_of = {outlet: board.id for board in config.board for outlet in board.currents()}
+        self.heartbeats = Heartbeats()
+        self.pinger = Pinger(self.heartbeats, self.clock)
+        self._turned_ns = self._ticked_ns = self.started_ns
         self._late_ticks = 0
         self._stopping = asyncio.Event()
         self._event_fd = -1
@@ -130,6 +138,7 @@ class Service:
         limits = self.limits
         async with self._stack:
             self._prepare()
+            self._begin_pinging()
             boards = asyncio.create_task(self._open_boards(), name="boards")
             self._stack.push_async_callback(_end, [boards])
             if await limits.open_pdus(self._stack):
@@ -159,9 +168,12 @@ class Service:
             if seconds is not None:
                 asyncio.get_running_loop().call_later(seconds, self._stopping.set)
             try:
+                self._watch_loops({task.get_name(): task for task in running})
                 await self._loop(pipeline, running)
             finally:
                 notify("STOPPING=1")
+                self.heartbeats.dismiss_all()
+                self.heartbeats.watch("loop", STOP_S, lambda: self._turned_ns)
                 limits.lease = None
                 if self.learning is not None:
                     self.learning.stop()
@@ -210,6 +222,42 @@ class Service:
         self.limits.read_found()
         self.settle = SettleTimes(self.state_dir / SETTLE_FILE)
 
+    def _begin_pinging(self) -> None:
+        """From here on systemd hears of us while the event loop goes round."""
+        self.heartbeats.watch("loop", LOOP_S, lambda: self._turned_ns)
+        self.pinger.start()
+        self._stack.callback(self.pinger.stop)
+        turning = asyncio.create_task(self._turn(), name="turns")
+        self._stack.push_async_callback(_end, [turning])
+
+    async def _turn(self) -> None:
+        while True:
+            self._turned_ns = self.clock.mono_ns()
+            await asyncio.sleep(BEAT_S)
+
+    def _watch_loops(self, running: "Mapping[str, asyncio.Task[None]]") -> None:
+        """All that must go round while the control loop runs; `running`: the tasks of devices by heartbeat.
+
+        Not watched, for a restart would cost more than they do: traps and telemetry (their receivers and the forecast go
+        on without), the control socket, the log's thread (it drops lines), the training (a child with its own limits).
+        """
+        watch, limits = self.heartbeats.watch, self.limits
+        self._ticked_ns = self.clock.mono_ns()
+        watch("control", LOOP_S, lambda: self._ticked_ns)
+        for link in self.boards:
+            turns = progress(link.sampler.turns, self.clock)
+            watch(f"sampler {link.board.id}", LOOP_S, turns, thread_id=link.sampler.thread_id())
+        longest_s = {f"pdu {pdu.id}": pdu.poll_s + WIRE_S for pdu in self.config.pdu}
+        longest_s |= {f"cap {cap.load}": max(cap.poll_s, 2.0 * LOCKED_OUT_S) + WIRE_S for cap in self.config.cap}
+        beats = {f"pdu {pdu}": partial(getattr, task, "beat_ns") for pdu, task in limits.tasks.items()}
+        beats |= {f"cap {load}": partial(getattr, task, "beat_ns") for load, task in limits.cap_tasks.items()}
+        for name, beat in beats.items():
+            watch(name, longest_s[name], beat, task=running[name])
+        if self.keeping is not None:
+            # a disk that hangs costs the history; killed, the daemon would wait for it with the rack unattended
+            writer = self.keeping.writer
+            watch("history", DISK_JOB_S, lambda: writer.busy_ns, thread_id=writer.thread_id(), machine_s=math.inf)
+
     def _keeping(self) -> Keeping | None:
         options = self.config.history
         folder = self.state_dir / options.folder
@@ -224,16 +272,17 @@ class Service:
         return group
 
     async def _built(self, boards: "asyncio.Task[list[BoardSetup]]") -> Pipeline:
-        """Wait for the boards and load the model; no tick can ping systemd meanwhile, so this does."""
-        alive = asyncio.create_task(keep_pinging(), name="watchdog at start")
-        try:
-            pipeline = await asyncio.to_thread(self._pipeline, await boards)
-            if self.keeping is not None:
-                calibration = calibration_digest(self.boards)
-                self.keeping.begin(self.limits.rack, calibration, pipeline.features.interval_ticks, self._board_of)
-            return pipeline
-        finally:
-            await _end([alive])
+        """Wait for the boards and load the model, whose library may hold the interpreter, and no ping goes, for seconds."""
+        begun_ns = self.clock.mono_ns()
+        self.heartbeats.watch("start", START_S, lambda: begun_ns)
+        self.pinger.be_patient(START_S)
+        pipeline = await asyncio.to_thread(self._pipeline, await boards)
+        self.pinger.be_strict()
+        self.heartbeats.dismiss("start")
+        if self.keeping is not None:
+            calibration = calibration_digest(self.boards)
+            self.keeping.begin(self.limits.rack, calibration, pipeline.features.interval_ticks, self._board_of)
+        return pipeline
 
     async def _open_boards(self) -> list[BoardSetup]:
         """Open every port, then wait for the boards' descriptions."""
@@ -309,7 +358,7 @@ class Service:
             woken = time.perf_counter()
             now_ns = self.clock.mono_ns()
             self._late_ticks = self._late_ticks + 1 if now_ns - before_ns > LATE_TICK_NS else 0
-            before_ns = now_ns
+            before_ns = self._ticked_ns = now_ns
             # A window sets the pace; without one the tick comes a period after the last deadline.
             deadline_ns = now_ns + TICK_NS + WINDOW_GRACE_NS if newer else max(deadline_ns + TICK_NS, now_ns)
             windows = self._windows()
@@ -400,21 +449,6 @@ class Service:
             self._note_settle_times()
             if self.settle.worth_saving() and (self._saving is None or self._saving.done()):
                 self._saving = asyncio.create_task(asyncio.to_thread(self.settle.save), name="settle times")
-        if self.score.ticks % WATCHDOG_TICKS == 0 and not self._stuck():
-            notify("WATCHDOG=1")
-
-    def _stuck(self) -> list[str]:
-        """PDUs whose task no longer goes round: systemd hears no more of us, and starts another in our place."""
-        now_ns = self.clock.mono_ns()
-        allowed_ns = {pdu.id: round((pdu.poll_s + WIRE_S) * NS_PER_S) for pdu in self.config.pdu}
-        stuck = [pdu for pdu, task in self.limits.tasks.items() if now_ns - task.beat_ns > allowed_ns[pdu]]
-        for cap in self.config.cap:
-            allowed_s = max(cap.poll_s, 2.0 * LOCKED_OUT_S) + WIRE_S
-            if now_ns - self.limits.cap_tasks[cap.load].beat_ns > allowed_s * NS_PER_S:
-                stuck.append(cap.load)
-        if stuck:
-            log.error("watchdog.withheld", pdus=stuck)
-        return stuck
 
     def _facts(self) -> Facts:
         """What alarms need beyond the snapshot."""

@@ -49,6 +49,11 @@ def status_document(service: "Service") -> dict[str, Any]:
         "pdus": [_pdu(service, pdu, now_ns) for pdu in service.limits.tasks],
         "alarms": _alarms(service),
         "trap_sinks": service.traps.status(),
+        "watchdog": {
+            "waits_s": _number(service.pinger.waits_s),
+            "hangs": dict(service.heartbeats.verdict.hangs),
+            "starves": dict(service.heartbeats.verdict.starves),
+        },
         "history": service.keeping.status() if service.keeping is not None else None,
         "retrain": service.learning.status() if service.learning is not None else None,
         "summary": summary(service),

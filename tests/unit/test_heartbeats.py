@@ -130,7 +130,8 @@ def test_idle_is_no_silence_and_what_is_dismissed_is_not_heard() -> None:
         now_ns += LOOK_NS
         verdict = heartbeats.look(now_ns, LOOK_NS)
     assert verdict.hangs == {"writer": 2.5}
-    heartbeats.dismiss("writer", "nobody")
+    heartbeats.dismiss("writer")
+    heartbeats.dismiss("nobody")
     assert heartbeats.look(now_ns + LOOK_NS, LOOK_NS) == Verdict()
 
 

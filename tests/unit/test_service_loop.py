@@ -12,6 +12,7 @@ from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.found import FoundCaps
+from rpi_daemon.heartbeats import Heartbeats
 from rpi_daemon.pdu_task import PduTask
 from rpi_daemon.pipeline import Pipeline
 from rpi_daemon.records import CapReading, Mode, PduReading
@@ -132,20 +133,23 @@ def test_systemd_hears_of_a_pdu_task_that_hangs(tmp_path: Path) -> None:
         )
         daemon.limits.tasks["pdu"] = task
         running = asyncio.create_task(task.run())
+        daemon.heartbeats = Heartbeats(lambda _: None)
+        daemon._watch_loops({"pdu pdu": running})
 
-        async def later(seconds: float) -> list[str]:
+        async def later(seconds: float) -> set[str]:
             daemon.manual.advance(seconds)
             task._wake.set()
             await asyncio.sleep(0.05)
-            return daemon._stuck()
+            daemon._ticked_ns = daemon.manual.mono_ns()
+            return set(daemon.heartbeats.look(daemon.manual.mono_ns(), round(seconds * NS_PER_S)).hangs)
 
         try:
-            assert await later(0.0) == []
-            assert await later(1000.0) == []
+            assert await later(0.0) == set()
+            assert await later(1000.0) == set()
             device.hangs = True
-            assert await later(2.0) == []  # now it hangs, and might still be talking
-            assert await later(WIRE_S) == []
-            assert await later(2.0) == ["pdu"]
+            assert await later(2.0) == set()  # now it hangs, and might still be talking
+            assert await later(WIRE_S) == set()
+            assert await later(daemon.config.pdu[0].poll_s + 1.0) == {"pdu pdu"}
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
