@@ -28,7 +28,7 @@ from rpi_daemon.records import (
 
 DAY_NS = 86_400 * NS_PER_S
 NEVER_NS = -(1 << 62)
-PARTIAL_RAISE_S = 1.0  # between two raises below the dead band that still do not reach what is needed
+PARTIAL_RAISE_S = 1.0  # between two raises that still do not reach what is needed, or that somebody else undoes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,7 @@ class Actuator:
         self._index = {key: i for i, key in enumerate(zip(rack.pdu_of, rack.number_of, strict=True))}
         self._outlets = {p: np.flatnonzero(np.array(rack.pdu_of) == p) for p in dict.fromkeys(rack.pdu_of)}
         self._foreign: dict[str, deque[int]] = {pdu: deque() for pdu in self._outlets}
+        self._disputed_ns = np.full(n, NEVER_NS, dtype=np.int64)  # when somebody else last changed it
 
         self._limit_w = np.full(n, np.nan)
         self._taken_w = np.full((2, n), np.nan)  # newest verified write: what was asked, and how the device rounded it
@@ -125,6 +126,7 @@ class Actuator:
             ours = self._doubtful[i] or not math.isnan(self._open_w[i]) or reading.rebooted
             if moved and not ours and self._rack.opted_in[i]:
                 changed.append(self._rack.outlet_ids[i])
+                self._disputed_ns[i] = reading.t_mono_ns
             self._open_w[i] = self._open_low_w[i] = math.nan
             self._doubtful[i] = False
             self._verified_ns[i] = reading.t_mono_ns
@@ -229,7 +231,8 @@ class Actuator:
         |--------------------------------|----------------------------------------------------------------------------|
         | the first known                | always                                                                     |
         | higher                         | it differs by the dead band, or the old one is below `need_w`; where the   |
-        |                                | new one is too: once in `PARTIAL_RAISE_S`                                  |
+        |                                | new one is too, and after somebody else's change: once in                  |
+        |                                | `PARTIAL_RAISE_S`                                                          |
         | lower, `exceeded`              | always                                                                     |
         | lower, `urgent`                | it differs by the dead band                                                |
         | lower                          | it has differed by the dead band for `lower_hold_s`; keeps `raise_reserve` |
@@ -252,11 +255,12 @@ class Actuator:
         budget = permitted.protective | (used < self._budget)
         spare = permitted.protective | (used < self._budget * (1.0 - config.raise_reserve))
         rested = now_ns - self._asked_ns >= round(PARTIAL_RAISE_S * NS_PER_S)
+        disputed = now_ns - self._disputed_ns <= round(config.foreign_window_s * NS_PER_S)
         may = self._retry_ns <= now_ns
         hurry = permitted.exceeded | (permitted.urgent & worth)
         return _Reasons(
             first=may & unknown & budget,
-            raises=may & raises & (worth | (short & (enough | rested))) & budget,
+            raises=may & raises & (worth | (short & (enough | rested))) & (rested | ~disputed) & budget,
             lowers=may & lowers & ((hurry & budget) | (worth & held & spare)),
         )
 

@@ -29,7 +29,7 @@ from rpi_daemon.drivers.pdu.profile import (
     oid_of,
     to_wire,
 )
-from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint, SnmpRefused, SnmpSession
+from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint, SnmpRefused, SnmpSession, SnmpTimeout
 from rpi_daemon.errors import AuthError, ConfigError, DeviceError
 from rpi_daemon.records import (
     ApplyResult,
@@ -650,6 +650,9 @@ class SnmpPdu:
                         waiting.insert(0, part)
                     else:
                         _note(part, f"not written, another outlet of the batch was refused: {refusal}")
+            except SnmpTimeout as error:  # one batch's repetitions are silence enough
+                _note([*batch, *chain.from_iterable(waiting)], str(error))
+                break
             except DeviceError as error:
                 _note(batch, str(error))
         return answered
@@ -662,7 +665,8 @@ class SnmpPdu:
         oids = [varbind.oid for group in sent for varbind in group.varbinds]
         oids += [oid for group in sent for oid in self._limit_oids(group.write.outlet, facts[group.write.outlet])]
         try:
-            answers = await self._get(list(dict.fromkeys(oids)))
+            # a device that was silent to every SET is asked once: it is away, or slow with SETs only
+            answers = await self._get(list(dict.fromkeys(oids)), retries=None if answered else 0)
         except AuthError:
             raise
         except DeviceError as error:
@@ -759,9 +763,9 @@ class SnmpPdu:
 
     # -- the wire
 
-    async def _get(self, oids: Sequence[str]) -> dict[str, Varbind]:
+    async def _get(self, oids: Sequence[str], retries: int | None = None) -> dict[str, Varbind]:
         """What the device has of `oids`, by OID; what it does not have carries no value."""
-        return {varbind.oid: varbind for varbind in await self.session.get(oids)} if oids else {}
+        return {varbind.oid: varbind for varbind in await self.session.get(oids, retries=retries)} if oids else {}
 
     def _oid(self, template: str, outlet: int = 0, row: str = "") -> str:
         places = {} if self._device is None else self._device.places

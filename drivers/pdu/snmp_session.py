@@ -174,6 +174,7 @@ class _Request:
     varbinds: Sequence[str | Varbind]
     allowed: Callable[[], bool] = _always
     repetitions: int = 0  # GETBULK: rows asked for
+    retries: int | None = None  # None: as the endpoint has them
     discovery: bool = False
     message_ids: set[int] = field(default_factory=set)
     complaint: str = ""
@@ -249,9 +250,10 @@ class SnmpSession:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(DeviceError(f"the session with SNMP agent {self._where} was closed"))
 
-    async def get(self, oids: Sequence[str]) -> list[Varbind]:
-        """The values of dotted `oids`, in their order, in as few requests as the agent takes."""
-        return await self._in_batches(_GET, oids)
+    async def get(self, oids: Sequence[str], *, retries: int | None = None) -> list[Varbind]:
+        """The values of dotted `oids`, in their order, in as few requests as the agent takes. `retries` in place of the
+        endpoint's, for a caller that knows of silence already."""
+        return await self._in_batches(_GET, oids, retries=retries)
 
     async def get_bulk(self, oid: str, repetitions: int) -> list[Varbind]:
         """Up to `repetitions` objects that follow `oid`, as the agent has them; END_OF_MIB ends the list early. What they
@@ -270,14 +272,19 @@ class SnmpSession:
         return await self._in_batches(_SET, varbinds, allowed)
 
     async def _in_batches(
-        self, tag: int, varbinds: Sequence[str | Varbind], allowed: Callable[[], bool] = _always
+        self,
+        tag: int,
+        varbinds: Sequence[str | Varbind],
+        allowed: Callable[[], bool] = _always,
+        retries: int | None = None,
     ) -> list[Varbind]:
         answers: list[Varbind] = []
         async with self._lock:
             while len(answers) < len(varbinds):
                 start = len(answers)
                 part = varbinds[start : start + self._batch]
-                pdu = await self._exchange(_Request(tag, secrets.randbits(31), part, allowed=allowed))
+                request = _Request(tag, secrets.randbits(31), part, allowed=allowed, retries=retries)
+                pdu = await self._exchange(request)
                 if pdu.status == _TOO_BIG and len(part) > 1:
                     self._batch = (len(part) + 1) // 2
                 elif pdu.status:
@@ -300,7 +307,7 @@ class SnmpSession:
 
     async def _exchange(self, request: _Request) -> Pdu:
         """Send `request` until it is answered; a Report that can be acted on costs no retry. The lock is held."""
-        tries_left = self.endpoint.retries
+        tries_left = self._retries(request)
         self.counters.requests += 1
         while True:
             await self._turn()
@@ -315,6 +322,9 @@ class SnmpSession:
                 return pdu
             else:
                 self._act_on_report(request, pdu)
+
+    def _retries(self, request: _Request) -> int:
+        return self.endpoint.retries if request.retries is None else request.retries
 
     async def _turn(self) -> None:
         """Wait until the next request is due, where their rate is bounded."""
@@ -381,7 +391,7 @@ class SnmpSession:
         return DeviceError(f"SNMP agent {self._where} cannot be reached: {error.strerror}; check the network")
 
     def _silence(self, request: _Request) -> DeviceError:
-        sent = self.endpoint.retries + 1
+        sent = self._retries(request) + 1
         head = f"SNMP agent {self._where}"
         if request.complaint:
             return SnmpProtocolError(f"{head} answered, but nothing usable in {sent} tries: {request.complaint}")

@@ -392,6 +392,26 @@ def test_lost_late_and_doubled_answers_are_survived(profile: str, version: str) 
     run(scene)
 
 
+def test_a_device_that_falls_silent_costs_the_write_one_request_with_its_repetitions_and_one_look() -> None:
+    """Not once for each batch: silence is found within 3 time-outs, whatever is under way."""
+
+    async def scene() -> None:
+        outlets = tuple(range(1, 13))
+        options = {"outlets": outlets, "timeout_s": 0.05, "retries": 1, "max_varbinds": 4}
+        async with on_wire(simulated("apc_rpdu2"), "2c", **options) as b:
+            await b.pdu.read()
+            b.fault(drop=-1)
+            with pytest.raises(SnmpTimeout, match=r"1 tries of 0\.05 s"):
+                await b.write(*((outlet, 300.0) for outlet in outlets))
+            assert b.simulator.counters["dropped"] == 3
+            b.fault(drop=2)  # silent to SETs only: the look tells what was taken
+            outcomes = (await b.write(*((outlet, 310.0) for outlet in outlets))).outcomes
+            assert [o.verified for o in outcomes] == [o.outlet <= 2 for o in outcomes]  # two objects each
+            assert all("did not answer" in (o.refused or "") for o in outcomes)
+
+    run(scene)
+
+
 @every
 def test_silence_and_answers_from_elsewhere_are_a_clear_time_out(profile: str, version: str) -> None:
     async def scene() -> None:

@@ -340,6 +340,19 @@ def test_a_fight_ends_within_ten_writes() -> None:
     assert writes <= 3
 
 
+def test_what_somebody_else_undoes_is_raised_once_a_second() -> None:
+    """Room for a raise comes bit by bit: without rest it would be a write a tick until the third change is seen."""
+    bench = Bench()
+    bench.actuator.observe("pdu-0", _poll(1 * S, {1: 100.0}))
+    written = []
+    for k in range(21):
+        t_s = 1.1 + k * 0.1
+        for desired in bench.want(t_s, 300.0 + 20.0 * k, need_w=300.0 + 20.0 * k):
+            bench.answer(t_s, desired)
+            written.append(desired.limits[0].limit_w)
+    assert written == [300.0, 500.0, 700.0]
+
+
 def test_after_a_reboot_nobody_is_blamed() -> None:
     bench = Bench()
     assert bench.actuator.observe("pdu-0", _poll(2 * S, {1: 2000.0}, rebooted=True)) == ()
