@@ -8,8 +8,9 @@ PEER_PACKAGES := clang gcc-aarch64-linux-gnu libc6-dev-arm64-cross libmodbus-dev
 PYTEST_WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?=
 
-.PHONY: demo test check lint types contracts peers faults peer-packages bench dev clean
+.PHONY: demo test check lint types contracts peers faults peer-packages fuzz bench dev clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rpi-daemon demo
@@ -40,6 +41,11 @@ faults: peer-packages $(VENV)/.installed
 
 peer-packages:
 	apt-get install -y --no-install-recommends $(PEER_PACKAGES)
+
+# A million inputs for each decoder, under sanitizers; an hour. FUZZ_ARGS="snmp_v3 --inputs 10000" for a first look. Needs clang, x86-64.
+fuzz: $(VENV)/.installed
+	$(BIN)/pip install -q $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['fuzz'])")
+	PYTHONPATH=tests $(BIN)/python -P -m fuzz.run $(FUZZ_ARGS)
 
 # Half an hour, on an otherwise idle machine; BENCH_ARGS=--quick for a first look that keeps nothing. See bench/README.md.
 bench: $(VENV)/.installed

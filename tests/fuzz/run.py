@@ -1,0 +1,104 @@
+"""`make fuzz`: a million inputs for each target; figures to bench/results/fuzz.json.
+
+`PYTHONPATH=tests python -P -m fuzz.run [TARGET ...] [--inputs N] [--seed S]`. Needs clang and the extra `fuzz` (atheris, coverage).
+"""
+
+import argparse
+import base64
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fuzz.targets import TARGETS, kept
+
+ROOT = Path(__file__).parents[2]
+RESULT = ROOT / "bench" / "results" / "fuzz.json"
+PATIENCE_S = 3 * 3600.0
+
+
+def build_core(folder: Path) -> Path:
+    """The compiled part with sanitizers and libFuzzer's eyes; made anew where a source is newer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    c_file, library = folder / "core.c", folder / "core.so"
+    sources = [path for kind in ("*.pyx", "*.pxi", "*.h") for path in (ROOT / "_fastpath").glob(kind)]
+    if library.exists() and library.stat().st_mtime > max(path.stat().st_mtime for path in sources):
+        return library
+    subprocess.run([sys.executable, "-m", "cython", "-3", ROOT / "_fastpath" / "core.pyx", "-X", "boundscheck=False",
+                    "-X", "wraparound=False", "-o", c_file], check=True)  # fmt: skip
+    subprocess.run(["clang", "-O1", "-g", "-std=gnu11", "-fPIC", "-shared", "-w", "-fsanitize=address,undefined,fuzzer-no-link",
+                    "-fno-sanitize=pointer-overflow",  # Cython's argument parsing adds 0 to a null pointer
+                    "-fno-sanitize-recover=undefined", f"-I{sysconfig.get_path('include')}", f"-I{ROOT / '_fastpath'}",
+                    c_file, "-o", library, "-lm", "-lpthread"], check=True)  # fmt: skip
+    return library
+
+
+def fuzz(name: str, core: Path, inputs: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Figures of one target."""
+    import atheris
+
+    corpus, result = folder / name, folder / f"{name}.json"
+    corpus.mkdir()
+    for number, data in enumerate(kept(name)):
+        (corpus / f"kept-{number}").write_bytes(data)
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": f"{atheris.path()}/asan_with_fuzzer.so",
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:handle_abort=1",
+        "PYTHONMALLOC": "malloc",  # else Python's own arenas hide from the sanitizer what is read beyond an object
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        Path(__file__).with_name("guided.py"),
+        name,
+        core,
+        corpus,
+        result,
+        str(inputs),
+        str(seed),
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    if not result.exists():
+        artefacts = [
+            path for path in folder.glob("*-*") if path.name.split("-")[0] in ("crash", "timeout", "oom", "leak")
+        ]
+        inputs_then = [base64.b64encode(path.read_bytes()).decode() for path in artefacts]
+        return {"died": done.returncode, "inputs_that_did_it": inputs_then, "said": done.stderr[-3000:]}
+    found: dict[str, Any] = json.loads(result.read_text())
+    return found
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("targets", nargs="*", choices=[[], *TARGETS], default=[])
+    options.add_argument("--inputs", type=int, default=1_000_000)
+    options.add_argument("--seed", type=int, default=5)
+    given = options.parse_args()
+    figures = json.loads(RESULT.read_text())["targets"] if RESULT.exists() else {}
+    bad = 0
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        core = build_core(ROOT / "build" / "fuzz")
+        for name in given.targets or TARGETS:
+            seen = fuzz(name, core, given.inputs, given.seed, folder)
+            bad += "died" in seen or any(seen[kind] for kind in ("crashes", "hangs", "wrong_accepts"))
+            print(name, json.dumps(seen, indent=1)[:6000], flush=True)
+            figures[name] = {
+                "wrong_accept_is": TARGETS[name].oracle,
+                "measured": datetime.now(UTC).strftime("%Y-%m-%d"),
+                **seen,
+            }
+            if given.inputs >= 1_000_000:
+                RESULT.write_text(json.dumps({"command": "make fuzz", "targets": figures}, indent=1) + "\n")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

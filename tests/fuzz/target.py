@@ -1,0 +1,71 @@
+"""What a fuzz target is, and how bytes become choices."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class WrongAccept(AssertionError):
+    """A decoder took what it must refuse, or read it otherwise than its reference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One decoder under attack.
+
+    `check(data)` makes an input of the decoder from `data` (checksums, digests and lengths computed where data's choices ask for
+    it, so that inputs get past the front door), decodes it, and returns whether it was taken. It raises WrongAccept; any other
+    exception is a crash. `oracle` says in words what a wrong accept is. `sources`: files (or file:prefix of functions) whose
+    branches are reported.
+    """
+
+    name: str
+    oracle: str
+    sources: tuple[str, ...]
+    seeds: Callable[[], list[bytes]]
+    check: Callable[[bytes], bool]
+
+
+class Choices:
+    """Bytes taken as decisions, from the front; zeros once they are used up."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def __bool__(self) -> bool:
+        """Whether any are left."""
+        return self._at < len(self._data)
+
+    def byte(self) -> int:
+        self._at += 1
+        return self._data[self._at - 1] if self._at <= len(self._data) else 0
+
+    def below(self, n: int) -> int:
+        return self.byte() % n
+
+    def one(self, options: Sequence[T]) -> T:
+        return options[self.byte() % len(options)]
+
+    def take(self, n: int) -> bytes:
+        """At most n bytes."""
+        part = self._data[self._at : self._at + n]
+        self._at += n
+        return part
+
+    def exactly(self, n: int) -> bytes:
+        """n bytes, filled up with zeros."""
+        return self.take(n).ljust(n, b"\0")
+
+    def rest(self) -> bytes:
+        part = self._data[self._at :]
+        self._at = len(self._data)
+        return part
+
+
+def must(holds: bool, *what: object) -> None:
+    """Raise WrongAccept unless it holds."""
+    if not holds:
+        raise WrongAccept(*what)
