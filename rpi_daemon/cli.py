@@ -71,6 +71,27 @@ def json_option(command: F) -> F:
     )(command)
 
 
+def without_daemon_options(for_s: float) -> Callable[[F], F]:
+    """--for and --state-dir, of the commands that write without the daemon."""
+
+    def add(command: F) -> F:
+        command = click.option(
+            "--for",
+            "for_s",
+            default=for_s,
+            show_default=True,
+            type=click.FloatRange(0.1, 600.0),
+            help="s that it may take; devices that fail are tried again until then.",
+        )(command)
+        return click.option(
+            "--state-dir",
+            type=click.Path(path_type=Path),
+            help="Where the daemon keeps its state, if neither the configuration nor $STATE_DIRECTORY says so.",
+        )(command)
+
+    return add
+
+
 def show(document: dict[str, Any], as_json: bool, text: str) -> None:
     """One result, for a program or for a person."""
     click.echo(json.dumps(document, separators=(",", ":")) if as_json else text)
@@ -520,15 +541,48 @@ def limit_set(outlet: str, limit_w: float, ttl_s: float, reason: str, config_pat
 @limit.command("restore")
 @click.argument("outlets", nargs=-1)
 @click.option("--reason", default="operator", show_default=True)
+@click.option("--offline", is_flag=True, help="Without a daemon, as before uninstalling; refused while one runs.")
+@without_daemon_options(for_s=10.0)
 @config_option
 @json_option
-def limit_restore(outlets: tuple[str, ...], reason: str, config_path: Path, as_json: bool) -> None:
+def limit_restore(
+    outlets: tuple[str, ...],
+    reason: str,
+    offline: bool,
+    for_s: float,
+    state_dir: Path | None,
+    config_path: Path,
+    as_json: bool,
+) -> None:
     """Put the limits found at first contact back (all outlets if none is named) and leave closed loop."""
+    if offline:
+        from rpi_daemon import failsafe
+
+        document, text = failsafe.restore(config_path, state_dir, for_s, outlets)
+        show(document, as_json, text)
+        sys.exit(0 if document["ok"] else DeviceError.exit_code)
     with client(config_path) as daemon:
         answer = daemon.ask("limit_restore", outlets=list(outlets), reason=reason)
     show(
         answer, as_json, f"restored {answer['restored']} outlets, verified {answer['verified']}; mode {answer['mode']}"
     )
+
+
+@main.command("failsafe")
+@without_daemon_options(for_s=4.0)
+@config_option
+@json_option
+def failsafe_command(for_s: float, state_dir: Path | None, config_path: Path, as_json: bool) -> None:
+    """Write and verify STATIC_SAFE without the daemon, on what it last controlled; refused while one runs.
+
+    Exit code 4 where an outlet that should stand there does not.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in `run`
+    from rpi_daemon.failsafe import failsafe
+
+    document, text = failsafe(config_path, state_dir, for_s)
+    show(document, as_json, text)
+    sys.exit(0 if document["ok"] else DeviceError.exit_code)
 
 
 @main.command()

@@ -111,8 +111,7 @@ class Operator:
             if name == Mode.ADVISORY.value and self._service.limits.mode is Mode.CLOSED_LOOP:
                 await self._service.limits.restore(self._service.limits.rack.outlet_ids)
             elif name == Mode.CLOSED_LOOP.value:
-                self._service.limits.release(frozenset())
-            self._service.limits.mode = Mode(name)
+                await self._service.limits.close_loop()
         log.warning("mode", mode=self._service.limits.mode.value)
         return {"mode": self._service.limits.mode.value}
 

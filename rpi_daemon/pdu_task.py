@@ -33,6 +33,7 @@ class PduTask(DeviceTask[PduReport]):
         self.last_ok_ns = clock.mono_ns()
         self.failures = 0
         self.polls = 0
+        self.verified = 0  # writes whose read-back was what was asked for
         self._away_ns = 0
         self._driver = driver
         self._poll_s = poll_s
@@ -89,6 +90,7 @@ class PduTask(DeviceTask[PduReport]):
             return None
         self._succeeded()
         wrong = [outcome.outlet for outcome in result.outcomes if not outcome.verified]
+        self.verified += len(result.outcomes) - len(wrong)
         if wrong:
             log.warning("pdu.not_verified", pdu=self.pdu, outlets=wrong)
         self._inbox.append(PduReport(self.pdu, result=result, measured_ns=measured_ns))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import structlog
@@ -13,7 +14,7 @@ import structlog
 from rpi_daemon.cap_task import CapTask
 from rpi_daemon.clock import Clock
 from rpi_daemon.config.rack import rack_model
-from rpi_daemon.config.schema import Config, Pdu
+from rpi_daemon.config.schema import Cap, Config, Pdu
 from rpi_daemon.devices import address_of, cap_driver, pdu_driver, profile_digest, used_pdus
 from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.durable import write_durably
@@ -36,6 +37,7 @@ from rpi_daemon.records import (
     Readings,
     WriteOutcome,
 )
+from rpi_daemon.standing import STANDING_FILE, Standing
 
 FOUND_FILE = "found-limits.json"
 FOUND_CAPS_FILE = "found-caps.json"
@@ -56,9 +58,15 @@ class SafeLimits:
     """
 
     def __init__(
-        self, config: Config, guard: GuardConfig, clock: Clock, *, heard: Callable[[PduReport], None] = lambda _: None
+        self,
+        config: Config,
+        guard: GuardConfig,
+        clock: Clock,
+        *,
+        state_dir: Path | None = None,
+        heard: Callable[[PduReport], None] = lambda _: None,
     ) -> None:
-        """`heard` is told what every write came to, and every reading beside it."""
+        """`heard` is told what every write came to, and every reading beside it. `state_dir`: if not the configured one."""
         self.rack: RackModel = rack_model(config)
         self.mode = Mode(config.daemon.mode)
         self.released: frozenset[str] = frozenset()  # outlets given back to their owner
@@ -79,7 +87,7 @@ class SafeLimits:
         self._guard = guard
         self._clock = clock
         self._heard = heard
-        self._state_dir = config.path(config.daemon.state_dir)
+        self._state_dir = state_dir or config.path(config.daemon.state_dir)
         self._kill_switch = KillSwitch(self._state_dir / KILL_FILE)
         self._opted_in = self.rack.opted_in.copy()  # before anything was given back
         self._outlets_of = {x.name: [self.rack.outlet_ids[i] for i in x.outlets] for x in self.rack.loads}
@@ -152,65 +160,121 @@ class SafeLimits:
         self.found_caps = caps
         return True
 
+    def take_up(self, standing: Standing) -> None:
+        """What the daemon stood for last, and what it had found; before any device is opened."""
+        self.read_found()
+        self.mode = standing.mode
+        self.release(standing.released)
+        for pdu, reason in standing.meters_only.items():
+            self.opt_out(pdu, reason)
+
+    def keep_to_found(self) -> None:
+        """Without a loop nothing is met for the first time: what was never found was never written, and stays alone."""
+        outlets = zip(self.rack.pdu_of, self.rack.number_of, strict=True)
+        self._opted_in &= np.array([self.found.knows(pdu, number) for pdu, number in outlets])
+        self.release(self.released)
+
+    # -- what it stands for
+
+    def standing(self) -> Standing:
+        """As it is kept on disk."""
+        return Standing(self._config, self.mode, self.released, self.meters_only)
+
+    def save_standing(self, standing: Standing | None = None) -> None:
+        """Before the first write and at each change: what `rpi-daemon failsafe` acts on. Raises RpiError."""
+        try:
+            (standing or self.standing()).save(self._state_dir)
+        except OSError as error:
+            raise RpiError(
+                f"{self._state_dir / STANDING_FILE}: {error.strerror}; closed loop needs it on disk, so that `rpi-daemon"
+                " failsafe` knows what to make safe"
+            ) from None
+
+    async def close_loop(self) -> None:
+        """Closed loop, on everything that opted in. Raises RpiError where that cannot be kept on disk: nothing changes then."""
+        standing = replace(self.standing(), mode=Mode.CLOSED_LOOP, released=frozenset())
+        await asyncio.to_thread(self.save_standing, standing)
+        self.release(standing.released)
+        self.mode = standing.mode
+
     # -- devices
 
     async def open_pdus(self, stack: contextlib.AsyncExitStack) -> bool:
         """Connect, identify, and note what was found; True if a PDU is met for the first time. `stack` closes them."""
-        proofs = Proofs.read(self._state_dir)
-        first_met = [await self._open_pdu(options, proofs, stack) for options in used_pdus(self._config)]
-        return any(first_met)
+        proofs = self.proofs()
+        first_met = False
+        for options in used_pdus(self._config):
+            first_met = first_met or options.id not in self.found.pdus
+            reading = await self.open_pdu(options, proofs, stack)
+            self.found = self.found.with_pdu(options.id, reading)
+        return first_met
 
-    async def _open_pdu(self, options: Pdu, proofs: Proofs, stack: contextlib.AsyncExitStack) -> bool:
+    def proofs(self) -> Proofs:
+        """The devices on which the bench has passed."""
+        return Proofs.read(self._state_dir)
+
+    async def open_pdu(self, options: Pdu, proofs: Proofs, stack: contextlib.AsyncExitStack) -> PduReading:
+        """Connect, identify, opt out what may not be written; also used again after a failure. Raises DeviceError."""
         pdu = options.id
-        driver = self.drivers[pdu] = pdu_driver(self._config, options, self._clock)
-        stack.push_async_callback(driver.close)
+        if pdu not in self.drivers:
+            self.drivers[pdu] = pdu_driver(self._config, options, self._clock)
+            stack.push_async_callback(self.drivers[pdu].close)
+        driver = self.drivers[pdu]
         await driver.open()
         identity = await driver.identify()
         if proofs.hold(identity, address_of(options), profile_digest(self._config, options)):
             identity = replace(identity, proven=True)
         self.identities[pdu] = identity
         if not identity.proven and not options.accept_unproven:
-            self._opt_out(pdu, UNPROVEN)
-        met = pdu not in self.found.pdus
+            self.opt_out(pdu, UNPROVEN)
         reading = await driver.read()
         if why_not := _no_limits(reading):
-            self._opt_out(pdu, why_not)
+            self.opt_out(pdu, why_not)
         if moved := self.found.moved(pdu, reading):
-            self._opt_out(
+            self.opt_out(
                 pdu,
                 f"outlets {moved} stand at other places of the device than when it was first met: a feed or tower is away, or"
                 f" it, or its profile, is another one; meters only. If that is right, take {pdu!r} out of {FOUND_FILE} and start again",
             )
-        self.found = self.found.with_pdu(pdu, reading)
         write_allowed = partial(self._write_allowed, pdu)
         self.tasks[pdu] = PduTask(pdu, driver, self._clock, poll_s=options.poll_s, write_allowed=write_allowed)
         log.info("pdu.found", pdu=pdu, vendor=identity.vendor, model=identity.model, outlets=identity.n_outlets)
-        return met
+        return reading
 
     def open_caps(self, stack: contextlib.AsyncExitStack, settle_s: Mapping[str, float]) -> None:
         """One task per server; each connects by itself, and first hears what earlier runs knew. `stack` closes them."""
         for cap in self._config.cap:
-            driver = cap_driver(self._config, cap, self._clock)
-            stack.push_async_callback(driver.close)
-            task = CapTask(
-                cap.load,
-                cap.host,
-                driver,
-                self._clock,
-                poll_s=cap.poll_s,
-                write_allowed=partial(self._cap_write_allowed, cap.load),
-            )
-            found = self.found_caps.caps.get(cap.load)
-            task.inbox(CapReport(cap.load, found=found, settle_s=settle_s.get(cap.load)))
-            self.cap_tasks[cap.load] = task
+            self.open_cap(cap, stack, settle_s.get(cap.load))
 
-    def _opt_out(self, pdu: str, reason: str) -> None:
+    def open_cap(self, cap: Cap, stack: contextlib.AsyncExitStack, settle_s: float | None = None) -> CapTask:
+        """As `open_caps`, for one server. Raises OSError where its password cannot be read."""
+        driver = cap_driver(self._config, cap, self._clock)
+        stack.push_async_callback(driver.close)
+        task = CapTask(
+            cap.load,
+            cap.host,
+            driver,
+            self._clock,
+            poll_s=cap.poll_s,
+            write_allowed=partial(self._cap_write_allowed, cap.load),
+        )
+        task.inbox(CapReport(cap.load, found=self.found_caps.caps.get(cap.load), settle_s=settle_s))
+        self.cap_tasks[cap.load] = task
+        return task
+
+    def outlets_of_ours(self, pdu: str) -> list[str]:
+        """The outlets of a PDU that may be written."""
+        names = zip(self.rack.outlet_ids, self.rack.pdu_of, self.rack.opted_in, strict=True)
+        return [name for name, of, ours in names if of == pdu and ours]
+
+    def opt_out(self, pdu: str, reason: str) -> None:
+        """Write nothing to this PDU."""
         mine = np.array([p == pdu for p in self.rack.pdu_of])
         if (self.rack.opted_in & mine).any():
             self.meters_only[pdu] = reason
             log.warning("pdu.meters_only", pdu=pdu, reason=reason)
         self._opted_in &= ~mine
-        self.rack = replace(self.rack, opted_in=self._opted_in.copy())
+        self.release(self.released)
 
     # -- asked at the driver's door, immediately before each write
 
@@ -227,7 +291,7 @@ class SafeLimits:
             return False
         if restoring:
             return True
-        if self.released.issuperset(self._outlets_of[load]):
+        if self.given_back(load):
             return False
         expired = self.lease is not None and self.lease.expired(self._clock.mono_ns())
         return self.mode is Mode.CLOSED_LOOP and not expired
@@ -240,14 +304,15 @@ class SafeLimits:
         Compares only in advisory mode, or with the kill switch engaged. Raises DeviceError, naming every PDU that failed.
         """
         self.stands.clear()
-        results = await asyncio.gather(*(self._static_safe(pdu, when) for pdu in self.tasks), return_exceptions=True)
+        results = await asyncio.gather(*(self.static_safe_on(pdu, when) for pdu in self.tasks), return_exceptions=True)
         failed = [result for result in results if isinstance(result, BaseException)]
         if failed and all(isinstance(error, DeviceError) for error in failed):
             raise type(failed[0])("; ".join(str(error) for error in failed))
         if failed:
             raise failed[0]
 
-    async def _static_safe(self, pdu: str, when: str) -> None:
+    async def static_safe_on(self, pdu: str, when: str) -> None:
+        """As `static_safe`, for one PDU."""
         for left in reversed(range(STATIC_SAFE_ATTEMPTS)):
             try:
                 differing = await self._static_safe_once(pdu, when)
@@ -273,7 +338,7 @@ class SafeLimits:
             if result is not None:
                 self._heard(PduReport(pdu, result=result))
                 if when == "start" and (refusal := _write_denied(result)):
-                    self._opt_out(pdu, f"the device lets us write nothing ({refusal}); meters only")
+                    self.opt_out(pdu, f"the device lets us write nothing ({refusal}); meters only")
             reading = await driver.read()
             writes = static_safe_writes(self.rack, pdu, reading, self._guard, self.known)
         if not writes:
@@ -337,6 +402,10 @@ class SafeLimits:
 
     # -- given back to their owners
 
+    def given_back(self, load: str) -> bool:
+        """Whether all outlets of a load are its owner's again: its server's cap is then too."""
+        return self.released.issuperset(self._outlets_of[load])
+
     def release(self, outlets: frozenset[str]) -> None:
         """Outlets that are their owner's again: not written, not watched for changes by others."""
         self.released = outlets
@@ -359,14 +428,18 @@ class SafeLimits:
         for pdu in self.tasks:
             failed |= await self._restore_pdu(pdu, chosen)
         failed |= await self._restore_caps(lowering=False)
+        self.release(self.released - failed.keys())
+        if len(self.released) == self.rack.n:
+            self.mode = Mode.ADVISORY
+        try:
+            await asyncio.to_thread(self.save_standing)
+        except RpiError as error:
+            log.error("standing.not_saved", error=str(error))
         if failed:
-            self.release(self.released - failed.keys())
             words = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
             raise DeviceError(
                 f"{len(chosen - failed.keys())} of {len(chosen)} found limits are back; these are not and stay ours: {words}"
             )
-        if len(self.released) == self.rack.n:
-            self.mode = Mode.ADVISORY
         return len(chosen)
 
     async def _restore_caps(self, *, lowering: bool) -> dict[str, str]:
@@ -378,8 +451,8 @@ class SafeLimits:
         for cap in self.rack.caps:
             load = self.rack.loads[cap.load].name
             outlets = self._outlets_of[load]
-            found, task = self.found_caps.caps.get(load), self.cap_tasks[load]
-            if not cap.opted_in or found is None or not self.released.issuperset(outlets):
+            found, task = self.found_caps.caps.get(load), self.cap_tasks.get(load)
+            if not cap.opted_in or found is None or task is None or not self.given_back(load):
                 continue
             try:
                 stands = await task.read()

@@ -144,7 +144,9 @@ class Service:
             if await limits.open_pdus(self._stack):
                 await boards
             limits.save_found(limits.found)
+            limits.save_standing()
             await limits.static_safe("start")
+            limits.save_standing()  # a PDU may have denied every write
             limits.say_static_safe()
             control = ControlServer(
                 self.runtime_dir / SOCKET_NAME,
@@ -160,7 +162,7 @@ class Service:
             self._stack.push_async_callback(self.telemetry.close)
             await self.telemetry.open()
             notify("READY=1")
-            pipeline = await self._built(boards)
+            pipeline = self.pipeline = await self._built(boards)
             limits.open_caps(self._stack, self.settle.caps)
             self._begin_learning()
             running = [asyncio.create_task(task.run(), name=f"pdu {pdu}") for pdu, task in limits.tasks.items()]
@@ -342,7 +344,6 @@ class Service:
     # -- the loop
 
     async def _loop(self, pipeline: Pipeline, running: Sequence["asyncio.Task[None]"]) -> None:
-        self.pipeline = pipeline
         gc.collect()
         gc.freeze()
         gc.disable()  # a full collection takes longer than a tick may; it comes after a tick instead, see `_after_tick`
