@@ -39,6 +39,9 @@ class BoardSource(Protocol):
     def maintain(self, sampler: Sampler) -> BoardDescription | None:
         """Keep it going, never blocking; returns what the board says of itself, when it said so anew."""
 
+    def unplug(self, seconds: float) -> None:
+        """Take it for unplugged: a drill. `maintain` opens it again after that. Raises RpiError where there is no plug."""
+
     def close(self) -> None:
         """Let go of the device."""
 
@@ -52,11 +55,16 @@ class Reopening:
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
         self._retry_ns = 0
+        self._absent_until_ns = 0  # a drill
         self._silence = -1  # a pipe at its end, in place of a device that will never say that it is gone
 
     def maintain(self, sampler: Sampler, present: Callable[[], bool] = lambda: True) -> None:
         """Look every 0.3 s; `present`: whether a device that shows no hang-up is still there."""
         now_ns = self._clock.mono_ns()
+        if now_ns < self._absent_until_ns:
+            if sampler.connected():
+                self._hang_up(sampler)
+            return
         if now_ns < self._retry_ns or (self._task and not self._task.done()):
             return
         if sampler.connected():
@@ -65,6 +73,9 @@ class Reopening:
             return
         self._retry_ns = now_ns + round(REOPEN_S * NS_PER_S)
         self._task = asyncio.create_task(self._reopen(sampler))
+
+    def unplug(self, seconds: float) -> None:
+        self._absent_until_ns = self._clock.mono_ns() + round(seconds * NS_PER_S)
 
     def close(self) -> None:
         if self._task is not None:
@@ -134,6 +145,9 @@ class SerialBoard:
         self._payload = payload
         return parse_description(payload)
 
+    def unplug(self, seconds: float) -> None:
+        self._reopening.unplug(seconds)
+
     def close(self) -> None:
         self._reopening.close()
         self._source.close()
@@ -171,6 +185,9 @@ class IioBoard:
         self._described = self._source.description
         return self._described
 
+    def unplug(self, seconds: float) -> None:
+        self._reopening.unplug(seconds)
+
     def close(self) -> None:
         self._reopening.close()
         self._source.close()
@@ -197,6 +214,9 @@ class PacedBoard:
     def maintain(self, sampler: Sampler) -> BoardDescription | None:
         self._source.fill(self._feed, sampler.forwarded())
         return None
+
+    def unplug(self, seconds: float) -> None:
+        raise RpiError("this board is inside the daemon, a simulation or a recording: it has no plug to pull")
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -711,6 +711,37 @@ def mib(enterprise: int | None, config_path: Path, only_path: bool) -> None:
     click.echo(mib_text(enterprise or SHIPPED_ENTERPRISE), nl=False)
 
 
+@main.command()
+@click.argument("what", type=click.Choice(["kill-switch", "sensor-loss", "pdu-loss", "restart", "failsafe", "all"]))
+@config_option
+@click.option("--closed-loop", is_flag=True, help="Also where limits are written: they change during a drill.")
+@click.option("--demo", is_flag=True, help="On the demo's simulated rack instead of this box.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the report to a file, too.")
+@json_option
+def drill(what: str, config_path: Path, closed_loop: bool, demo: bool, out: Path | None, as_json: bool) -> None:
+    """Lose something on purpose, and report whether the daemon did what it promises. Exit code 1 where it did not."""
+    from rpi_daemon.devices import load_checked
+    from rpi_daemon.drill import DRILLS, SystemdBox, demo_box, run_drills
+
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        click.echo(line, err=as_json)
+
+    names = list(DRILLS) if what == "all" else [what]
+    with demo_box() if demo else contextlib.nullcontext(SystemdBox(load_checked(config_path))) as box:
+        report = run_drills(names, box, closed_loop=closed_loop or demo, say=say)
+    verdict = f"{report['passed']} of {report['checks']} passed: rack {report['rack']}, {report['mode']}, {report['begun_utc']}"
+    show(report, as_json, verdict)
+    if out is not None:
+        try:
+            out.write_text("\n".join([*lines, verdict, ""]), encoding="utf-8")
+        except OSError as error:
+            raise RpiError(f"{out}: {error.strerror}; the report could not be written") from None
+    sys.exit(0 if report["ok"] else 1)
+
+
 @main.group()
 def traps() -> None:
     """Traps and informs to facilities."""

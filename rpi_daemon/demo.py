@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import queue
 import shutil
 import socket
 import subprocess
@@ -128,6 +129,54 @@ def running_daemon(config: Path) -> Iterator[tuple[subprocess.Popen[str], Contro
         yield daemon, client
 
 
+@contextlib.contextmanager
+def supervised_daemon(config: Path) -> Iterator[None]:
+    """`rpi-daemon run`, ticking; begun again whenever it ends, after `rpi-daemon failsafe`, as systemd does it."""
+    supervisor = _Supervisor(config)
+    supervisor.start()
+    try:
+        with _connect(config.parent / "run" / SOCKET_NAME, supervisor.daemon_process(), supervisor.log):
+            pass
+        yield
+    finally:
+        supervisor.end()
+
+
+class _Supervisor(threading.Thread):
+    """Keeps a daemon running until `end`."""
+
+    def __init__(self, config: Path) -> None:
+        super().__init__(name="supervisor")
+        self.log = config.with_name("daemon.log")
+        self._config = config
+        self._daemons: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()
+        self._daemon: subprocess.Popen[str] | None = None
+        self._ending = threading.Event()
+
+    def daemon_process(self) -> subprocess.Popen[str]:
+        """The first one, once it was begun."""
+        return self._daemons.get(timeout=START_S)
+
+    def run(self) -> None:
+        while not self._ending.is_set():
+            with _process(["run", "--config", str(self._config)], self.log) as self._daemon:
+                self._daemons.put(self._daemon)
+                if self._ending.is_set():
+                    return
+                self._daemon.wait()
+            with _process(
+                ["failsafe", "--config", str(self._config)], self._config.with_name("failsafe.log")
+            ) as failsafe:
+                failsafe.wait()
+
+    def end(self) -> None:
+        """Stop it in good order."""
+        self._ending.set()
+        if self._daemon is not None:
+            self._daemon.terminate()
+        self.join()
+
+
 def pass_on_hints(rack: Rack, client: ControlClient) -> None:
     """What the simulated job scheduler has announced since the last call goes to the daemon."""
     for news in rack.news():
@@ -226,7 +275,7 @@ def demo_folder(keep: Path | None) -> Iterator[Path]:
 @contextlib.contextmanager
 def _process(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[str]]:
     """A child of ours, ended with us whatever happens."""
-    with log.open("w") as errors:
+    with log.open("a") as errors:
         process = subprocess.Popen(
             [
                 sys.executable,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rpi_daemon.service import Service
 
 REFUSALS_S = 1.0  # between two lines about refused callers: somebody who may only read must not fill the log
+LONGEST_DRILL_S = 60.0
 SOONEST_HINT_S = 0.2  # work that starts now is announced this far ahead, so that a tick sees it coming
 
 log = structlog.get_logger("rpi_daemon")
@@ -34,6 +35,7 @@ ROLES = {
     "model_roll_back": Role.OPERATE,
     "model_promote": Role.ADMIN,
     "retrain_decided": Role.ADMIN,
+    "drill": Role.ADMIN,
 }
 
 
@@ -79,6 +81,7 @@ class Operator:
             "model_promote": self._model_promote,
             "model_roll_back": self._model_roll_back,
             "retrain_decided": self._retrain_decided,
+            "drill": self._drill,
         }
         command = commands.get(request["command"])
         if command is None:
@@ -185,6 +188,24 @@ class Operator:
             raise RpiError(f"decision is {decision!r}; an object is needed")
         await learning.decided(decision)
         return {"current": self._standing().name}
+
+    async def _drill(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Have one device taken for away, so that people see what happens then."""
+        device, seconds = request.get("device"), _number(request, "for_s")
+        if seconds > LONGEST_DRILL_S:
+            raise RpiError(f"for_s is {seconds:g}; a drill lasts {LONGEST_DRILL_S:g} s at most")
+        if self._service.limits.mode is Mode.CLOSED_LOOP and request.get("closed_loop") is not True:
+            raise RpiError("the daemon is in closed loop, and a drill changes limits: it needs to be asked for by name")
+        boards = {link.board.id: link for link in self._service.boards}
+        tasks = self._service.limits.tasks
+        if device in boards:
+            boards[device].unplug(seconds)
+        elif device in tasks:
+            tasks[device].fall_silent(seconds)
+        else:
+            raise RpiError(f"no board or PDU is called {device!r}; known: {', '.join([*boards, *tasks])}")
+        log.warning("drill", device=device, for_s=seconds)
+        return {"device": device, "for_s": seconds}
 
     def _forget_watch(self) -> None:
         if self._service.learning is not None:

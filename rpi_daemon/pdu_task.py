@@ -35,6 +35,7 @@ class PduTask(DeviceTask[PduReport]):
         self.polls = 0
         self.verified = 0  # writes whose read-back was what was asked for
         self._away_ns = 0
+        self._silent_until_ns = 0
         self._driver = driver
         self._poll_s = poll_s
         self._write_allowed = write_allowed
@@ -55,6 +56,15 @@ class PduTask(DeviceTask[PduReport]):
         """For how long it has been unreachable; 0 while it answers."""
         return 0.0 if self.reachable else (self._clock.mono_ns() - self._away_ns) / NS_PER_S
 
+    def fall_silent(self, seconds: float) -> None:
+        """Have `run` take the device for silent: a drill. What is written beside it, at stop or on request, goes on."""
+        self._silent_until_ns = self._clock.mono_ns() + round(seconds * NS_PER_S)
+        self._wake.set()
+
+    def silent_s(self) -> float:
+        """How much longer a drill takes the device for silent; 0 without one."""
+        return max(0.0, (self._silent_until_ns - self._clock.mono_ns()) / NS_PER_S)
+
     async def write_exclusive(self, writes: Sequence[LimitWrite]) -> ApplyResult | None:
         """Write on somebody's word (restore): what waits is dropped, and the wire is used once `run` lets go of it."""
         self.withdraw()
@@ -66,6 +76,8 @@ class PduTask(DeviceTask[PduReport]):
         while not self._stop:
             self.beat_ns = now_ns = self._clock.mono_ns()
             try:
+                if left_s := self.silent_s():
+                    raise DeviceError(f"a drill takes it for silent for {left_s:.1f} s more")
                 if self._pending and self.reachable:
                     writes, self._pending = self._pending, ()
                     await self.write_now(writes, self._measured_ns)

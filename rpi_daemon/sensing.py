@@ -212,6 +212,10 @@ class BoardLink:
             )
         self.description = now
 
+    def unplug(self, seconds: float) -> None:
+        """Take it for unplugged: a drill. Raises RpiError where there is no plug."""
+        self.source.unplug(seconds)
+
     def close(self) -> None:
         """Stop without losing a received sample; the ring stays in runtime_dir for others to read."""
         self.sampler.stop()

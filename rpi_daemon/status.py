@@ -1,6 +1,7 @@
 """The status document: one look at the newest snapshot and the counters, for `status`, `top`, the demo and scripts."""
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ def status_document(service: "Service") -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "rack": service.config.rack.id,
+        "pid": os.getpid(),
         "t_utc_ns": service.clock.utc_ns(),
         "t_mono_ns": now_ns,
         "uptime_s": (now_ns - service.started_ns) / NS_PER_S,
