@@ -8,7 +8,7 @@ import numpy as np
 
 from rpi_daemon._fastpath.core import EXPERTS, Experts
 from rpi_daemon.clock import Clock, SystemClock
-from rpi_daemon.errors import ModelError
+from rpi_daemon.errors import ModelError, PoisonedError
 from rpi_daemon.models.forecaster import NO_FORECAST, SHIPPED, Forecaster
 from rpi_daemon.models.manifest import LoadedModel
 from rpi_daemon.models.network import LstmForecaster
@@ -37,7 +37,7 @@ class Mixture:
 
     The network sleeps where it raised ModelError, gave an old answer or took more than half a tick, or where a number is
     not finite or out of physical bounds (0 to 1.5 x the rating or the present draw); the others' weights then count as a
-    whole. A row that cannot be answered is NaN with the source "none": there was no reading, or it is too old.
+    whole. One that gave what is no number is not asked again until `trust`, or another model. A row that cannot be answered is NaN with the source "none": there was no reading, or it is too old.
     """
 
     name = MIXTURE
@@ -52,6 +52,7 @@ class Mixture:
         self._alone = alone
         self._experts = Experts(n, alone)
         self._reason = ""
+        self.poisoned = ""  # why the network is not heard until `trust`, or another model
         self._late_in_a_row = 0
         self._rest = 0
         self._t_mono_ns = 0
@@ -68,7 +69,17 @@ class Mixture:
     def swap(self, model: LoadedModel) -> None:
         """Let `model` take over from the network of now, once it is primed; without one nothing happens."""
         if isinstance(self._network, LstmForecaster):
-            self._network.swap(model)
+            if self.poisoned:
+                self._network.replace(model)
+            else:
+                self._network.swap(model)
+        self.poisoned = ""
+
+    def trust(self) -> None:
+        """Hear a network again that gave what is no number; it begins every outlet afresh."""
+        if self.poisoned and self._network is not None:
+            self._network.reset()
+        self.poisoned = ""
 
     @property
     def reason(self) -> str:
@@ -159,6 +170,9 @@ class Mixture:
         if self._network is None:
             self._reason = "no model"
             return None
+        if self.poisoned:
+            self._reason = self.poisoned
+            return None
         if self._rest > 0:
             self._rest -= 1
             if self._rest == 0:
@@ -169,6 +183,8 @@ class Mixture:
             answer = self._network.step(x)
         except ModelError as error:
             self._reason = str(error)
+            if isinstance(error, PoisonedError):
+                self.poisoned = self._reason
             return None
         took_ns = self._clock.mono_ns() - begin_ns
         if answer.t_mono_ns == x.t_mono_ns and took_ns <= LATE_NS:

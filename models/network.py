@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpi_daemon._fastpath.core import network_quantiles
+from rpi_daemon.errors import PoisonedError
 from rpi_daemon.models.inputs import Inputs, InputStream
 from rpi_daemon.models.lstm import N_OUTPUTS
 from rpi_daemon.models.manifest import LoadedModel, load_model
@@ -85,19 +86,26 @@ class LstmForecaster:
         self._candidate = _State(model, self._n)
         self._primed = 0
 
+    def replace(self, model: LoadedModel) -> None:
+        """Let `model` take over at once, every outlet afresh: what stood has gone wrong, and cannot bridge the time."""
+        self._state, self._candidate = _State(model, self._n), None
+        self._past.clear()
+        self.reset()
+
     def reset(self, outlets: BoolArray | None = None) -> None:
         """Begin these outlets (all by default) afresh."""
         self._inputs.reset(outlets)
+        self._change_w[slice(None) if outlets is None else outlets] = 0.0
 
     def step(self, x: ForecastInput) -> Forecast:
-        """One step of the network. Raises ModelError when onnxruntime fails."""
+        """One step of the network. Raises ModelError when onnxruntime fails, PoisonedError for an answer that is no number."""
         seen = self._seen = self._inputs.step(x)
         self._prime()
         if seen.due.all():
-            y = self._state.step(seen.columns, seen.restarted, seen.live)
+            y = self._ask(seen)
             np.multiply(y, seen.scale_w[:, None], out=self._change_w)
         elif seen.due.any():
-            y = self._state.step(seen.columns, seen.restarted, seen.live)[seen.due]
+            y = self._ask(seen)[seen.due]
             self._change_w[seen.due] = y * seen.scale_w[seen.due, None]
         self._remember(seen)
         out = np.empty((2, self._n, *_SHAPE))
@@ -105,6 +113,13 @@ class LstmForecaster:
             self._change_w, seen.base_w, seen.ready, seen.off, x.rating_w, x.planned_w, SLIGHTLY_NEGATIVE, out
         )
         return Forecast(x.t_mono_ns, out[0], out[1], self._source)
+
+    def _ask(self, seen: Inputs) -> Float32:
+        y = self._state.step(seen.columns, seen.restarted, seen.live)
+        asked = seen.live & np.isfinite(seen.columns).all(axis=1)
+        if not np.isfinite(y[asked]).all():
+            raise PoisonedError(f"model {self._state.model.name}: it answered with what is no number")
+        return y
 
     def _remember(self, seen: Inputs) -> None:
         if not seen.due.any():

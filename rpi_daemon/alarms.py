@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rpi_daemon.clock import NS_PER_S
-from rpi_daemon.guard import Loading, brief, loadings
+from rpi_daemon.guard import Loading, loadings
+from rpi_daemon.reasons import REASONS, brief, by_name
 from rpi_daemon.records import (
     HORIZONS_S,
     QUANTILES,
@@ -60,23 +61,24 @@ KINDS: Mapping[str, Kind] = {
     "bmc_unreachable": Kind(Severity.WARNING, 1.0, 1.0),
     "daemon_fault": Kind(Severity.WARNING, 0.0, 5.0),
 }
-# cause of the ladder -> kind of alarm, and its words
-CAUSES: Mapping[str, tuple[str, str]] = {
-    "pdu_unreachable": ("pdu_unreachable", "{} does not answer"),
-    "foreign_writer": ("foreign_writer", "somebody else writes limits on {}; acknowledge with `rpi-daemon resume`"),
-    "sensor_stale": ("sensor_fault", "no reading of {}"),
-    "voltage_lost": ("sensor_fault", "no voltage at {}: its power is nominal V x A"),
-    "transformer_reversed": ("sensor_fault", "power of {} is negative: its transformer is the wrong way round"),
-    "breaker_blind": ("sensor_fault", "more than a fifth of the readings on {} are missing"),
-    "no_readings": ("sensor_fault", "no reading at all"),
-    "calibration_expired": ("calibration_expired", "the calibration of {} has expired"),
-    "cap_unreachable": ("bmc_unreachable", "the management controller of {} does not answer, or refuses us"),
-    "cap_uncontrolled": ("cap_not_held", "the management controller of {} does not take its power cap"),
-    "cap_not_held": ("cap_not_held", "{} draws more than its power cap"),
-    "model_fallback": ("model_fallback", "the other experts forecast without the network"),
-    "tick_overrun": ("daemon_fault", "the control loop is late"),
-    "audit_not_durable": ("daemon_fault", "the audit record cannot be written to disk"),
-    "lease_expired": ("daemon_fault", "the control loop has stopped"),
+# cause of the ladder -> kind of alarm
+CAUSES: Mapping[str, str] = {
+    "pdu_unreachable": "pdu_unreachable",
+    "foreign_writer": "foreign_writer",
+    "sensor_stale": "sensor_fault",
+    "voltage_lost": "sensor_fault",
+    "transformer_reversed": "sensor_fault",
+    "breaker_blind": "sensor_fault",
+    "no_readings": "sensor_fault",
+    "calibration_expired": "calibration_expired",
+    "cap_unreachable": "bmc_unreachable",
+    "cap_uncontrolled": "cap_not_held",
+    "cap_not_held": "cap_not_held",
+    "model_fallback": "model_fallback",
+    "model_poisoned": "model_refused",
+    "tick_overrun": "daemon_fault",
+    "audit_not_durable": "daemon_fault",
+    "lease_expired": "daemon_fault",
 }
 # causes that the readings tell better, that other alarms tell already, or that only the change of state tells
 CAUSES_TOLD_OTHERWISE = frozenset({"overload", "over_derating", "all_pdus_unreachable", "starting", "stopping"})
@@ -331,17 +333,16 @@ def _uncontrolled(rack: RackModel, snapshot: "Snapshot") -> Iterator[Condition]:
 
 def _causes(causes: Sequence[str], facts: Facts) -> Iterator[Condition]:
     """Causes of the ladder. What all outlets of a board share is told of the board; an absent board tells of itself."""
-    subjects: dict[str, list[str]] = {}
-    for cause in causes:
-        name, _, subject = cause.partition(":")
-        subjects.setdefault(name, []).append(subject)
-    for name, found in subjects.items():
-        if name not in CAUSES or (name == "model_fallback" and facts.model_refused is not None):
+    found = by_name(causes)
+    if facts.model_refused is not None or "model_poisoned" in found:
+        found.pop("model_fallback", None)  # that says why, too
+    for name, about in found.items():
+        if name not in CAUSES:
             continue
-        kind, words = CAUSES[name]
-        for subject in _by_board(found, facts) if kind == "sensor_fault" else found:
+        kind = CAUSES[name]
+        for subject in _by_board(about, facts) if kind == "sensor_fault" and about else about or [""]:
             alarm = f"{name}:{subject}" if subject else name
-            yield Condition(alarm, kind, subject, words.format(subject))
+            yield Condition(alarm, kind, subject, REASONS[name].words.format(subject))
 
 
 def _by_board(found: Sequence[str], facts: Facts) -> Iterator[str]:

@@ -31,6 +31,10 @@ class ModelError(RpiError):
     exit_code = 6
 
 
+class PoisonedError(ModelError):
+    """A model that passed every check answers with what is no number."""
+
+
 class TraceError(RpiError):
     """A recorded trace is missing, truncated or of an unknown shape."""
 

@@ -28,7 +28,6 @@ from rpi_daemon.records import (
     SafeStatus,
 )
 
-FEW = 4  # subjects of a cause that are named one by one
 KILL_FILE = "kill"  # in the state folder
 ROUNDING = 1e-6  # relative; a sum this little above a rating is rounding
 INVALID_SHARE = 0.2  # of a breaker's readings: beyond it the sum means nothing (Dynamo, reference/faults.md 1.1)
@@ -36,6 +35,8 @@ INVALID_SHARE = 0.2  # of a breaker's readings: beyond it the sum means nothing 
 # cause -> the state it asks for, and whether it stays until somebody acknowledges it
 CAUSES: dict[str, tuple[SafeState, bool]] = {
     "model_fallback": (SafeState.NORMAL, False),
+    # the other experts forecast, within what the breakers allow without any forecast: no reason to hold
+    "model_poisoned": (SafeState.NORMAL, True),
     "over_derating": (SafeState.NORMAL, False),
     "calibration_expired": (SafeState.NORMAL, False),
     # the cap stays what it was, nothing that depends on lowering it is granted to others, and the rest goes on
@@ -44,7 +45,8 @@ CAUSES: dict[str, tuple[SafeState, bool]] = {
     "cap_not_held": (SafeState.NORMAL, False),
     "sensor_stale": (SafeState.HOLD, False),
     "breaker_blind": (SafeState.HOLD, False),
-    # limits at most alarm, so lowering them saves nothing; where they hold, grants are below the rating already
+    # limits at most alarm, so lowering them saves nothing; where they hold, grants are below the rating already;
+    # not latched: see docs/decisions/what-latches.md
     "overload": (SafeState.HOLD, False),
     "voltage_lost": (SafeState.HOLD, False),
     "transformer_reversed": (SafeState.HOLD, False),
@@ -84,13 +86,14 @@ class HealthFlags:
     cap_uncontrolled: frozenset[str] = frozenset()  # loads whose server does not take our caps
     cap_not_held: frozenset[str] = frozenset()  # loads that draw more than the cap that stands
     model_fallback: bool = False  # the other experts forecast without the network: shown, no reason to hold
+    model_poisoned: bool = False  # the network gave what is no number; it is not heard until that is acknowledged
     tick_overrun: bool = False  # more than 3 ticks in a row late
     audit_not_durable: bool = False
     over_derating: frozenset[str] = frozenset()  # constraints that carry more than their continuous rating: shown
     overload: frozenset[str] = frozenset()  # constraints that carry more than their full rating
     calibration_expired: frozenset[str] = frozenset()  # boards whose calibration is older than 12 months: shown
     no_readings: bool = False
-    lease_expired: bool = False
+    lease_expired: bool = False  # no tick for as long as a lease lasts: the limits stood without a loop
     starting: bool = False
     stopping: bool = False
     all_pdus_unreachable: bool = False
@@ -145,18 +148,6 @@ def ladder(
     state = max((_rank(c)[0] for c in causes), default=SafeState.NORMAL)
     since_ns = previous.since_mono_ns if state == previous.state else now_ns
     return SafeStatus(state, causes, tuple(sorted(latched)), since_ns, seen_ns)
-
-
-def brief(causes: Collection[str]) -> list[str]:
-    """Causes for people: one that is about many outlets is counted, not listed."""
-    subjects: dict[str, list[str]] = {}
-    for cause in causes:
-        name, _, subject = cause.partition(":")
-        subjects.setdefault(name, []).append(subject)
-    return [
-        name if found == [""] else f"{name} {', '.join(found)}" if len(found) <= FEW else f"{name} ({len(found)})"
-        for name, found in subjects.items()
-    ]
 
 
 def blind_constraints(rack: RackModel, valid: BoolArray) -> frozenset[str]:

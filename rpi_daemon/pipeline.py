@@ -202,6 +202,8 @@ class Pipeline:
         self.telemetry.take(inputs.host_readings)
         for cause in inputs.acknowledged:
             name, _, pdu = cause.partition(":")
+            if name == "model_poisoned":
+                self.forecaster.trust()
             if name == "foreign_writer":
                 self.actuator.forgive(pdu)  # else its last minute's changes would stop us again at once
         for report in inputs.reports:
@@ -293,6 +295,7 @@ class Pipeline:
             overload=overload,
             over_derating=frozenset(item.constraint for item in carried if item.over_derating) - overload,
             model_fallback=self._model_expected and self.forecaster.reason != "",
+            model_poisoned=self.forecaster.poisoned != "",
             cap_uncontrolled=self._loads_named(caps.uncontrolled),
             cap_not_held=self._loads_named(caps.not_held),
             foreign_writer=self.actuator.foreign_writers(readings.t_mono_ns),

@@ -9,6 +9,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from rpi_daemon._fastpath import core
 from rpi_daemon.alarms import Facts
 from rpi_daemon.assembly import build_pipeline, needs_model, settings
 from rpi_daemon.cap_task import LOCKED_OUT_S
+from rpi_daemon.capping import NO_PLAN
 from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
 from rpi_daemon.config.schema import Config
 from rpi_daemon.control import SOCKET_NAME, ControlServer
@@ -26,7 +28,7 @@ from rpi_daemon.devices import address_of, host_driver, used_pdus, write_budgets
 from rpi_daemon.errors import DeviceError, ModelError, RpiError
 from rpi_daemon.features import BoardSetup
 from rpi_daemon.found import FoundCaps
-from rpi_daemon.guard import GuardConfig, HealthFlags, brief, loadings
+from rpi_daemon.guard import GuardConfig, HealthFlags, ladder, loadings
 from rpi_daemon.heartbeats import Heartbeats, Pinger, progress
 from rpi_daemon.host import folder_lock, notify, pdu_lock
 from rpi_daemon.keeping import Keeping, calibration_digest
@@ -35,6 +37,7 @@ from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.operator import Operator
 from rpi_daemon.pdu_task import Lease
 from rpi_daemon.pipeline import DecisionDigest, Pipeline, Snapshot, TickInputs
+from rpi_daemon.reasons import brief
 from rpi_daemon.recording import Recorder
 from rpi_daemon.records import (
     TICK_NS,
@@ -174,6 +177,7 @@ class Service:
                 await self._loop(pipeline, running)
             finally:
                 notify("STOPPING=1")
+                self._say_stopping()
                 self.heartbeats.dismiss_all()
                 self.heartbeats.watch("loop", STOP_S, lambda: self._turned_ns)
                 limits.lease = None
@@ -476,6 +480,7 @@ class Service:
                 if pdu in self.limits.rack.pdu_of
             ),
             tick_overrun=self._late_ticks > OVERRUN_TICKS,
+            lease_expired=self.limits.lease is not None and self.limits.lease.expired(self.clock.mono_ns()),
         )
 
     def _count(self, report: PduReport) -> None:
@@ -557,6 +562,17 @@ class Service:
                     forecast_w=_round(d.forecast_w),
                     protective=d.protective,
                 )
+
+    def _say_stopping(self) -> None:
+        """From here on the safe state is STATIC_SAFE, in status, log and traps, until the process is gone."""
+        if self.snapshot is None:
+            return
+        flags = replace(self._flags(), stopping=True)
+        snapshot = replace(self.snapshot, desired=(), foreign=(), foreign_caps=(), cap_plan=NO_PLAN)
+        snapshot = replace(snapshot, safe=ladder(snapshot.safe, self.clock.mono_ns(), flags))
+        self._log_changes(snapshot)
+        self.traps.watch(self.limits.rack, snapshot, self._facts())
+        self.snapshot = snapshot
 
     async def _leave(self) -> bool:
         """STATIC_SAFE in every opted-in outlet, verified; False where it should be and is not.

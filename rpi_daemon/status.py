@@ -12,7 +12,8 @@ import numpy as np
 from rpi_daemon.alarms import KINDS
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.control import SCHEMA
-from rpi_daemon.guard import brief, loadings
+from rpi_daemon.guard import loadings
+from rpi_daemon.reasons import brief, explained
 from rpi_daemon.records import REQUEST_QUANTILE, TELEMETRY, FloatArray, LimitKind, Quality
 from rpi_daemon.settle import too_slow
 
@@ -25,6 +26,7 @@ def status_document(service: "Service") -> dict[str, Any]:
     """Everything a view shows; numbers that are not known are null, never 0."""
     snapshot = service.snapshot
     now_ns = service.clock.mono_ns()
+    causes = list(snapshot.safe.causes) if snapshot else ["starting"]
     return {
         "schema": SCHEMA,
         "rack": service.config.rack.id,
@@ -34,8 +36,9 @@ def status_document(service: "Service") -> dict[str, Any]:
         "uptime_s": (now_ns - service.started_ns) / NS_PER_S,
         "mode": service.limits.mode.value,
         "state": snapshot.safe.state.name if snapshot else "STATIC_SAFE",
-        "causes": list(snapshot.safe.causes) if snapshot else ["starting"],
-        "why": brief(snapshot.safe.causes) if snapshot else ["starting"],
+        "causes": causes,
+        "why": brief(causes),
+        "reasons": explained(causes),
         "latched": list(snapshot.safe.latched) if snapshot else [],
         "kill_switch": service.limits.killed(),
         "static_safe_verified_s": service.limits.static_safe_s,

@@ -238,5 +238,12 @@ def plain_line(status: Status) -> str:
 
 
 def print_once(status: Status, console: Console) -> None:
-    """One screen, as `status` shows it."""
+    """One screen, as `status` shows it, and what to do about what is wrong."""
     console.print(View().table(status))
+    for reason in status["reasons"]:
+        mark = "; stays until `rpi-daemon resume`" if _latched(reason, status) else ""
+        console.print(Text.assemble((f"{reason['text']}{mark}: ", "yellow"), reason["do"]))
+
+
+def _latched(reason: Mapping[str, Any], status: Status) -> bool:
+    return any(cause.partition(":")[0] == reason["cause"] for cause in status["latched"])

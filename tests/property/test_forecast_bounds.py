@@ -57,6 +57,7 @@ def test_every_answer_is_finite_ordered_and_bounded(
                 _empty(2), t_mono_ns=t_mono_ns, power_w=np.array(watts), valid=np.array(valid), planned_w=planned_w
             )
             made = mixture.step(x)
+            assert mixture.poisoned == ""  # that is said of weights, never of what is measured
             answered = np.array([s != NO_FORECAST for s in made.source])
             assert np.isnan(made.value_w[~answered]).all()
             assert np.isnan(made.running_max_w[~answered]).all()

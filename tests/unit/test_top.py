@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.reasons import explained
 from rpi_daemon.top import View, plain_line, print_once, sparkline
 
 
@@ -37,6 +38,7 @@ def _status(**changes: Any) -> dict[str, Any]:
     }
     return {
         "rack": "lab", "t_utc_ns": 110 * NS_PER_S, "state": "HOLD", "mode": "closed_loop", "uptime_s": 12.3, "why": ["sensor_stale: pdu-a/2"],
+        "latched": ["foreign_writer:pdu-b"], "reasons": explained(["sensor_stale:pdu-a/2", "foreign_writer:pdu-b"]),
         "kill_switch": False, "outlets": [outlet, dark], "constraints": [constraint], "summary": summary, "caps": [],
         "alarms": [], "pdus": [], "trap_sinks": [], "telemetry": [], "telemetry_feed": None, **changes,
     }  # fmt: skip
@@ -58,6 +60,8 @@ def test_a_screen_has_every_outlet_with_a_dash_where_nothing_is_known() -> None:
     assert text.count("OVER ") == 2
     assert "HOLD" in text
     assert "sensor_stale: pdu-a/2" in text
+    assert "no reading of pdu-a/2: check the sensor board, its cable and its port" in text
+    assert "stays until `rpi-daemon resume`: find and stop the other writer" in " ".join(text.split())
     assert "phase L1" in text
     assert "lost 3" in text
 
