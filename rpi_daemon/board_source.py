@@ -30,8 +30,11 @@ class BoardSource(Protocol):
     def sees_losses(self) -> bool:
         """Whether scans that are lost on the way leave a gap that is counted."""
 
-    def start(self, sampler: Sampler) -> None:
-        """Open it and start sampling; raises DeviceError or LockedError."""
+    def start(self, sampler: Sampler, *, may_wait: bool = False) -> None:
+        """Open it and start sampling; raises DeviceError or LockedError.
+
+        `may_wait`: a board that is plugged into a port may come later; `maintain` takes it then.
+        """
 
     async def describe(self, sampler: Sampler) -> BoardDescription:
         """What the board is; raises DeviceError if it does not say."""
@@ -82,11 +85,15 @@ class Reopening:
             self._task.cancel()
         self._end_silence()
 
-    def _hang_up(self, sampler: Sampler) -> None:
+    def silence(self) -> int:
+        """A descriptor that is at its end: what an unplugged device looks like."""
         self._end_silence()
         self._silence, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.close(writer)
-        sampler.attach(self._silence)  # from here on the device's descriptor is free
+        return self._silence
+
+    def _hang_up(self, sampler: Sampler) -> None:
+        sampler.attach(self.silence())  # from here on the device's descriptor is free
 
     def _end_silence(self) -> None:
         if self._silence >= 0:
@@ -119,9 +126,15 @@ class SerialBoard:
         self._reopening = Reopening(board, self._source, clock)
         self._payload: bytes | None = None
 
-    def start(self, sampler: Sampler) -> None:
-        self._source.open()
-        sampler.start_streamed(self._source.fileno())
+    def start(self, sampler: Sampler, *, may_wait: bool = False) -> None:
+        try:
+            self._source.open()
+            descriptor = self._source.fileno()
+        except DeviceError:
+            if not may_wait:
+                raise
+            descriptor = self._reopening.silence()
+        sampler.start_streamed(descriptor)
 
     async def describe(self, sampler: Sampler) -> BoardDescription:
         """Wait for the board's description frame."""
@@ -167,7 +180,7 @@ class IioBoard:
     def sees_losses(self) -> bool:
         return self._source.stamped
 
-    def start(self, sampler: Sampler) -> None:
+    def start(self, sampler: Sampler, *, may_wait: bool = False) -> None:
         self._source.open()
         self._records = self._source.records
         sampler.start_streamed(self._source.fileno(), self._source.layout)
@@ -204,7 +217,7 @@ class PacedBoard:
         memory = anonymous(Ring.bytes_needed(n_channels, capacity))
         self._feed = Ring(memory, n_channels=n_channels, capacity=capacity, rate_hz=RATE_HZ)
 
-    def start(self, sampler: Sampler) -> None:
+    def start(self, sampler: Sampler, *, may_wait: bool = False) -> None:
         self._source.fill(self._feed, 0)
         sampler.start_paced(self._feed, NS_PER_S // RATE_HZ)
 

@@ -1,6 +1,6 @@
 """One PDU's I/O task: newest desired limits, polls, back-off and circuit breaker. It never makes another PDU wait."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
@@ -26,7 +26,9 @@ class PduTask(DeviceTask[PduReport]):
         *,
         poll_s: float,
         write_allowed: MayWrite,
+        meet: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`meet`: opens and checks the device when it answers at last, in place of the driver's `open`."""
         super().__init__(clock)
         self.pdu = pdu
         self.reachable = True
@@ -39,6 +41,7 @@ class PduTask(DeviceTask[PduReport]):
         self._driver = driver
         self._poll_s = poll_s
         self._write_allowed = write_allowed
+        self._meet = meet
         self._pending: tuple[LimitWrite, ...] = ()
         self._measured_ns = 0
 
@@ -55,6 +58,15 @@ class PduTask(DeviceTask[PduReport]):
     def away_s(self) -> float:
         """For how long it has been unreachable; 0 while it answers."""
         return 0.0 if self.reachable else (self._clock.mono_ns() - self._away_ns) / NS_PER_S
+
+    @property
+    def met(self) -> bool:
+        """False until a device that was away at start has answered."""
+        return self._meet is None
+
+    def away(self, sentence: str) -> None:
+        """It did not answer at start."""
+        self._failed(sentence)
 
     def fall_silent(self, seconds: float) -> None:
         """Have `run` take the device for silent: a drill. What is written beside it, at stop or on request, goes on."""
@@ -110,7 +122,10 @@ class PduTask(DeviceTask[PduReport]):
 
     async def _poll(self) -> None:
         async with self._wire:
-            if not self.reachable:
+            if self._meet is not None:
+                await self._meet()
+                self._meet = None
+            elif not self.reachable:
                 await self._driver.open()  # its address, engine or session may be another by now
             reading = await self._driver.read()
         self.polls += 1

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -204,10 +204,32 @@ class SafeLimits:
         proofs = self.proofs()
         first_met = False
         for options in used_pdus(self._config):
-            first_met = first_met or options.id not in self.found.pdus
-            reading = await self.open_pdu(options, proofs, stack)
+            known = options.id in self.found.pdus
+            try:
+                reading = await self.open_pdu(options, proofs, stack)
+            except DeviceError as error:
+                if not known:
+                    raise
+                self._go_without(options, proofs, error)
+                continue
             self.found = self.found.with_pdu(options.id, reading)
+            first_met = first_met or not known
         return first_met
+
+    def _go_without(self, options: Pdu, proofs: Proofs, error: DeviceError) -> None:
+        """A PDU that was met in an earlier run is away: its task asks on, and the rest of the rack is not kept waiting."""
+        pdu = options.id
+        self.tasks[pdu] = task = self._task(options, meet=partial(self._meet, options, proofs))
+        task.away(str(error))
+        if outlets := [self.rack.number_of[self.rack.outlet_ids.index(name)] for name in self.outlets_of_ours(pdu)]:
+            self.differs[pdu] = outlets
+
+    async def _meet(self, options: Pdu, proofs: Proofs) -> None:
+        """It is back. Raises DeviceError where it is another device than it was, or may not be written any more."""
+        _, why_not = await self._identified(options, proofs)
+        if why_not is not None and self.outlets_of_ours(options.id):
+            raise DeviceError(f"{why_not}; start the daemon again to go on with it as it is")
+        self.differs.pop(options.id, None)  # from here on the loop tells of its limits
 
     def proofs(self) -> Proofs:
         """The devices on which the bench has passed."""
@@ -219,27 +241,39 @@ class SafeLimits:
         if pdu not in self.drivers:
             self.drivers[pdu] = pdu_driver(self._config, options, self._clock)
             stack.push_async_callback(self.drivers[pdu].close)
-        driver = self.drivers[pdu]
+        reading, why_not = await self._identified(options, proofs)
+        if why_not is not None:
+            self.opt_out(pdu, why_not)
+        self.tasks[pdu] = self._task(options)
+        return reading
+
+    async def _identified(self, options: Pdu, proofs: Proofs) -> tuple[PduReading, str | None]:
+        """Connect; the first reading, and why no limit may be written there. Raises DeviceError."""
+        pdu, driver = options.id, self.drivers[options.id]
         await driver.open()
         identity = await driver.identify()
         if proofs.hold(identity, address_of(options), profile_digest(self._config, options)):
             identity = replace(identity, proven=True)
         self.identities[pdu] = identity
-        if not identity.proven and not options.accept_unproven:
-            self.opt_out(pdu, UNPROVEN)
         reading = await driver.read()
-        if why_not := _no_limits(reading):
-            self.opt_out(pdu, why_not)
-        if moved := self.found.moved(pdu, reading):
-            self.opt_out(
-                pdu,
-                f"outlets {moved} stand at other places of the device than when it was first met: a feed or tower is away, or"
-                f" it, or its profile, is another one; meters only. If that is right, take {pdu!r} out of {FOUND_FILE} and start again",
-            )
-        write_allowed = partial(self._write_allowed, pdu)
-        self.tasks[pdu] = PduTask(pdu, driver, self._clock, poll_s=options.poll_s, write_allowed=write_allowed)
         log.info("pdu.found", pdu=pdu, vendor=identity.vendor, model=identity.model, outlets=identity.n_outlets)
-        return reading
+        if not identity.proven and not options.accept_unproven:
+            return reading, UNPROVEN
+        if why_not := _no_limits(reading):
+            return reading, why_not
+        if moved := self.found.moved(pdu, reading):
+            return reading, (
+                f"outlets {moved} stand at other places of the device than when it was first met: a feed or tower is away, or"
+                f" it, or its profile, is another one; meters only. If that is right, take {pdu!r} out of {FOUND_FILE} and start again"
+            )
+        return reading, None
+
+    def _task(self, options: Pdu, meet: Callable[[], Awaitable[None]] | None = None) -> PduTask:
+        pdu = options.id
+        write_allowed = partial(self._write_allowed, pdu)
+        return PduTask(
+            pdu, self.drivers[pdu], self._clock, poll_s=options.poll_s, write_allowed=write_allowed, meet=meet
+        )
 
     def open_caps(self, stack: contextlib.AsyncExitStack, settle_s: Mapping[str, float]) -> None:
         """One task per server; each connects by itself, and first hears what earlier runs knew. `stack` closes them."""
@@ -304,7 +338,8 @@ class SafeLimits:
         Compares only in advisory mode, or with the kill switch engaged. Raises DeviceError, naming every PDU that failed.
         """
         self.stands.clear()
-        results = await asyncio.gather(*(self.static_safe_on(pdu, when) for pdu in self.tasks), return_exceptions=True)
+        pdus = [pdu for pdu, task in self.tasks.items() if task.met or when != "start"]
+        results = await asyncio.gather(*(self.static_safe_on(pdu, when) for pdu in pdus), return_exceptions=True)
         failed = [result for result in results if isinstance(result, BaseException)]
         if failed and all(isinstance(error, DeviceError) for error in failed):
             raise type(failed[0])("; ".join(str(error) for error in failed))
@@ -329,6 +364,8 @@ class SafeLimits:
     async def _static_safe_once(self, pdu: str, when: str) -> list[int]:
         """Outlets that stand elsewhere after one attempt although they may be written."""
         task, driver = self.tasks[pdu], self.drivers[pdu]
+        if not task.met:
+            raise DeviceError(f"PDU {pdu!r} has not answered since the start")
         reading = await driver.read()
         writes = static_safe_writes(self.rack, pdu, reading, self._guard, self.known)
         if writes and (self.mode is Mode.ADVISORY or self.killed()):

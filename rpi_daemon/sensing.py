@@ -120,6 +120,7 @@ class BoardLink:
         self.source = source
         self.wiring = wiring(board, rows)
         self.description: BoardDescription | None = None
+        self._known: BoardDescription | None = None  # from an earlier run
         self.calibration_path = base_dir / board.calibration if board.calibration is not None else None
         self.calibration = load_calibration(self.calibration_path) if self.calibration_path is not None else None
         self._expires_ns = round(self.calibration.expires.timestamp() * NS_PER_S) if self.calibration is not None else 0
@@ -152,19 +153,33 @@ class BoardLink:
             lock_memory=sampling.lock_memory,
         )
 
-    def open(self) -> None:
-        """Open the device and start sampling; raises DeviceError or LockedError."""
-        self.source.start(self.sampler)
+    def open(self, known: BoardDescription | None = None) -> None:
+        """Open the device and start sampling; raises DeviceError or LockedError.
+
+        `known`: what it said of itself in an earlier run. A board on a serial port that is away now is then waited for
+        while the daemon runs.
+        """
+        self._known = known
+        self.source.start(self.sampler, may_wait=known is not None)
 
     async def describe(self) -> BoardSetup:
         """Learn what the board is and build its window kernel; raises DeviceError if it does not say, or differs."""
-        self._check(description := await self.source.describe(self.sampler))
+        self._check(description := await self._described())
         self.description = description
         self.correction = own_word(description)
         if self.calibration is not None:
             self.correction = correction(self.calibration, description, str(self.calibration_path))
         write_scale(self._ring_path, self.board.id, description.serial_number, self.board.channels, self.correction)
         return board_setup(self.ring, description, self.wiring, self.correction, self._dc, self._first)
+
+    async def _described(self) -> BoardDescription:
+        try:
+            return await self.source.describe(self.sampler)
+        except DeviceError as error:
+            if self._known is None:
+                raise
+            log.warning("board.away_at_start", board=self.board.id, error=str(error))
+            return self._known
 
     def _check(self, description: BoardDescription) -> None:
         said = self.board.channels

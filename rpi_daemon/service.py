@@ -32,6 +32,7 @@ from rpi_daemon.guard import GuardConfig, HealthFlags, ladder, loadings
 from rpi_daemon.heartbeats import Heartbeats, Pinger, progress
 from rpi_daemon.host import folder_lock, notify, pdu_lock
 from rpi_daemon.keeping import Keeping, calibration_digest
+from rpi_daemon.known_boards import KnownBoards
 from rpi_daemon.local_socket import give_to_group
 from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.operator import Operator
@@ -292,13 +293,18 @@ class Service:
 
     async def _open_boards(self) -> list[BoardSetup]:
         """Open every port, then wait for the boards' descriptions."""
+        known = KnownBoards.read(self.state_dir)
         for board in self.config.board:
             link = board_link(self.config, board, self.runtime_dir, self.clock, self._event_fd)
             self._stack.callback(link.close)
-            link.open()
+            link.open(known.boards.get(board.id))
             self.boards.append(link)
             log.info("board.sampling", board=board.id, scheduling=link.sampler.scheduling())
-        return [await link.describe() for link in self.boards]
+        setups = [await link.describe() for link in self.boards]
+        now = {link.board.id: link.description for link in self.boards if link.description is not None}
+        if now != known.boards:
+            await asyncio.to_thread(KnownBoards(now).save, self.state_dir)
+        return setups
 
     def _pipeline(self, setups: Sequence[BoardSetup]) -> Pipeline:
         clock: Clock = self.clock

@@ -235,16 +235,16 @@ def _alarms(service: "Service") -> list[dict[str, Any]]:
 
 def _pdu(service: "Service", pdu: str, now_ns: int) -> dict[str, Any]:
     task = service.limits.tasks[pdu]
-    identity = service.limits.identities[pdu]
+    identity = service.limits.identities.get(pdu)  # none: away since the start
     options = next(item for item in service.config.pdu if item.id == pdu)
     return {
         "id": pdu,
         "host": options.host or options.serial_port,
         "profile": options.profile,
-        "vendor": identity.vendor,
-        "model": identity.model,
-        "firmware": identity.firmware,
-        "proven": identity.proven,
+        "vendor": identity.vendor if identity else None,
+        "model": identity.model if identity else None,
+        "firmware": identity.firmware if identity else None,
+        "proven": identity.proven if identity else None,
         "insecure": options.version == "2c" if options.driver == "snmp" else options.driver == "modbus_tcp",
         "meters_only": service.limits.meters_only.get(pdu),
         "reachable": task.reachable,
