@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
 
-.PHONY: demo test check lint types contracts peers faults peer-packages fuzz bench dev clean
+.PHONY: demo test check lint types contracts peers faults peer-packages fuzz soak bench dev clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rpi-daemon demo
@@ -46,6 +46,11 @@ peer-packages:
 fuzz: $(VENV)/.installed
 	$(BIN)/pip install -q $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['fuzz'])")
 	PYTHONPATH=tests $(BIN)/python -P -m fuzz.run $(FUZZ_ARGS)
+
+# All faults at random for an hour of virtual time, then a self-test of its invariants; SOAK_ARGS="--seconds 600 --seed 7" for another.
+soak: $(VENV)/.installed
+	$(BIN)/python bench/soak.py --keep $(SOAK_ARGS)
+	$(BIN)/python bench/soak.py --self-test
 
 # Half an hour, on an otherwise idle machine; BENCH_ARGS=--quick for a first look that keeps nothing. See bench/README.md.
 bench: $(VENV)/.installed
