@@ -325,10 +325,11 @@ class VirtualSource:
         self._payload: bytes | None = None
         self._retry_ns = 0
 
-    def start(self, sampler: VirtualSampler) -> None:
-        if not self._board.present:
+    def start(self, sampler: VirtualSampler, *, may_wait: bool = False) -> None:
+        if self._board.present:
+            sampler.plug()
+        elif not may_wait:
             raise DeviceError(f"board {self._board.id!r}: its port is not there")
-        sampler.plug()
 
     async def describe(self, sampler: VirtualSampler) -> BoardDescription:
         deadline_ns = self._clock.mono_ns() + 3 * NS_PER_S
