@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import hashlib
 import os
 import re
 import tomllib
@@ -12,11 +13,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from rpi_daemon.config.changes import SET_BY_LOADER
 from rpi_daemon.config.checks import cross_check
-from rpi_daemon.config.schema import Config
+from rpi_daemon.config.schema import Config, Daemon
 from rpi_daemon.errors import ConfigError
 
 Loc = tuple[str | int, ...]
+MAX_BYTES = 1_000_000  # hundreds of racks
 MoreChecks = Callable[[Config], Iterable[tuple[Loc, str]]]  # what other layers have to say of a configuration
 
 
@@ -33,14 +36,35 @@ def read_config(path: Path | str) -> Config:
     return _parse(_text(Path(path)), str(path), Path(path).parent, None)
 
 
+def read_folders(path: Path | str) -> tuple[Path, Path]:
+    """`daemon.state_dir` and `runtime_dir` of a file that may have mistakes anywhere: what must work in any case asks here.
+
+    The kill switch, and a daemon's own word on the file, are not to wait for a correct configuration. Raises ConfigError
+    where there is no such file.
+    """
+    text, folder = _text(Path(path)), Path(path).parent
+    found = []
+    for key in ("state_dir", "runtime_dir"):
+        match = re.search(rf"^\s*{key}\s*=\s*(?:\"([^\"]*)\"|'([^']*)')", text, re.MULTILINE)
+        named = (match.group(1) or match.group(2)) if match is not None else None
+        found.append(folder / (named or Daemon.model_fields[key].default))
+    return found[0], found[1]
+
+
 def load_config(path: Path | str, env: Mapping[str, str] = os.environ, *, more: MoreChecks | None = None) -> Config:
     """Read and check a configuration file; raises ConfigError with a line per mistake, those that `more` finds too."""
-    return parse_config(_text(Path(path)), str(path), base_dir=Path(path).parent, env=env, more=more)
+    text = _text(Path(path))
+    config = parse_config(text, str(path), base_dir=Path(path).parent, env=env, more=more)
+    return config.model_copy(update={"file": str(Path(path).absolute())})
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ConfigError(f"{path}: is longer than {MAX_BYTES} bytes: no configuration")
+        return data.decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; name yours with --config") from None
     except IsADirectoryError:
@@ -49,6 +73,8 @@ def _text(path: Path) -> str:
         raise ConfigError(f"{path}: not readable by this user") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
 
 
 def parse_config(
@@ -68,9 +94,13 @@ def _parse(
 ) -> Config:
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOML's own kind is one; so is an integer of thousands of digits
         raise ConfigError(f"{name}: not valid TOML: {error}") from None
-    mistakes: list[Mistake] = []
+    except RecursionError:
+        raise ConfigError(f"{name}: not valid TOML: nested too deeply") from None
+    mistakes = [Mistake((key,), _unknown(str(key), ())) for key in sorted(SET_BY_LOADER & data.keys())]
+    for key in SET_BY_LOADER:
+        data.pop(key, None)
     config: Config | None = None
     try:
         config = Config.model_validate(data)
@@ -78,7 +108,8 @@ def _parse(
         mistakes.extend(_mistakes(error))
         config = _mended(data, error)
     if config is not None:
-        config = config.model_copy(update={"base_dir": str(base_dir.resolve())})
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        config = config.model_copy(update={"base_dir": str(base_dir.resolve()), "sha256": digest})
         found = [*cross_check(config, base_dir, env)] if env is not None else []
         found += more(config) if more is not None else ()
         mistakes.extend(Mistake(loc, sentence) for loc, sentence in found)
@@ -98,10 +129,7 @@ def _mistakes(error: ValidationError) -> Iterator[Mistake]:
 
 def _sentence(kind: str, message: str, ctx: Mapping[str, Any], value: Any, loc: Loc) -> str:
     if kind == "extra_forbidden":
-        known = sorted(_fields_at(loc[:-1]))
-        close = difflib.get_close_matches(str(loc[-1]), known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"unknown key{hint} allowed here: {', '.join(known)}" if not close else f"unknown key{hint}"
+        return _unknown(str(loc[-1]), loc[:-1])
     if kind == "missing":
         return "is missing and has no default"
     if kind == "literal_error":
@@ -114,6 +142,12 @@ def _sentence(kind: str, message: str, ctx: Mapping[str, Any], value: Any, loc: 
         return f"{value!r} is not written like {example!r} (allowed: {_allowed(loc)})"
     allowed = _allowed(loc)
     return f"{value!r}: {message[0].lower()}{message[1:]}" + (f" (allowed: {allowed})" if allowed else "")
+
+
+def _unknown(key: str, table: Loc) -> str:
+    known = sorted(_fields_at(table))
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"unknown key; did you mean {close[0]!r}?" if close else f"unknown key allowed here: {', '.join(known)}"
 
 
 def _model_at(loc: Loc) -> type[BaseModel] | None:
@@ -140,7 +174,7 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 
 def _fields_at(loc: Loc) -> list[str]:
     model = _model_at(loc)
-    return [name for name in model.model_fields if name != "base_dir"] if model is not None else []
+    return [name for name in model.model_fields if name not in SET_BY_LOADER] if model is not None else []
 
 
 def _allowed(loc: Loc) -> str:

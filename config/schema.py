@@ -650,7 +650,10 @@ class Config(Section):
     schedule: list[Schedule] = []
     traps: Traps = Traps()
     trap_sink: list[TrapSink] = []
-    base_dir: str = Field("", exclude=True, description="folder that relative paths are taken from; set by the loader")
+    # these are set by the loader; a file that names them has an unknown key
+    base_dir: str = Field("", exclude=True, description="folder that relative paths are taken from")
+    file: str = Field("", exclude=True, description="where it was read from; empty: from a text")
+    sha256: str = Field("", exclude=True, description="of its bytes")
 
     def outlets(self) -> list[OutletRow]:
         """Every outlet, in file order: the rack's outlet order."""

@@ -166,6 +166,12 @@ class Actuator:
         self._pending[late] = False
         self._retry_ns[late] = now_ns + round(self._config.retry_s * NS_PER_S)
 
+    def configure(self, config: ActuatorConfig, rack: RackModel, writes_per_day: IntArray) -> None:
+        """Other settings from the next `step` on, of the same outlets; what each PDU holds, and the writes of the day, stay known."""
+        self._config = config
+        self._rack = rack
+        self._budget = writes_per_day
+
     def opt_in(self, opted_in: BoolArray) -> None:
         """Which outlets are ours to write from now on, [n]; a change on another one is its owner's business."""
         self._rack = replace(self._rack, opted_in=opted_in)

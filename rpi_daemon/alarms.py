@@ -94,6 +94,7 @@ class Facts:
     model_refused: str | None = None  # the reason
     boards_absent: frozenset[str] = frozenset()
     board_of: Mapping[str, str] = field(default_factory=dict)  # outlet id -> the board that measures it
+    config_refused: tuple[str, ...] = ()  # why the newest reload was; empty: none was, or a later one was taken over
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +216,15 @@ def conditions(rack: RackModel, snapshot: "Snapshot", facts: Facts, standing: It
         yield Condition("kill_switch", "kill_switch", "", "the kill switch is engaged: nothing is written")
     if facts.model_refused is not None:
         yield Condition("model_refused", "model_refused", "", facts.model_refused)
+    yield from config_conditions(facts)
+
+
+def config_conditions(facts: Facts) -> Iterator[Condition]:
+    """A configuration that a running daemon was to take over, and did not."""
+    if facts.config_refused:
+        first, more = facts.config_refused[0], len(facts.config_refused) - 1
+        text = f"the configuration was refused, the one before it is in force: {first}"
+        yield Condition("config_refused", "daemon_fault", "", text + (f" (and {more} more)" if more else ""))
 
 
 def _overloads(rack: RackModel, snapshot: "Snapshot") -> Iterator[Condition]:

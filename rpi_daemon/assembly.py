@@ -10,7 +10,7 @@ from rpi_daemon.config.schema import Config, Section
 from rpi_daemon.corrector import Corrector, CorrectorConfig
 from rpi_daemon.features import BoardSetup, Features, MeterSetup
 from rpi_daemon.guard import GuardConfig, at_start
-from rpi_daemon.pipeline import Pipeline
+from rpi_daemon.pipeline import Pipeline, Tuning
 from rpi_daemon.plans import PlannedWork
 from rpi_daemon.records import IntArray, RackModel
 from rpi_daemon.telemetry import HostTelemetry
@@ -50,6 +50,18 @@ def build_pipeline(
         allocator=settings(AllocatorConfig, config.allocator),
         guard=settings(GuardConfig, config.guard),
         model_expected=needs_model(config),
+    )
+
+
+def tuning(config: Config, writes_per_day: IntArray) -> Tuning:
+    """What a running pipeline may take over from another configuration of the same rack. Raises ConfigError."""
+    return Tuning(
+        corrector=settings(CorrectorConfig, config.corrector),
+        allocator=settings(AllocatorConfig, config.allocator),
+        guard=settings(GuardConfig, config.guard),
+        actuator=settings(ActuatorConfig, config.actuator),
+        writes_per_day=writes_per_day,
+        schedule=config.schedule,
     )
 
 

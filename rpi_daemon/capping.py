@@ -78,7 +78,6 @@ class Capping:
         self.loads: IntArray = np.array([cap.load for cap in caps], dtype=np.int64)
         self.names = tuple(loads[cap.load].name for cap in caps)
         self._config = config
-        self._rack = rack
         self._place = {name: k for k, name in enumerate(self.names)}
         self._outlets = tuple(loads[cap.load].outlets for cap in caps)
         self._first = np.array([outlets[0] for outlets in self._outlets], dtype=np.int64)
@@ -86,14 +85,9 @@ class Capping:
         for k, outlets in enumerate(self._outlets):
             self._of_outlet[list(outlets)] = k
         self._opted_in = np.array([cap.opted_in for cap in caps], dtype=np.bool_)
+        self._told_least_w, self._told_highest_w = np.zeros(m), np.full(m, math.inf)  # by the servers themselves
         self._released = np.zeros(m, dtype=np.bool_)  # given back to its owner
-        rated_w = [min(rack.rating_w[i] for i in outlets) for outlets in self._outlets]
-        self._top_w = np.minimum([loads[cap.load].demand_w for cap in caps], rated_w).reshape(m)
-        self._static_w = np.array([min(rack.static_safe_w[i] for i in outlets) for outlets in self._outlets])
-        self._trip_margin_w = trip_margin_share * rack.rating_w
-        least_w = [max(SAME_W, cap.lowest_w or 0.0, loads[cap.load].floor_w) for cap in caps]
-        self._least_w = np.ceil(least_w).reshape(m)
-        self._highest_w = np.full(m, math.inf)
+        self.configure(rack, trip_margin_share=trip_margin_share)
         self._found_w = np.full(m, NO_CAP_W)
 
         self._cap_w = np.full(m, np.nan)
@@ -125,6 +119,22 @@ class Capping:
         self._used = np.zeros(m, dtype=np.int64)
         self._nothing = _nothing() if not caps else None
 
+    def configure(self, rack: RackModel, *, trip_margin_share: float) -> None:
+        """Another word on the same loads, outlets and servers; what is known of the caps stays."""
+        caps, loads, m = rack.caps, rack.loads, len(rack.caps)
+        self._rack = rack
+        rated_w = [min(rack.rating_w[i] for i in outlets) for outlets in self._outlets]
+        self._top_w = np.minimum([loads[cap.load].demand_w for cap in caps], rated_w).reshape(m)
+        self._static_w = np.array([min(rack.static_safe_w[i] for i in outlets) for outlets in self._outlets])
+        self._trip_margin_w = trip_margin_share * rack.rating_w
+        least_w = [max(SAME_W, cap.lowest_w or 0.0, loads[cap.load].floor_w) for cap in caps]
+        self._asked_least_w = np.ceil(least_w).reshape(m)
+        self._bound()
+
+    def _bound(self) -> None:
+        self._least_w = np.fmax(self._asked_least_w, self._told_least_w)
+        self._highest_w = np.fmax(self._least_w, self._told_highest_w)
+
     # -- what the servers say
 
     def take(self, now_ns: int, report: CapReport) -> bool:
@@ -146,9 +156,10 @@ class Capping:
 
     def _meet(self, k: int, identity: CapIdentity) -> None:
         if identity.lowest_w is not None:
-            self._least_w[k] = max(self._least_w[k], math.ceil(identity.lowest_w))
+            self._told_least_w[k] = math.ceil(identity.lowest_w)
         if identity.highest_w is not None:
-            self._highest_w[k] = max(self._least_w[k], math.floor(identity.highest_w))
+            self._told_highest_w[k] = math.floor(identity.highest_w)
+        self._bound()
 
     def _observe(self, k: int, reading: CapReading) -> bool:
         """A poll. Nobody is blamed for what stands after a write of ours that was not verified."""

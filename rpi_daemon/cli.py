@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 
 from rpi_daemon import __version__
-from rpi_daemon.errors import AuthError, DeviceError, ModelError, NotRunningError, RpiError
+from rpi_daemon.errors import AuthError, ConfigError, DeviceError, ModelError, NotRunningError, RpiError
 from rpi_daemon.history.choices import FORMATS, WHAT
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = "/etc/rpi-daemon/rpi-daemon.toml"
 TOP_PERIOD_S = 0.5
+ANSWER_S = 10.0  # the daemon answers within
+RELOAD_S = 60.0  # ... and to a reload: found limits may have to be put back on every PDU
 JSON_WANTED = "rpi_daemon.json"
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -269,22 +271,32 @@ def dry_run(
     show(document, as_json, report_text(document))
 
 
-def client(config_path: Path) -> Any:
+def client(config_path: Path, timeout_s: float = ANSWER_S) -> Any:
     """A connection to the daemon that runs with this configuration."""
-    from rpi_daemon.config.load import read_config
     from rpi_daemon.control import SOCKET_NAME, ControlClient
 
-    config = read_config(config_path)  # an operator may not read the secrets
-    return ControlClient(config.path(config.daemon.runtime_dir) / SOCKET_NAME)
+    return ControlClient(folders(config_path)[1] / SOCKET_NAME, timeout_s)
 
 
 def kill_switch(config_path: Path) -> Any:
     """The kill switch of the daemon with this configuration, running or not."""
-    from rpi_daemon.config.load import read_config
     from rpi_daemon.guard import KILL_FILE, KillSwitch
 
-    config = read_config(config_path)
-    return KillSwitch(config.path(config.daemon.state_dir) / KILL_FILE)
+    return KillSwitch(folders(config_path)[0] / KILL_FILE)
+
+
+def folders(config_path: Path) -> tuple[Path, Path]:
+    """State and runtime folder. With mistakes in the file its daemon is found nevertheless, if one has those folders."""
+    from rpi_daemon.config.load import read_config, read_folders
+
+    try:
+        config = read_config(config_path)  # an operator may not read the secrets
+    except ConfigError:
+        state, runtime = read_folders(config_path)
+        if not (state.is_dir() and runtime.is_dir()):
+            raise
+        return state, runtime
+    return config.path(config.daemon.state_dir), config.path(config.daemon.runtime_dir)
 
 
 @main.command()
@@ -337,6 +349,18 @@ def mode(name: str, config_path: Path, as_json: bool) -> None:
     with client(config_path) as daemon:
         answer = daemon.ask("mode", mode=name)
     show(answer, as_json, f"mode {answer['mode']}")
+
+
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would change, or what is wrong.")
+@config_option
+@json_option
+def reload(dry_run: bool, config_path: Path, as_json: bool) -> None:
+    """Let the running daemon read its configuration again: all of it is taken over between two ticks, or nothing is."""
+    with client(config_path, RELOAD_S) as daemon:
+        answer = daemon.ask("reload", dry_run=dry_run)
+    words = [f"{answer['config']}: {'would be' if dry_run else 'is'} in force", *answer["text"]]
+    show(answer, as_json, "\n".join(words if answer["text"] else [f"{words[0]}; nothing has changed"]))
 
 
 @main.command()

@@ -107,11 +107,11 @@ class Corrector:
 
     def __init__(self, config: CorrectorConfig, rack: RackModel) -> None:
         n = rack.n
-        self._config = config
-        self._static_safe_w = rack.static_safe_w
         self._rating_w = rack.rating_w
         self._load_of = rack.load_of
-        self._demand_w = np.minimum(rack.rating_w, np.array([rack.loads[i].demand_w for i in rack.load_of]))
+        self._recent = _RollingMax(n, config.hold_s)
+        self._alarm = _RollingMax(n, config.alarm_hold_s)
+        self.configure(config, rack)
         self._excess = np.full(n, np.nan)  # escapes beyond the target; NaN: the outlet's reach is not known yet
         self._error_w = FIRST_ERROR * rack.rating_w
         self._least_error_w = LEAST_ERROR * rack.rating_w
@@ -125,12 +125,18 @@ class Corrector:
         self._request_w = rack.static_safe_w.astype(np.float64, copy=True)
         self._needed_w = self._request_w  # without what the start adds
         self._held_w = self._request_w
-        self._recent = _RollingMax(n, config.hold_s)
-        self._alarm = _RollingMax(n, config.alarm_hold_s)
         self._alarm_w = np.full(n, np.inf)
         self._episodes = np.zeros(n)  # beyond the daily target
         self._over_ns = np.full(n, NEVER_NS, dtype=np.int64)
         self._t_ns: int | None = None
+
+    def configure(self, config: CorrectorConfig, rack: RackModel) -> None:
+        """Other settings from the next `step` on, of the same outlets; what was learned stays."""
+        self._config = config
+        self._static_safe_w = rack.static_safe_w
+        self._demand_w = np.minimum(rack.rating_w, np.array([rack.loads[i].demand_w for i in rack.load_of]))
+        self._recent = self._recent.over(config.hold_s)
+        self._alarm = self._alarm.over(config.alarm_hold_s)
 
     def step(
         self,
@@ -263,8 +269,18 @@ class _RollingMax:
 
     def __init__(self, n: int, span_s: float) -> None:
         self._blocks_w = np.zeros((BLOCKS + 1, n))
+        self._span_s = span_s
         self._block_ns = max(1, round(span_s * NS_PER_S / BLOCKS))
         self._block: int | None = None
+
+    def over(self, span_s: float) -> "_RollingMax":
+        """The same over another span; the largest so far counts as new, for nobody knows any more when it was."""
+        if span_s == self._span_s:
+            return self
+        other = _RollingMax(self._blocks_w.shape[1], span_s)
+        if self._block is not None:
+            other.push(self._block * self._block_ns, self._blocks_w.max(axis=0))
+        return other
 
     def push(self, t_ns: int, value_w: FloatArray) -> FloatArray:
         """Take the values [n] at `t_ns` and return the maxima [n]; time must not go back."""

@@ -67,12 +67,16 @@ class Features:
         self._n = rack.n
         self._nominal_v = rack.nominal_v
         self._t_mono_ns = 0
-        self._lowest_v = lowest_voltage * rack.nominal_v
-        self._noise_w = noise_w
+        self.configure(lowest_voltage=lowest_voltage, noise_w=noise_w)
         self._boards = [_Board(setup) for setup in boards]
         self._meters = _Meters(meters, self._nominal_v)
         self._interval_ticks = np.ones(rack.n, np.int64)
         self._interval_ticks[self._meters.outlets] = [max(1, round(setup.poll_s / TICK_S)) for setup in meters]
+
+    def configure(self, *, lowest_voltage: float, noise_w: float) -> None:
+        """Other settings from the next `step` on."""
+        self._lowest_v = lowest_voltage * self._nominal_v
+        self._noise_w = noise_w
 
     @property
     def ends(self) -> tuple[int, ...]:

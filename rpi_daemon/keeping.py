@@ -88,6 +88,11 @@ class Keeping:
                 self.writer, self._folder, self._runtime_dir, rack.rack, _capture_options(self._options)
             )
 
+    def configure(self, rack: RackModel) -> None:
+        """Other constraints over the same outlets."""
+        if self._triggers is not None:
+            self._triggers.configure(rack)
+
     def tick(self, snapshot: Snapshot) -> None:
         """One tick, once its limits are on their way."""
         if self._historian is None or self._limits is None or self._scores is None:

@@ -110,6 +110,18 @@ class LineWriter:
         return True
 
 
+def set_level(level: str) -> None:
+    """Another least severity, while `logging_to_stderr` holds."""
+    least = LEVELS[level.upper()]
+    processors = structlog.get_config()["processors"]
+    tees = [Tee(least) if isinstance(step, Tee) else step for step in processors]
+    structlog.configure(processors=tees, wrapper_class=_logger_of(least))
+
+
+def _logger_of(least: int) -> type[structlog.typing.FilteringBoundLogger]:
+    return structlog.make_filtering_bound_logger(min(least, logging.INFO))
+
+
 @contextlib.contextmanager
 def logging_to_stderr(level: str, form: str) -> Iterator[None]:
     """Set up structlog for this process; every line has time (UTC), level, event and its fields."""
@@ -128,7 +140,7 @@ def logging_to_stderr(level: str, form: str) -> Iterator[None]:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(min(least, logging.INFO)),
+        wrapper_class=_logger_of(least),
         logger_factory=lambda *_: writer,
         cache_logger_on_first_use=False,
     )

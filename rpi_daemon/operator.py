@@ -36,6 +36,7 @@ ROLES = {
     "model_promote": Role.ADMIN,
     "retrain_decided": Role.ADMIN,
     "drill": Role.ADMIN,
+    "reload": Role.ADMIN,
 }
 
 
@@ -47,7 +48,7 @@ class Operator:
         self.acknowledged: set[str] = set()
         self._ceilings: dict[str, tuple[Ceiling, int]] = {}
         self._service = service
-        self._writing = asyncio.Lock()  # one command that writes at a time
+        self.writing = asyncio.Lock()  # one command that writes at a time
         options = service.config.daemon
         self.groups = RoleGroups(options.operate_group, options.admin_group)
         self._refused_ns: int | None = None  # when a refusal was logged last
@@ -82,6 +83,7 @@ class Operator:
             "model_roll_back": self._model_roll_back,
             "retrain_decided": self._retrain_decided,
             "drill": self._drill,
+            "reload": self._reload,
         }
         command = commands.get(request["command"])
         if command is None:
@@ -110,7 +112,7 @@ class Operator:
         name = request.get("mode")
         if name not in (Mode.ADVISORY.value, Mode.CLOSED_LOOP.value):
             raise RpiError(f"mode {name!r} is not advisory or closed_loop")
-        async with self._writing:
+        async with self.writing:
             if name == Mode.ADVISORY.value and self._service.limits.mode is Mode.CLOSED_LOOP:
                 await self._service.limits.restore(self._service.limits.rack.outlet_ids)
             elif name == Mode.CLOSED_LOOP.value:
@@ -145,7 +147,7 @@ class Operator:
         if not isinstance(names, list):
             raise RpiError(f"outlets is {names!r}; a list of outlet names is needed")
         named = [self._known_outlet(name) for name in names]
-        async with self._writing:
+        async with self.writing:
             restored = await self._service.limits.restore(named or self._service.limits.rack.outlet_ids)
         log.warning("restored", outlets=named or "all", verified=restored, reason=request.get("reason"))
         return {"restored": restored, "verified": restored, "mode": self._service.limits.mode.value}
@@ -206,6 +208,13 @@ class Operator:
             raise RpiError(f"no board or PDU is called {device!r}; known: {', '.join([*boards, *tasks])}")
         log.warning("drill", device=device, for_s=seconds)
         return {"device": device, "for_s": seconds}
+
+    async def _reload(self, request: dict[str, Any]) -> dict[str, Any]:
+        dry_run = request.get("dry_run", False)
+        if not isinstance(dry_run, bool):
+            raise RpiError(f"dry_run is {dry_run!r}; true or false is needed")
+        prepared = await self._service.reload.run(dry_run=dry_run)
+        return {"dry_run": dry_run, **prepared.document()}
 
     def _forget_watch(self) -> None:
         if self._service.learning is not None:

@@ -160,8 +160,12 @@ class Lease:
     """Renewed by each tick; a PDU task writes nothing but STATIC_SAFE and found limits once it has expired."""
 
     def __init__(self, lease_s: float, now_ns: int) -> None:
-        self._lease_ns = round(lease_s * NS_PER_S)
+        self.configure(lease_s)
         self._renewed_ns = now_ns
+
+    def configure(self, lease_s: float) -> None:
+        """Another length, of the lease that runs too."""
+        self._lease_ns = round(lease_s * NS_PER_S)
 
     def renew(self, now_ns: int) -> None:
         self._renewed_ns = now_ns

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rpi_daemon.actuator import Actuator
+from rpi_daemon.actuator import Actuator, ActuatorConfig
 from rpi_daemon.allocator import AllocatorConfig, LowestRecent, allocate
 from rpi_daemon.capping import NO_PLAN, Capping
 from rpi_daemon.clock import NS_PER_S
-from rpi_daemon.corrector import Corrector
+from rpi_daemon.config.schema import Schedule
+from rpi_daemon.corrector import Corrector, CorrectorConfig
 from rpi_daemon.features import Features
 from rpi_daemon.guard import GuardConfig, HealthFlags, blind_constraints, held, ladder, loadings, permit, writable
 from rpi_daemon.plans import PlannedWork
@@ -28,6 +29,7 @@ from rpi_daemon.records import (
     ForecastInput,
     Hint,
     HostReading,
+    IntArray,
     LimitsInForce,
     Mode,
     PduReport,
@@ -90,6 +92,18 @@ class Snapshot:
     telemetry: FloatArray  # [n, 4] what the hosts say, in the order of TELEMETRY; NaN where not known
 
 
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """The settings of the stages that may change while they run."""
+
+    corrector: CorrectorConfig
+    allocator: AllocatorConfig
+    guard: GuardConfig
+    actuator: ActuatorConfig
+    writes_per_day: IntArray  # [n]
+    schedule: Sequence[Schedule]
+
+
 class Pipeline:
     """Holds the stages and their memory. One caller: the control loop, or a replay."""
 
@@ -128,6 +142,20 @@ class Pipeline:
         self._foreseen: tuple[Forecast, Request] | None = None
         self._opted_in = rack.opted_in
         self._released: frozenset[str] = frozenset()
+
+    def configure(self, tuning: Tuning, rack: RackModel, opted_in: BoolArray, released: frozenset[str]) -> None:
+        """Other settings, over the same outlets and loads, from the next tick on. What the stages learned stays.
+
+        `rack` without, `opted_in` with the outlets that were given back: `released`.
+        """
+        self.rack, self._opted_in, self._released = rack, opted_in, released
+        self._allocator, self._guard = tuning.allocator, tuning.guard
+        self.features.configure(lowest_voltage=tuning.allocator.lowest_voltage, noise_w=tuning.corrector.meter_noise_w)
+        self._corrector.configure(tuning.corrector, rack)
+        self.actuator.configure(tuning.actuator, rack, tuning.writes_per_day)
+        self.capping.configure(rack, trip_margin_share=tuning.guard.trip_margin_share)
+        self.capping.release(rack, released)
+        self.plans.configure(rack, tuning.schedule)
 
     def step(self, inputs: TickInputs) -> Snapshot:
         """scans and replies -> readings -> residual -> forecast -> request -> allocation -> caps -> guard -> limits."""

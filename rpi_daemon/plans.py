@@ -35,11 +35,15 @@ class PlannedWork:
     """What is announced. Hints are kept until they are over; the schedule is re-read from wall time every 30 s."""
 
     def __init__(self, rack: RackModel, schedule: Sequence[Schedule]) -> None:
-        self._rack = rack
         self._names = {load.name: i for i, load in enumerate(rack.loads)}
-        self._schedule = schedule
+        self.configure(rack, schedule)
         self._hints: list[Change] = []  # by time
         self._scheduled: list[Change] = []
+
+    def configure(self, rack: RackModel, schedule: Sequence[Schedule]) -> None:
+        """Another schedule for the same loads from the next tick on; hints stay."""
+        self._rack = rack
+        self._schedule = schedule
         self._refresh_ns: int | None = None
 
     def check_room(self, waiting: int) -> None:

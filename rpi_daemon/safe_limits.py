@@ -26,6 +26,7 @@ from rpi_daemon.pdu_task import Lease, PduTask
 from rpi_daemon.proof import Proofs
 from rpi_daemon.records import (
     ApplyResult,
+    BoolArray,
     CapReading,
     CapReport,
     LimitWrite,
@@ -90,6 +91,7 @@ class SafeLimits:
         self._state_dir = state_dir or config.path(config.daemon.state_dir)
         self._kill_switch = KillSwitch(self._state_dir / KILL_FILE)
         self._opted_in = self.rack.opted_in.copy()  # before anything was given back
+        self._why_not: dict[str, str] = {}  # PDUs that may not be written, and why
         self._outlets_of = {x.name: [self.rack.outlet_ids[i] for i in x.outlets] for x in self.rack.loads}
 
     # -- the kill switch
@@ -303,12 +305,28 @@ class SafeLimits:
 
     def opt_out(self, pdu: str, reason: str) -> None:
         """Write nothing to this PDU."""
+        self._why_not[pdu] = reason
         mine = np.array([p == pdu for p in self.rack.pdu_of])
-        if (self.rack.opted_in & mine).any():
+        if (self._opted_in & mine).any():
             self.meters_only[pdu] = reason
             log.warning("pdu.meters_only", pdu=pdu, reason=reason)
         self._opted_in &= ~mine
         self.release(self.released)
+
+    @property
+    def opted_in(self) -> BoolArray:
+        """Outlets [n] that are ours by the configuration and the devices, those included that were given back."""
+        return self._opted_in
+
+    def configure(self, config: Config, rack: RackModel, guard: GuardConfig) -> None:
+        """Another word on the same PDUs and outlets. Outlets that are opted out by it are no longer `released`."""
+        self._config, self._guard = config, guard
+        self.rack, self._opted_in = rack, rack.opted_in.copy()
+        self.meters_only.clear()
+        for pdu, reason in self._why_not.items():
+            self.opt_out(pdu, reason)
+        wanted = {name for name, ours in zip(rack.outlet_ids, rack.opted_in, strict=True) if ours}
+        self.release(self.released & wanted)
 
     # -- asked at the driver's door, immediately before each write
 

@@ -27,7 +27,7 @@ class RunScore:
     """Running totals; `update` once a tick, `limit_verified` for each verified write."""
 
     def __init__(self, rack: RackModel) -> None:
-        self._static_safe_w = rack.static_safe_w
+        self.configure(rack)
         self._raises: list[list[_Raise]] = [[] for _ in range(rack.n)]
         self._in_escape: BoolArray = np.zeros(rack.n, dtype=np.bool_)
         self._limit_w: FloatArray = np.full(rack.n, np.nan)
@@ -46,6 +46,10 @@ class RunScore:
         self._abs_error_w = 0.0
         self._persistence_error_w = 0.0
         self._errors = 0
+
+    def configure(self, rack: RackModel) -> None:
+        """Other STATIC_SAFE limits to compare with, from here on."""
+        self._static_safe_w = rack.static_safe_w
 
     def limit_seen(self, outlet: int, limit_w: float | None) -> None:
         """A poll found this limit on the device, None: no limit; not a write of ours."""

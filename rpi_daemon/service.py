@@ -51,6 +51,7 @@ from rpi_daemon.records import (
     SafeState,
     SafeStatus,
 )
+from rpi_daemon.reload import Reload
 from rpi_daemon.roles import group_id
 from rpi_daemon.safe_limits import SafeLimits
 from rpi_daemon.score import MeanWeights, RunScore
@@ -119,6 +120,7 @@ class Service:
         self._recorder: Recorder | None = None
         self._saving: asyncio.Task[None] | None = None
         self.operator = Operator(self)
+        self.reload = Reload(self)
         self.traps = Traps(config, self.clock)
         self.telemetry = TelemetryTasks(config, self.clock, host_driver)
         self.keeping = self._keeping()
@@ -222,7 +224,8 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, _say_no_reload)
+        loop.add_signal_handler(signal.SIGHUP, self.reload.hang_up)
+        self._stack.push_async_callback(self.reload.close)
         loop.add_signal_handler(signal.SIGUSR1, self.limits.engage_kill_switch, "SIGUSR1")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stack.callback(os.close, self._event_fd)
@@ -269,6 +272,11 @@ class Service:
         options = self.config.history
         folder = self.state_dir / options.folder
         return Keeping(folder, self.runtime_dir, self.clock, options) if options.enabled else None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether every input of this run is kept, to repeat it."""
+        return self._record_dir is not None
 
     def _readers(self) -> int | None:
         """The group that may connect; our folder is made passable for it."""
@@ -373,6 +381,7 @@ class Service:
             # A window sets the pace; without one the tick comes a period after the last deadline.
             deadline_ns = now_ns + TICK_NS + WINDOW_GRACE_NS if newer else max(deadline_ns + TICK_NS, now_ns)
             windows = self._windows()
+            self.reload.take_over(pipeline)
             self._tick(pipeline, now_ns)
             lease.renew(now_ns)
             self.tick_ms.append((time.perf_counter() - woken) * 1e3)
@@ -471,6 +480,7 @@ class Service:
             model_refused=self.model_refused,
             boards_absent=frozenset(link.board.id for link in self.boards if not link.sampler.connected()),
             board_of=self._board_of,
+            config_refused=self.reload.refused,
         )
 
     def _flags(self) -> HealthFlags:
@@ -620,11 +630,6 @@ async def _end(tasks: "Sequence[asyncio.Task[Any]]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _say_no_reload() -> None:
-    """A terminal that closes, or somebody's habit, must not end the daemon."""
-    log.warning("reload.ignored", doing="the configuration is read at start: restart the daemon to change it")
 
 
 def _resolve(future: "asyncio.Future[None]") -> None:

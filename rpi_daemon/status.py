@@ -40,6 +40,7 @@ def status_document(service: "Service") -> dict[str, Any]:
         "why": brief(causes),
         "reasons": explained(causes),
         "latched": list(snapshot.safe.latched) if snapshot else [],
+        "config": service.reload.status(),
         "kill_switch": service.limits.killed(),
         "static_safe_verified_s": service.limits.static_safe_s,
         "static_safe_differs": service.limits.differs,

@@ -44,6 +44,11 @@ class Pace:
         self._sent_ns: deque[int] = deque(maxlen=per_minute)
         self._spacing_ns = round(spacing_s * NS_PER_S)
 
+    def configure(self, per_minute: int) -> None:
+        """Another number, of this minute too."""
+        if per_minute != self._sent_ns.maxlen:
+            self._sent_ns = deque(self._sent_ns, per_minute)
+
     def full(self, now_ns: int) -> bool:
         """Whether this minute has had all its messages."""
         return len(self._sent_ns) == self._sent_ns.maxlen and now_ns - self._sent_ns[0] < 60 * NS_PER_S
@@ -100,7 +105,7 @@ class SinkTask:
         self.refused = False  # by that error: user, key or algorithm
         self._sender = sender
         self._queue = queue
-        self._pace = pace
+        self.pace = pace
         self._clock = clock
         self._rack = rack
         self._enterprise = enterprise
@@ -129,10 +134,10 @@ class SinkTask:
             message = await self._queue.head(self.sink.id)
             if message is None:
                 await self._wake.wait()
-            elif self.sink.kind == "trap" and self._pace.full(self._clock.mono_ns()):
+            elif self.sink.kind == "trap" and self.pace.full(self._clock.mono_ns()):
                 await self._queue.done(self.sink.id, message.sequence, dropped=True)
             else:
-                await asyncio.sleep(self._pace.wait_s(self._clock.mono_ns()))
+                await asyncio.sleep(self.pace.wait_s(self._clock.mono_ns()))
                 if await self._deliver(message.notice, message.sequence):
                     await self._queue.done(self.sink.id, message.sequence)
                     self._progress.set()
@@ -176,7 +181,7 @@ class SinkTask:
         try:
             if self.reachable is False:
                 await self._sender.connect()  # it may have another address by now
-            self._pace.went(self._clock.mono_ns())
+            self.pace.went(self._clock.mono_ns())
             self.sent += 1
             await self._sender.send(oid, objects)
         except DeviceError as error:
@@ -269,6 +274,14 @@ class Traps:
         sender = TrapSender(sink_options(self._config, sink), identity)
         rack, enterprise = self._config.rack.id, self._config.traps.enterprise
         return SinkTask(sink, sender, queue, self._pace(), self._clock, rack=rack, enterprise=enterprise)
+
+    def configure(self, config: Config) -> None:
+        """Another pace and another choice for the same receivers."""
+        self._config = config
+        least = {sink.id: SEVERITIES[sink.min_severity] for sink in config.trap_sink}
+        for task in self.tasks:
+            task.least = least[task.sink.id]
+            task.pace.configure(config.traps.per_minute)
 
     def watch(self, rack: RackModel, snapshot: Snapshot, facts: Facts) -> None:
         """One tick: what has begun, ended or changed since the last goes into the queues."""

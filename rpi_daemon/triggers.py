@@ -40,6 +40,10 @@ class Triggers:
         self._stepped: BoolArray = np.zeros(rack.n, dtype=np.bool_)
         self._causes: frozenset[str] | None = None
 
+    def configure(self, rack: RackModel) -> None:
+        """Other constraints over the same outlets."""
+        self._rack = rack
+
     def find(self, snapshot: Snapshot) -> list[Trigger]:
         """What began in this tick and was seen by a board."""
         first = self._causes is None

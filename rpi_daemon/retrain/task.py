@@ -48,27 +48,38 @@ class Learning:
     """One per daemon. `look` each `LOOK_S`, `tick` after each tick's limits are on their way; neither waits. `close`."""
 
     def __init__(self, config: Config, standing: StandingModel, clock: Clock, n: int) -> None:
-        options = config.retrain
-        self._config = config
         self._standing = standing
         self._clock = clock
         self._n = n
-        self._rules = Rules(Window.of(options.hours), options.max_load, options.min_history_days)
-        self._never = why_never(config) if options.enabled else "retrain.enabled is false"
         self._load = MeanLoad(LOOK_S)
         self._normal_since_ns: int | None = None
         self._task: asyncio.Task[None] | None = None
         self._training: Training | None = None
         self._progress: tuple[str, float] | None = None
-        self._why_not = self._never
+        self._stopped = False
+        self.configure(config, why_never(config))
         self._last: dict[str, Any] | None = None
         self._last_began_ns = _read_last(standing.library.folder / LAST_FILE)
         self._watch: Watch | None = None
         self._watch_until_ns = 0
         self._changing: asyncio.Task[None] | None = None
         self._seen_ns: int | None = None
-        if options.enabled and self._never:
+        if config.retrain.enabled and self._never:
             log.info("retrain.never", reason=self._never)
+
+    def configure(self, config: Config, never: str) -> None:
+        """Other options from the next look on; a training that runs goes on with those that it began with.
+
+        `never`: what `why_never` says of them.
+        """
+        options = config.retrain
+        self._config = config
+        self._rules = Rules(Window.of(options.hours), options.max_load, options.min_history_days)
+        if not self._stopped:
+            self._never = never if options.enabled else "retrain.enabled is false"
+        self._why_not = self._never
+        if self._never and self._training is not None:
+            self._training.cancel(self._never)
 
     def begin(self) -> None:
         """Once the loop runs: a promotion that was being watched when the daemon stopped is watched on."""
@@ -259,7 +270,7 @@ class Learning:
 
     def stop(self) -> None:
         """End a training; the daemon does."""
-        self._never = "the daemon stops"
+        self._stopped, self._never = True, "the daemon stops"
         if self._training is not None:
             self._training.cancel("the daemon stops")
 
