@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from rpi_daemon.config.changes import LIVE
 from rpi_daemon.config.load import allowed_range, section_of
 from rpi_daemon.config.schema import Config
 
@@ -16,6 +17,7 @@ HEAD = """\
 # rpi-daemon: every option. Where an option has a default, it is the value shown; an option with a leading '#' has none.
 # Tables in double brackets may be repeated. Relative paths are taken from this file's folder. Check your file with
 #     rpi-daemon check-config --config FILE
+# An option with [reload] may change while the daemon runs (rpi-daemon reload); the others need a restart.
 # This text is written from the schema (python -m rpi_daemon.config.document > config/default.toml).
 """
 
@@ -29,13 +31,14 @@ def default_toml() -> str:
             continue
         header = f"[[{name}]]" if str(field.annotation).startswith("list") else f"[{name}]"
         parts.append(f"\n# {(section.__doc__ or '').strip()}\n{header}\n")
-        parts.extend(_option(section, key, option) for key, option in section.model_fields.items())
+        live = LIVE.get(name, frozenset())
+        parts.extend(_option(section, key, option, key in live) for key, option in section.model_fields.items())
     return "".join(parts)
 
 
-def _option(section: type[BaseModel], key: str, field: FieldInfo) -> str:
+def _option(section: type[BaseModel], key: str, field: FieldInfo, live: bool) -> str:
     allowed = _allowed(section, key)
-    sentence = f"{field.description}" + (f" ({allowed})" if allowed else "")
+    sentence = f"{field.description}" + (f" ({allowed})" if allowed else "") + (" [reload]" if live else "")
     lines = textwrap.wrap(sentence, WIDTH - 2, initial_indent="# ", subsequent_indent="#   ")
     required = field.default is PydanticUndefined
     if required or field.default is None:

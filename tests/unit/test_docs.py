@@ -146,6 +146,7 @@ def test_every_status_key_told_is_there() -> None:
         (ROOT / "rpi_daemon" / name).read_text(encoding="utf-8")
         for name in (
             "status.py",
+            "reload.py",
             "score.py",
             "trap_task.py",
             "telemetry_task.py",
@@ -155,7 +156,7 @@ def test_every_status_key_told_is_there() -> None:
         )
     ) + (ROOT / "drivers/hosts/feed.py").read_text(encoding="utf-8")
     counters = Sampler(Ring(np.zeros(Ring.bytes_needed(1, 100), np.uint8), n_channels=1, capacity=100)).counters()
-    told = [word for cells in rows(operating(), "key") for word in re.findall(r"`([a-z_]+)", " ".join(cells))]
+    told = [word for cells in rows(operating(), "key") for word in re.findall(r"`([a-z_0-9]+)", " ".join(cells))]
     assert len(told) > 30
     for word in told:
         assert f'"{word}"' in sources or word in {*counters, *TELEMETRY, "tick_ms", "write_ms", "limit"}, word

@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ OTHER = {
 }
 OPTIONS = [f"{section}.{option}" for section, options in LIVE.items() for option in sorted(options)]
 # what a stage remembers from its first moment on: at a reload it stays, in a fresh start it begins anew
-MEMORY = {"_request_w", "_needed_w", "_held_w"}
+MEMORY = {"_request_w", "_needed_w", "_held_w", "_asleep_ns"}
 
 
 def changed(option: str) -> str:
@@ -312,6 +313,16 @@ def test_every_option_is_taken_over_or_refused(place: Path) -> None:
             found = changes(config, options_of(config, f"{section}.{option}"))
             assert found, f"{section}.{option}"
             assert {change.live for change in found} == {option in LIVE.get(section, ())}, f"{section}.{option}"
+
+
+def test_the_page_of_configuration_tells_what_is_live() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/configuration.md").read_text(encoding="utf-8")
+    table = page[page.index("| section | live |") :].partition("\n\n")[0]
+    told = {
+        cells[1].strip(" `[]"): set(re.findall(r"`(\w+)`", cells[2]))
+        for cells in (line.split("|") for line in table.splitlines()[2:])
+    }
+    assert told == LIVE
 
 
 def test_the_order_of_caps_is_a_change_and_that_of_other_tables_is_none(place: Path) -> None:
