@@ -12,6 +12,7 @@ from typing import Any
 
 from rpi_daemon.capping import Capping
 from rpi_daemon.clock import SystemClock
+from rpi_daemon.config.changes import changes
 from rpi_daemon.config.load import read_config
 from rpi_daemon.config.schema import Cap, Config, Daemon, Pdu
 from rpi_daemon.devices import address_of, used_pdus
@@ -50,7 +51,7 @@ def in_force(config_path: Path, state_dir: Path | None) -> InForce:
             continue
         if broken is not None:
             notes.append("acting on the configuration that was last in force")
-        elif config != standing.config:
+        elif config is not None and changes(standing.config, config):
             notes.append(f"{config_path} has changed since the daemon read it: acting on what was last in force")
         return InForce(standing, folder, tuple(notes))
     if config is None:

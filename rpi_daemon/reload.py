@@ -1,6 +1,7 @@
 """Another configuration for a running daemon: read and tried beside the loop, taken over whole between two ticks, or not at all."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from rpi_daemon.config.changes import Change, changes
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import Config
 from rpi_daemon.devices import load_checked, write_budgets
-from rpi_daemon.errors import ConfigError, DeviceError, RpiError
+from rpi_daemon.errors import ConfigError, RpiError
 from rpi_daemon.log import set_level
 from rpi_daemon.pipeline import Pipeline, Tuning
 from rpi_daemon.records import FloatArray, Mode, RackModel
@@ -117,7 +118,7 @@ class Reload:
                 if dry_run:
                     return prepared
                 async with self._service.operator.writing:
-                    await self._give_back(prepared)
+                    await self._make_way(prepared)
                     await self._swapped(prepared)
             except RpiError as error:
                 if not dry_run:
@@ -128,21 +129,23 @@ class Reload:
             log.warning("reload.done", changed=prepared.text(), sha256=prepared.config.sha256)
             return prepared
 
-    async def _give_back(self, prepared: Prepared) -> None:
-        """Outlets that the new configuration opts out get their found limits before it is taken over, as at `mode advisory`."""
+    async def _make_way(self, prepared: Prepared) -> None:
+        """All that may fail: found limits for outlets that are opted out, and the word on disk that `failsafe` acts on."""
         limits = self._service.limits
+        before, mode = limits.released, limits.mode
         leaving = limits.rack.opted_in & ~prepared.rack.opted_in
-        if limits.mode is not Mode.CLOSED_LOOP or not leaving.any():
-            return
-        names = [name for name, leaves in zip(limits.rack.outlet_ids, leaving, strict=True) if leaves]
-        before = limits.released
         try:
-            await limits.restore(names)
-        except RpiError as error:
+            if mode is Mode.CLOSED_LOOP and leaving.any():
+                await limits.restore([n for n, leaves in zip(limits.rack.outlet_ids, leaving, strict=True) if leaves])
+                limits.mode = mode  # whatever is left of it
+            standing = limits.standing_with(prepared.config, prepared.rack)
+            await asyncio.to_thread(limits.save_standing, standing)
+        except RpiError:
+            limits.mode = mode
             limits.release(before)  # all ours again: the next tick writes what was put back already
-            kind = type(error) if isinstance(error, DeviceError) else RpiError
-            raise kind(f"outlets are opted out, but not given back: {error}") from None
-        limits.mode = Mode.CLOSED_LOOP  # whatever is left of it
+            with contextlib.suppress(RpiError):  # it may be this that failed
+                await asyncio.to_thread(limits.save_standing)
+            raise
 
     async def _swapped(self, prepared: Prepared) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

