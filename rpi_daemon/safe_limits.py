@@ -231,6 +231,8 @@ class SafeLimits:
         _, why_not = await self._identified(options, proofs)
         if why_not is not None and self.outlets_of_ours(options.id):
             raise DeviceError(f"{why_not}; start the daemon again to go on with it as it is")
+        if why_not is not None:
+            self._why_not[options.id] = why_not  # for outlets that a reload opts in
         self.differs.pop(options.id, None)  # from here on the loop tells of its limits
 
     def proofs(self) -> Proofs:
