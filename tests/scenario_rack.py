@@ -194,11 +194,13 @@ class Place:
 class Child:
     """A process of ours with its pipes; ended with the test whatever happens."""
 
+    command: Sequence[str] = RPI
+
     def __init__(self, arguments: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
         self.log_path = log
         with log.open("w") as errors:
             self.process = subprocess.Popen(
-                [*RPI, *arguments],
+                [*self.command, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -1,11 +1,19 @@
 """Faults of the process itself: a network gone wrong, no memory, no processor time, a loop that hangs."""
 
+import contextlib
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fault_figures import Figures
+from scenario_rack import PATIENCE_S, Daemon, Place, RackProcess, cli, running
 from structlog.testing import capture_logs
 
 from rpi_daemon._fastpath import core
@@ -137,3 +145,144 @@ def test_fault_16_an_absurd_network_is_not_heard_in_that_tick(figure: Figures) -
     assert _bounded(after)
     assert np.abs(after.forecast.value_w[:, :, 0] - 230.0).max() < 40.0
     assert after.safe.latched == ()
+
+
+# -- 20: a loop hangs
+
+
+class Hanging(Daemon):
+    """The daemon with loops that hang when told to."""
+
+    command = (sys.executable, "-P", str(Path(__file__).parents[1] / "hanging_daemon.py"))
+
+    def hang(self, name: str) -> float:
+        """When it was told."""
+        self.go.unlink(missing_ok=True)
+        assert self.process.stdin is not None
+        told_s = time.monotonic()
+        self.process.stdin.write(f"{name}\n")
+        self.process.stdin.flush()
+        return told_s
+
+    @property
+    def go(self) -> Path:
+        """What ends a hang."""
+        return self.config.parent / "go"
+
+
+class Systemd:
+    """The far end of NOTIFY_SOCKET: what was said, and when."""
+
+    def __init__(self, folder: Path) -> None:
+        self.address = folder / "notify"
+        self.said: list[tuple[float, str]] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(self.address))
+        self._heard = threading.Condition()
+        self._thread = threading.Thread(target=self._listen, name="systemd")
+        self._thread.start()
+
+    def env(self, wait_s: float) -> dict[str, str]:
+        return {
+            "NOTIFY_SOCKET": str(self.address), "WATCHDOG_USEC": str(round(wait_s * 1e6)), "PYTHONFAULTHANDLER": "1",
+        }  # fmt: skip
+
+    def until(self, word: str, after_s: float) -> float:
+        """When it was first said after that time."""
+        deadline = time.monotonic() + PATIENCE_S
+        with self._heard:
+            while True:
+                found = [at for at, said in self.said if said == word and at > after_s]
+                if found:
+                    return found[0]
+                assert self._heard.wait(deadline - time.monotonic()), f"{word} was not said: {self.said[-5:]}"
+
+    def longest_silence_s(self, after_s: float) -> float:
+        at = [after_s, *(at for at, said in self.said if said == "WATCHDOG=1" and at > after_s)]
+        return float(np.diff(at).max())
+
+    def _listen(self) -> None:
+        while word := self._socket.recv(1000):
+            if word == b"end":
+                return
+            with self._heard:
+                self.said.append((time.monotonic(), word.decode()))
+                self._heard.notify_all()
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"end", str(self.address))
+        self._thread.join()
+        self._socket.close()
+        self.address.unlink()
+
+
+@pytest.fixture
+def systemd(place: Place) -> Iterator[Systemd]:
+    with contextlib.closing(Systemd(place.folder)) as far_end:
+        yield far_end
+
+
+OURS = [f"pdu-a/{n}" for n in range(1, 6)] + [f"pdu-b/{n}" for n in range(1, 7)]
+STATIC_SAFE_W = 550.0
+WATCHDOG_S = 3.0  # of the unit
+BUSY_S = 20.0  # for what other people's work may do to it
+
+
+@pytest.mark.fault(20)
+def test_fault_20_a_hang_ends_in_safe_limits_and_a_new_daemon(
+    place: Place, rack: RackProcess, systemd: Systemd, figure: Figures
+) -> None:
+    """What systemd does by the unit is done here by hand: abort, ExecStopPost, start."""
+    path = place.write()
+    with running(lambda: Hanging(path, env=systemd.env(WATCHDOG_S))) as daemon:
+        rack.until(lambda s: s["limits_w"]["pdu-b"]["1"] not in (STATIC_SAFE_W, None), "a limit of its own")
+        daemon.until(lambda s: s["summary"]["writes"] > 11, "writes of its own")
+        hung_s = daemon.hang("block")
+        ordered_s = systemd.until("WATCHDOG=trigger", hung_s)
+        said = daemon.logged("watchdog.withheld")
+        daemon.process.send_signal(signal.SIGABRT)
+        assert daemon.wait() == -signal.SIGABRT
+        words = daemon.words()
+    assert said["heartbeat"] in ("control", "loop")
+    assert said["stack"][-1].endswith(" block")
+    assert "Fatal Python error: Aborted" in words  # all threads, for the journal
+    assert cli(path, "failsafe").returncode == 0
+    safe_s = time.monotonic()
+    limits = rack.limits_w()
+    assert [limits[name] for name in OURS] == pytest.approx([STATIC_SAFE_W] * 11, abs=1.0)
+    with running(lambda: Daemon(path, env=systemd.env(WATCHDOG_S), name="next")) as following:
+        ready_s = systemd.until("READY=1", safe_s)
+        assert following.stop() == 0
+    figure(20, "from a hang to the order to end it", ordered_s - hung_s, WATCHDOG_S, "s", busy=BUSY_S)
+    figure(20, "from a hang to STATIC_SAFE on the PDUs", safe_s - hung_s, 6.0, "s", busy=BUSY_S)
+    figure(20, "from a hang to a new daemon that has verified it", ready_s - hung_s, 6.0, "s", busy=BUSY_S)
+
+
+@pytest.mark.fault(20)
+def test_fault_20_each_loop_that_hangs_stops_the_pings_and_is_named(
+    place: Place, rack: RackProcess, systemd: Systemd, figure: Figures
+) -> None:
+    """A sampler that hangs is in tests/unit/test_heartbeats.py."""
+    cases = {
+        "block": {"control", "loop"}, "spin": {"control", "loop"}, "control": {"control"}, "pdu": {"pdu pdu-a"},
+        "history": {"history"},
+    }  # fmt: skip
+    found = []
+    with running(lambda: Hanging(place.write(), env={**systemd.env(0.8), "RPI_QUICK": "1"})) as daemon:
+        daemon.until(lambda s: s["summary"]["ticks"] > 5, "ticks")
+        for name, hearts in cases.items():
+            before = len(daemon.log("watchdog.withheld"))
+            ordered_s = systemd.until("WATCHDOG=trigger", daemon.hang(name))
+            deadline = time.monotonic() + PATIENCE_S
+            while not (lines := daemon.log("watchdog.withheld")[before:]) and time.monotonic() < deadline:
+                daemon.pause()
+            found += [name] if {line["heartbeat"] for line in lines} & hearts else []
+            daemon.go.touch()
+            systemd.until("WATCHDOG=1", ordered_s)
+        held_s = daemon.hang("hold")
+        systemd.until("WATCHDOG=1", held_s + 2.0)
+        found += ["hold"] if systemd.longest_silence_s(held_s) > 1.5 else []
+        daemon.go.touch()
+        assert daemon.stop() == 0
+    figure(20, "kinds of hangs that stop the pings, and go on", len(found), 6, "of 6", at_least=True)

@@ -279,7 +279,7 @@ def test_a_sampler_beats_while_nothing_comes_and_is_missed_while_it_hangs(
         heartbeats.watch("sampler", 0.6, progress(sampler.turns, SystemClock()), thread_id=sampler.thread_id())
         with _watched(heartbeats, monkeypatch) as said, capture_logs() as lines:
             began = time.monotonic()
-            time.sleep(1.2)
+            time.sleep(0.9)
             assert _words(said, began) == {"WATCHDOG=1"}
             os.eventfd_write(bell, 2**64 - 2 - os.eventfd_read(bell) if paced else 2**64 - 2)
             if not paced:
@@ -304,7 +304,7 @@ def test_a_writer_beats_while_it_has_nothing_to_do_and_is_missed_while_a_job_doe
     writer.start()
     heartbeats.watch("history", 0.5, lambda: writer.busy_ns, thread_id=writer.thread_id())
     with _watched(heartbeats, monkeypatch) as said, capture_logs() as lines:
-        time.sleep(1.0)
+        time.sleep(0.7)
         assert {word for _, word in said} == {"WATCHDOG=1"}
         writer.put(lambda: bool(go_on.wait()))
         _until(lambda: "history" in heartbeats.verdict.hangs, "it is not missed")
