@@ -66,6 +66,7 @@ CAUSES: Mapping[str, str] = {
     "pdu_unreachable": "pdu_unreachable",
     "foreign_writer": "foreign_writer",
     "sensor_stale": "sensor_fault",
+    "sensor_stuck": "sensor_fault",
     "voltage_lost": "sensor_fault",
     "transformer_reversed": "sensor_fault",
     "breaker_blind": "sensor_fault",

@@ -34,9 +34,10 @@ def build_pipeline(
     features = Features(
         rack,
         boards,
-        slow_meters(config, boards),
+        meters(config),
         lowest_voltage=config.allocator.lowest_voltage,
         noise_w=config.corrector.meter_noise_w,
+        alternating=config.rack.supply == "ac",
     )
     return Pipeline(
         rack,
@@ -70,16 +71,11 @@ def needs_model(config: Config) -> bool:
     return config.forecast.primary in ("mixture", "lstm")
 
 
-def slow_meters(config: Config, boards: Sequence[BoardSetup]) -> tuple[MeterSetup, ...]:
-    """The meters of the outlets that no board measures."""
-    measured = {int(outlet) for board in boards for outlet in board.outlets}
+def meters(config: Config) -> tuple[MeterSetup, ...]:
+    """The PDU or meter that tells of each outlet, whether a board measures it too or not."""
     poll_s = {pdu.id: pdu.poll_s for pdu in config.pdu}
-    setups = []
-    for i, row in enumerate(config.outlets()):
-        pdu, _, number = row.meter.partition("/")
-        if i not in measured:
-            setups.append(MeterSetup(i, pdu, int(number), poll_s[pdu]))
-    return tuple(setups)
+    named = [row.meter.partition("/") for row in config.outlets()]
+    return tuple(MeterSetup(i, pdu, int(number), poll_s[pdu]) for i, (pdu, _, number) in enumerate(named))
 
 
 def settings(kind: type[T], section: Section) -> T:

@@ -9,7 +9,18 @@ from numpy.typing import NDArray
 from rpi_daemon._fastpath import core
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.errors import ConfigError
-from rpi_daemon.records import TICK_NS, TICK_S, FloatArray, IntArray, PduReading, Quality, RackModel, Readings
+from rpi_daemon.records import (
+    TICK_NS,
+    TICK_S,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    PduReading,
+    Quality,
+    RackModel,
+    Readings,
+)
+from rpi_daemon.stuck import StuckSensors
 
 # of apparent power: what 2 degrees of phase that nobody took out make of a purely capacitive load, an idle supply
 NOISE_SHARE = 0.035
@@ -33,7 +44,7 @@ class BoardSetup:
 
 @dataclass(frozen=True, slots=True)
 class MeterSetup:
-    """A PDU's or meter's own reading that stands for an outlet which no board measures."""
+    """A PDU's or meter's own reading of an outlet: what stands for it where no board measures it, or its sensor is stuck."""
 
     outlet: int  # index in the rack
     pdu: str
@@ -44,7 +55,8 @@ class MeterSetup:
 class Features:
     """Merges boards and slow meters into one Readings per tick: `observe` what PDUs say, then `step`. Not thread-safe.
 
-    Below `lowest_voltage` of nominal a voltage channel counts as lost: a blown tap, not a load without power.
+    `meters` are of any outlets: where a board measures one too, its meter counts only while the sensor is stuck.
+    `alternating`: whether currents are, see `StuckSensors`. Below `lowest_voltage` of nominal a voltage channel counts as lost: a blown tap, not a load without power.
     Power below -`noise_w` is no reading: a load does not feed back, so a transformer is on the wrong way round.
     Raises ConfigError if an outlet is measured twice, is not in the rack, or a board's list does not fit its kernel.
     """
@@ -57,6 +69,7 @@ class Features:
         *,
         lowest_voltage: float = 0.8,
         noise_w: float = 2.0,
+        alternating: bool = False,
     ) -> None:
         measured = np.concatenate([board.outlets for board in boards]) if boards else np.zeros(0, np.int64)
         if len(np.unique(measured)) != len(measured):
@@ -69,9 +82,12 @@ class Features:
         self._t_mono_ns = 0
         self.configure(lowest_voltage=lowest_voltage, noise_w=noise_w)
         self._boards = [_Board(setup) for setup in boards]
+        self._boarded = np.isin(np.arange(rack.n), measured)
+        self._stuck = StuckSensors(rack.rating_w, rack.nominal_v, alternating=alternating)
         self._meters = _Meters(meters, self._nominal_v)
+        slow = [setup for setup in meters if not self._boarded[setup.outlet]]
         self._interval_ticks = np.ones(rack.n, np.int64)
-        self._interval_ticks[self._meters.outlets] = [max(1, round(setup.poll_s / TICK_S)) for setup in meters]
+        self._interval_ticks[[s.outlet for s in slow]] = [max(1, round(s.poll_s / TICK_S)) for s in slow]
 
     def configure(self, *, lowest_voltage: float, noise_w: float) -> None:
         """Other settings from the next `step` on."""
@@ -90,7 +106,9 @@ class Features:
 
     def observe(self, pdu: str, reading: PduReading) -> None:
         """Take in one poll of a PDU or meter."""
-        self._meters.observe(pdu, reading)
+        for outlet, power_w in self._meters.observe(pdu, reading):
+            if self._boarded[outlet]:
+                self._stuck.meter(outlet, reading.t_mono_ns, power_w)
 
     def step(self, now_ns: int, utc_ns: int) -> Readings:
         """Readings at the tick `now_ns` (CLOCK_MONOTONIC); their time is that of the newest scan used.
@@ -105,14 +123,27 @@ class Features:
         rows[core.F_QUALITY] = Quality.STALE
         t_mono_ns = 0
         for board in self._boards:
-            board.advance()
+            if board.advance() and board.window is not None:
+                self._watch(board, board.window)
             if board.window is not None and now_ns - board.t_ns <= STALE_NS:
                 rows[:, board.outlets] = board.window
                 t_mono_ns = max(t_mono_ns, board.t_ns)
+        stuck = self._stuck.stuck
+        if stuck.any():
+            rows[:, stuck] = np.nan
+            rows[core.F_COUNT : core.F_SATURATED + 1, stuck] = 0.0
+            rows[core.F_QUALITY, stuck] = Quality.STALE
         before_ns, self._t_mono_ns = self._t_mono_ns, max(self._t_mono_ns, min(t_mono_ns or now_ns, now_ns))
         quality = self._apparent_where_no_voltage(rows)
-        self._meters.fill(rows, quality, now_ns, newer=self._t_mono_ns > before_ns)
+        self._meters.fill(rows, quality, now_ns, ~self._boarded | stuck, newer=self._t_mono_ns > before_ns)
+        quality[stuck] |= int(Quality.STUCK)
         return self._readings(rows, quality, self._t_mono_ns, utc_ns - (now_ns - self._t_mono_ns))
+
+    def _watch(self, board: "_Board", window: FloatArray) -> None:
+        clipped = window[core.F_QUALITY].astype(np.int64) & int(Quality.SATURATED) != 0
+        power_w = np.where(np.isnan(window[core.F_POWER_W]), window[core.F_RMS_A], window[core.F_POWER_W])
+        low_a, high_a = window[core.F_MIN_A], window[core.F_MAX_A]
+        self._stuck.window(board.outlets, board.t_ns, power_w, low_a, high_a, clipped)
 
     def _apparent_where_no_voltage(self, rows: FloatArray) -> IntArray:
         """What the boards' channels amount to without a voltage; returns the quality bits [n]."""
@@ -129,6 +160,11 @@ class Features:
         without = unmetered | lost
         apparent_va = rows[core.F_RMS_A, without] * self._nominal_v[without]
         rows[core.F_POWER_W, without] = rows[core.F_APPARENT_VA, without] = apparent_va
+        # clipped samples tell no phase: at least full scale, whatever its product with the voltage amounts to
+        clipped = quality & int(Quality.SATURATED) != 0
+        if clipped.any():
+            rows[core.F_POWER_W, clipped] = np.fmax(rows[core.F_POWER_W, clipped], rows[core.F_APPARENT_VA, clipped])
+            rows[core.F_POWER_FACTOR, clipped] = np.nan
         return quality
 
     def _readings(self, rows: FloatArray, quality: IntArray, t_mono_ns: int, t_utc_ns: int) -> Readings:
@@ -172,27 +208,28 @@ class _Board:
         self._period_ns = 1_000_000_000 // setup.ring.rate_hz
         self._quality = np.array(setup.uncalibrated or (False,) * setup.kernel.n_outlets) * int(Quality.UNCALIBRATED)
 
-    def advance(self) -> None:
-        """Take the newest complete window, if there is a new one."""
+    def advance(self) -> bool:
+        """Take the newest complete window; whether there is a new one."""
         head = self._ring.head
         end = head - head % core.WINDOW_HOP
         if end == self.end or end < self._from:
-            return
+            return False
         result = self._kernel.compute(self._ring, end)
         if result == core.WINDOW_NOT_READY:
-            return
+            return False
         if result == core.WINDOW_LAPPED:
             # overwritten while it was read: no data, and the board will show as stale if that goes on
             self.window = None
-            return
+            return False
         if not self._kernel.t_end_ns and not self.end:
-            return  # nothing of this board has ever been seen, so there is no time to go on from
+            return False  # nothing of this board has ever been seen, so there is no time to go on from
         window = self._kernel.out.T.copy()
         window[core.F_QUALITY] = window[core.F_QUALITY].astype(np.int64) | self._quality
         # a window that is missing as a whole carries no time of its own
         self.t_ns = self._kernel.t_end_ns or self.t_ns + (end - self.end) * self._period_ns
         self.window = window
         self.end = end
+        return True
 
 
 class _Meters:
@@ -211,8 +248,10 @@ class _Meters:
         self._t_ns = np.full(n, NEVER_NS, np.int64)
         self._held = np.zeros(n, np.bool_)
 
-    def observe(self, pdu: str, reading: PduReading) -> None:
-        """Keep what it tells of our outlets; a poll without power and amps tells nothing, and the one before ages."""
+    def observe(self, pdu: str, reading: PduReading) -> list[tuple[int, float]]:
+        """Keep what it tells of our outlets, and return it: outlet, W. A poll without power and amps tells nothing, and the
+        one before ages."""
+        told = []
         for k, number in self._by_pdu.get(pdu, ()):
             power_w, current_a = reading.power_w.get(number), reading.current_a.get(number)
             if power_w is None and current_a is None:
@@ -223,15 +262,23 @@ class _Meters:
             self._apparent[k] = power_w is None or number in reading.apparent
             self._t_ns[k] = reading.t_mono_ns
             self._held[k] = False
+            told.append((int(self.outlets[k]), float(self._watts[k])))
+        return told
 
-    def fill(self, rows: FloatArray, quality: IntArray, now_ns: int, *, newer: bool) -> None:
-        """Write what is not stale into `rows` [N_FEATURES, n] and `quality` [n]. `newer`: this tick will be learned from."""
-        live = now_ns - self._t_ns <= self._stale_ns
+    @property
+    def _watts(self) -> FloatArray:
+        """Power of every meter; where nobody measured it, nominal volts times amps."""
+        watts: FloatArray = np.where(np.isnan(self._read[0]), self._nominal_v * self._read[1], self._read[0])
+        return watts
+
+    def fill(self, rows: FloatArray, quality: IntArray, now_ns: int, wanted: BoolArray, *, newer: bool) -> None:
+        """Write what is not stale, of `wanted` outlets [n], into `rows` [N_FEATURES, n] and `quality` [n]. `newer`: this tick
+        will be learned from."""
+        live = (now_ns - self._t_ns <= self._stale_ns) & wanted[self.outlets]
         outlets = self.outlets[live]
-        power_w, current_a, voltage_v = self._read[:, live]
+        _, current_a, voltage_v = self._read[:, live]
+        power_w = self._watts[live]  # nominal volts times amps where nobody measured watts, and the quality says so
         apparent, held = self._apparent[live], self._held[live]
-        # watts that nobody measured: nominal volts times amps, and the quality says so
-        power_w = np.where(np.isnan(power_w), self._nominal_v[live] * current_a, power_w)
         apparent_va = np.where(apparent, power_w, voltage_v * current_a)
         rows[core.F_POWER_W, outlets] = power_w
         rows[core.F_RMS_A, outlets] = current_a

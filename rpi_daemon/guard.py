@@ -44,6 +44,7 @@ CAUSES: dict[str, tuple[SafeState, bool]] = {
     "cap_uncontrolled": (SafeState.NORMAL, False),
     "cap_not_held": (SafeState.NORMAL, False),
     "sensor_stale": (SafeState.HOLD, False),
+    "sensor_stuck": (SafeState.HOLD, False),
     "breaker_blind": (SafeState.HOLD, False),
     # limits at most alarm, so lowering them saves nothing; where they hold, grants are below the rating already;
     # not latched: see docs/decisions/what-latches.md
@@ -63,6 +64,7 @@ CAUSES: dict[str, tuple[SafeState, bool]] = {
 # causes about a part of the rack: True holds whatever shares a breaker with it, False holds only the part
 SCOPED = {
     "sensor_stale": False,
+    "sensor_stuck": False,
     "overload": False,
     "voltage_lost": False,
     "transformer_reversed": False,
@@ -77,6 +79,7 @@ class HealthFlags:
     """What is wrong now. A set names the PDUs, or constraints, or outlet ids, that it is about; empty is healthy."""
 
     sensor_stale: frozenset[str] = frozenset()  # outlet ids without a reading
+    sensor_stuck: frozenset[str] = frozenset()  # outlet ids whose sensor stands still
     breaker_blind: frozenset[str] = frozenset()  # constraints, see `blind_constraints`
     transformer_reversed: frozenset[str] = frozenset()  # outlet ids whose power is negative: no reading
     voltage_lost: frozenset[str] = frozenset()  # outlet ids whose power is nominal V x A, for want of a voltage

@@ -317,6 +317,7 @@ class Pipeline:
         return replace(
             flags,
             sensor_stale=flags.sensor_stale | self._named(~readings.valid & ~turned),
+            sensor_stuck=self._named(readings.quality & int(Quality.STUCK) != 0),
             transformer_reversed=self._named(turned),
             voltage_lost=self._named(readings.quality & Quality.VOLTAGE_LOST != 0),
             breaker_blind=blind_constraints(self.rack, readings.valid),

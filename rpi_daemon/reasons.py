@@ -36,6 +36,9 @@ REASONS: Mapping[str, Reason] = {
     ),
     "cap_not_held": Reason("{} draws more than its power cap", "look at that server; others make room meanwhile"),
     "sensor_stale": Reason("no reading of {}", "check the sensor board, its cable and its port"),
+    "sensor_stuck": Reason(
+        "the sensor of {} stands still: not believed", "check the transformer's lead and the board's channel"
+    ),
     "breaker_blind": Reason(
         "more than a fifth of the readings on {} are missing", "check the sensor boards that measure it"
     ),

@@ -72,6 +72,7 @@ class Quality(IntFlag):
     SLOW_METER = 32  # a PDU's own metering, 1 Hz or slower
     VOLTAGE_LOST = 64  # the voltage channel shows none, or far too little; always with NO_VOLTAGE
     REVERSED = 128  # negative power: a transformer the wrong way round, or on another phase; no reading
+    STUCK = 1 << 15  # the board's sensor stands still: the PDU's own meter in its place (SLOW_METER), or no reading
     HELD = 256  # with SLOW_METER: read for an earlier tick already, so nothing is to be learned from it again
 
 

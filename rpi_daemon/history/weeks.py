@@ -59,7 +59,7 @@ FRESH_SHIFT: Final = 16  # a mark's bits from here on: tick k of the second brou
 
 
 class Mark(IntFlag):
-    """What holds of an outlet within a second, beside its numbers; bits 0 to 7 are those of `records.Quality`."""
+    """What holds of an outlet within a second, beside its numbers; bits 0 to 7 and 15 are those of `records.Quality`."""
 
     CENSORED = 1 << 9  # an enforced limit of ours was within 5 % of the draw: it might have drawn more
     ESCAPED = 1 << 10  # the draw passed what had been requested for it

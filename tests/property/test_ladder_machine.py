@@ -19,6 +19,7 @@ RACK = make_rack(6, [constraint("b0", [0, 1, 2], 6, w=900.0), constraint("b1", [
 EPSILON_W = 1e-6
 SUBJECTS = {  # what a cause about a part of the rack may be about
     "sensor_stale": RACK.outlet_ids,
+    "sensor_stuck": RACK.outlet_ids,
     "voltage_lost": RACK.outlet_ids,
     "transformer_reversed": RACK.outlet_ids,
     "breaker_blind": ("b0", "b1"),

@@ -153,6 +153,24 @@ def test_fault_10_the_tick_goes_on_without_scans(rack: RackProcess, daemon: Daem
     figure(10, "ticks while no board sends, of 10 a second", 100.0 * share, 90.0, "%", at_least=True, busy=30.0)
 
 
+@pytest.mark.fault(9)
+def test_fault_09_a_stuck_channel_is_not_believed_and_its_limit_does_not_rise(
+    rack: RackProcess, daemon: Daemon, figure: Figures
+) -> None:
+    before = daemon.normal()
+    stuck_s = time.monotonic()
+    rack.ask(board="board-a", fault="stick", channel=0, scans=4000)
+    status = daemon.until(lambda s: "sensor_stuck:pdu-a/1" in s["causes"], "the stuck channel", BUSY_S)
+    found_s = time.monotonic() - stuck_s
+    assert status["state"] == "HOLD"
+    assert {"stuck", "slow_meter"} <= set(outlet_of(status, A[0])["quality"])
+    assert outlet_of(status, A[0])["power_w"] > 50.0, "what its PDU meters"
+    assert (limit_of(status, A[0]) or 0.0) <= (limit_of(before, A[0]) or 0.0) + 1.0
+    assert outlet_of(status, A[1])["quality"] == []
+    daemon.normal()
+    figure(9, "a stuck channel of the simulated board: named", found_s, 5.0, "s", busy=BUSY_S)
+
+
 @pytest.mark.fault(1)
 def test_fault_01_a_silent_pdu_is_unreachable_and_comes_back(
     rack: RackProcess, daemon: Daemon, traps: socket.socket, figure: Figures

@@ -71,7 +71,7 @@ class Rig:
         for _ in range(ticks):
             head = self.ring.head
             for k in range(head, head + 100):
-                self.ring.push(k, k * MS, k, 0, counts)
+                self.ring.push(k, k * MS, k, 0, counts if k // 10 % 2 else -counts)  # it alternates, or it is stuck
             now_ns = (head + 100) * MS
             before = self.snapshot
             self.snapshot = self.pipeline.step(TickInputs(now_ns, now_ns, Mode.CLOSED_LOOP, HealthFlags()))
