@@ -1,6 +1,5 @@
 """Training sets: readings of many series with their announced changes, and what the network sees and should say for them."""
 
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rpi_daemon.arrays import read_arrays
 from rpi_daemon.errors import TraceError
 from rpi_daemon.models.inputs import COLUMNS, N_COLUMNS, InputStream
 from rpi_daemon.records import HORIZONS_S, TICK_NS, TICK_S, BoolArray, FloatArray, ForecastInput, IntArray, reach_ticks
@@ -117,13 +117,13 @@ _ARRAYS = ("power_w", "announced_w", "length", "interval_ticks", "rating_w", "so
 def read_series(path: Path) -> SeriesSet:
     """Read an NPZ written by `write_series`. Raises TraceError."""
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            sources = tuple(
-                {"name": str(n), "licence": str(c), "origin": str(o), "series": int(s), "hours": float(h)}
-                for n, c, o, s, h in zip(*(file[f"source_{k}"] for k in _SOURCE_KEYS), strict=True)
-            )
-            return SeriesSet(**{name: file[name] for name in _ARRAYS}, sources=sources)
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        file = read_arrays(path, [*(f"source_{k}" for k in _SOURCE_KEYS), *_ARRAYS])
+        sources = tuple(
+            {"name": str(n), "licence": str(c), "origin": str(o), "series": int(s), "hours": float(h)}
+            for n, c, o, s, h in zip(*(file[f"source_{k}"] for k in _SOURCE_KEYS), strict=True)
+        )
+        return SeriesSet(**{name: file[name] for name in _ARRAYS}, sources=sources)
+    except (KeyError, ValueError, TypeError) as error:
         raise TraceError(f"{path}: not a training set ({error}); make one with bench/make_training_set.py") from error
 
 

@@ -38,11 +38,27 @@ RUN_ERRORS: Final = (
 )
 
 # Field numbers of onnx.proto3 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3) that the walk below needs.
-_MODEL_GRAPH, _MODEL_OPSET, _MODEL_FUNCTIONS = 7, 8, 25
-_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE = 1, 5, 15
+_MODEL_GRAPH, _MODEL_OPSET = 7, 8
+_GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
 _NODE_OP, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
-_ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 5, 6, 11
-_TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
+_ATTRIBUTE_TENSOR = 5
+_TENSOR_LOCATION = 14
+# What each message may hold, and why not the rest: all that is not listed is refused.
+_ALLOWED_FIELDS: Final = {
+    "model": {1, 2, 3, 4, 5, 6, _MODEL_GRAPH, _MODEL_OPSET, 14},
+    "graph": {_GRAPH_NODE, 2, _GRAPH_INITIALIZER, 10, 11, 12, 13},
+    "node": {1, 2, 3, _NODE_OP, _NODE_ATTRIBUTE, 6, _NODE_DOMAIN},
+    "attribute": {1, 2, 3, 4, _ATTRIBUTE_TENSOR, 7, 8, 9, 13, 20},
+    "tensor": {1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, _TENSOR_LOCATION},
+}
+_REASONS: Final = {
+    ("model", 20): "holds training graphs",
+    ("model", 25): "defines functions",
+    ("graph", 15): "holds sparse tensors",
+    ("attribute", 6): "holds sub-graphs",
+    ("attribute", 11): "holds sub-graphs",
+    ("tensor", 13): "keeps weights in another file",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +168,7 @@ def check_operators(model: bytes) -> None:
     Walks the protobuf itself: the daemon does not depend on the `onnx` package.
     """
     operators: set[str] = set()
-    for number, value in _fields(model):
-        if number == _MODEL_FUNCTIONS:
-            raise ModelError("the model defines functions, which are not allowed")
+    for number, value in _fields(model, "model"):
         if number == _MODEL_OPSET and any(n == 1 and v for n, v in _fields(_bytes(value))):
             raise ModelError("the model imports a custom operator set, which is not allowed")
         if number == _MODEL_GRAPH:
@@ -166,13 +180,11 @@ def check_operators(model: bytes) -> None:
 
 
 def _graph_operators(graph: bytes) -> Iterator[str]:
-    for number, value in _fields(graph):
+    for number, value in _fields(graph, "graph"):
         if number == _GRAPH_INITIALIZER:
             _check_tensor(_bytes(value))
-        elif number == _GRAPH_SPARSE:
-            raise ModelError("the model holds sparse tensors, which are not allowed")
         elif number == _GRAPH_NODE:
-            for node_field, node_value in _fields(_bytes(value)):
+            for node_field, node_value in _fields(_bytes(value), "node"):
                 if node_field == _NODE_OP:
                     yield _bytes(node_value).decode("utf-8", "replace")
                 elif node_field == _NODE_DOMAIN and node_value not in (b"", b"ai.onnx"):
@@ -182,16 +194,14 @@ def _graph_operators(graph: bytes) -> Iterator[str]:
 
 
 def _check_attribute(attribute: bytes) -> None:
-    for number, value in _fields(attribute):
-        if number in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS):
-            raise ModelError("the model holds sub-graphs, which are not allowed")
+    for number, value in _fields(attribute, "attribute"):
         if number == _ATTRIBUTE_TENSOR:
             _check_tensor(_bytes(value))
 
 
 def _check_tensor(tensor: bytes) -> None:
-    for number, value in _fields(tensor):
-        if number == _TENSOR_EXTERNAL or (number == _TENSOR_LOCATION and value != 0):
+    for number, value in _fields(tensor, "tensor"):
+        if number == _TENSOR_LOCATION and value != 0:
             raise ModelError("the model keeps weights in another file, which is not allowed")
 
 
@@ -201,12 +211,21 @@ def _bytes(value: int | bytes) -> bytes:
     return value
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field number and value of a protobuf message (https://protobuf.dev/programming-guides/encoding/)."""
+def _fields(message: bytes, what: str = "") -> Iterator[tuple[int, int | bytes]]:
+    """Field number and value of a protobuf message (https://protobuf.dev/programming-guides/encoding/).
+
+    Raises ModelError, also for a field that `what` may not hold.
+    """
+    allowed = _ALLOWED_FIELDS.get(what)
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
+        if not 8 <= key <= 0xFFFFFFFF:  # other readers drop the bits above, and see another field
+            raise ModelError("not an ONNX file (a field number that there is not)")
         kind = key & 7
+        if allowed is not None and key >> 3 not in allowed:
+            reason = _REASONS.get((what, key >> 3), f"holds field {key >> 3} of a {what}")
+            raise ModelError(f"the model {reason}, which is not allowed")
         if kind == 0:
             value, at = _varint(message, at)
             yield key >> 3, value

@@ -1,17 +1,18 @@
 """A recorded run: configuration, boards, each tick's inputs and scans; it replays to the same decisions."""
 
 import json
+import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from rpi_daemon._fastpath.core import BoardDescription, ChannelDescription, Ring
 from rpi_daemon.calibration import Correction
@@ -45,7 +46,18 @@ class Header:
     corrections: tuple[Correction, ...]
 
 
+@dataclass(frozen=True)
+class RecordedTick:
+    """One line of the ticks' file."""
+
+    scans: tuple[NonNegativeInt, ...]  # that are new, of each board
+    clock: tuple[int, ...]  # what the pipeline was told when it asked for the time, ns
+    inputs: TickInputs
+    digest: str  # of all decisions so far
+
+
 _HEADER = TypeAdapter(Header)
+_TICK = TypeAdapter(RecordedTick)
 _CHANNEL = TypeAdapter(ChannelDescription)  # the compiled class does not tell pydantic what its tuple holds
 _INPUTS = TypeAdapter(TickInputs)
 
@@ -173,19 +185,24 @@ class Recording:
         path = folder / HEADER_FILE
         try:
             self.header = _HEADER.validate_json(path.read_bytes())
+            channels = [
+                [_CHANNEL.validate_python(channel) for channel in board.channels] for board in self.header.boards
+            ]
         except OSError as error:
             raise TraceError(f"{path}: {error.strerror}; name a folder that `run --record` wrote") from None
         except ValidationError as error:
             raise TraceError(
                 f"{path}: not the header of a recording of this version: {error.errors()[0]['msg']}"
             ) from None
+        if self.header.schema != SCHEMA:
+            raise TraceError(f"{path}: a recording of schema {self.header.schema}; this version replays {SCHEMA}")
         self.config = self.header.config.model_copy(update={"base_dir": self.header.base_dir})
         if (model := folder / MODEL_FOLDER).is_dir():
             forecast = self.config.forecast.model_copy(update={"model": str(model.resolve())})
             self.config = self.config.model_copy(update={"forecast": forecast})
         self.boards = tuple(
-            replace(board, channels=tuple(_CHANNEL.validate_python(channel) for channel in board.channels))
-            for board in self.header.boards
+            replace(board, channels=tuple(of_board))
+            for board, of_board in zip(self.header.boards, channels, strict=True)
         )
         self.corrections = self.header.corrections
         self.clock = TapeClock()
@@ -200,25 +217,30 @@ class Recording:
         pipeline: Pipeline | None = None
         try:
             for number, line in enumerate(ticks, start=1):
-                record, inputs = self._parsed(line, number)
-                self.clock.feed(record["clock"])
+                tick = self._parsed(line, number)
+                self.clock.feed(tick.clock)
                 if pipeline is None:
                     pipeline = build()
-                for file, ring, n in zip(files, rings, record["scans"], strict=True):
+                for file, ring, n in zip(files, rings, tick.scans, strict=True):
                     _refill(ring, file, n)
-                yield pipeline.step(inputs), record["digest"]
+                yield pipeline.step(tick.inputs), tick.digest
         finally:
             for file in (ticks, *files):
                 file.close()
 
-    def _parsed(self, line: bytes, number: int) -> tuple[Mapping[str, Any], TickInputs]:
+    def _parsed(self, line: bytes, number: int) -> RecordedTick:
         try:
-            record = json.loads(line)
-            return record, _INPUTS.validate_python(record["inputs"])
-        except (ValueError, KeyError, TypeError):
-            raise TraceError(
-                f"{self._folder / TICKS_FILE}:{number}: not a whole recorded tick; the recording is cut off or damaged here"
-            ) from None
+            tick = _TICK.validate_python(json.loads(line))
+        except (ValueError, RecursionError):
+            raise self._damaged(number) from None
+        if len(tick.scans) != len(self.boards):
+            raise self._damaged(number)
+        return tick
+
+    def _damaged(self, number: int) -> TraceError:
+        return TraceError(
+            f"{self._folder / TICKS_FILE}:{number}: not a whole recorded tick; the recording is cut off or damaged here"
+        )
 
 
 def _plain(value: object) -> object:
@@ -235,9 +257,10 @@ def _open(path: Path) -> BinaryIO:
 def _refill(ring: Ring, file: BinaryIO, n: int) -> None:
     """Put the next n recorded scans into the ring; what was lost stays lost. Raises TraceError when they are not there."""
     size = ring.scans.dtype.itemsize
+    left = (os.fstat(file.fileno()).st_size - file.tell()) // size
+    if n > left:
+        raise TraceError(f"{file.name}: cut off: {n} scans were recorded here, {left} are left")
     data = file.read(n * size)
-    if len(data) != n * size:
-        raise TraceError(f"{file.name}: cut off: {n} scans were recorded here, {len(data) // size} are left")
     scans: NDArray[np.void] = np.frombuffer(data, dtype=ring.scans.dtype)
     try:
         for scan in scans:

@@ -1,5 +1,6 @@
 """Reads `.snmprec` recordings of SNMP agents: one `oid|tag|value` a line."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,8 @@ Value = int | bytes | Oid | None
 
 # INTEGER, Counter32, Gauge32, TimeTicks, Counter64 and what they hold
 _NUMBERS = {2: (-(2**31), 2**31), 65: (0, 2**32), 66: (0, 2**32), 67: (0, 2**32), 70: (0, 2**64)}
+_NUMBER = re.compile(r"-?[0-9]{1,20}")  # int() takes more: 1_0, blanks, other scripts
+MAX_ARCS = 128  # RFC 2578, 3.5
 _OCTETS, _NULL, _OID, _IP = 4, 5, 6, 64
 
 
@@ -47,9 +50,12 @@ def read_snmprec(path: str | Path, bits: Mapping[Oid, int] | None = None) -> dic
 def parse_oid(text: str) -> Oid:
     """`1.3.6.1` or `.1.3.6.1` as a tuple; raises ValueError."""
     arcs = text.strip().lstrip(".").split(".")
-    if not all(arc.isascii() and arc.isdigit() for arc in arcs):
-        raise ValueError(f"{text!r} is not an OID")
-    return tuple(map(int, arcs))
+    if not all(arc.isascii() and arc.isdigit() and len(arc) <= 10 for arc in arcs) or len(arcs) > MAX_ARCS:
+        raise ValueError(f"{text[:60]!r} is not an OID")
+    oid = tuple(map(int, arcs))
+    if max(oid) > 0xFFFFFFFF:
+        raise ValueError(f"{text[:60]!r} has an arc above 4294967295")
+    return oid
 
 
 def _value(tag_text: str, text: str) -> tuple[int, Value]:
@@ -59,6 +65,8 @@ def _value(tag_text: str, text: str) -> tuple[int, Value]:
     tag = int(tag_text)
     if tag in _NUMBERS:
         low, end = _NUMBERS[tag]
+        if not _NUMBER.fullmatch(text):
+            raise ValueError(f"{text[:40]!r} is not a number")
         if not low <= int(text) < end:
             raise ValueError(f"{text} is outside {low}..{end - 1} of tag {tag}")
         return tag, int(text)
@@ -67,13 +75,15 @@ def _value(tag_text: str, text: str) -> tuple[int, Value]:
     if tag == _OID:
         return tag, parse_oid(text)
     if tag == _IP:
-        return tag, bytes(int(part) for part in text.split("."))
+        return _checked_octets(tag, bytes(int(part) for part in text.split(".")))
     return _checked_octets(tag, text.encode("utf-8", errors="surrogateescape"))
 
 
 def _checked_octets(tag: int, value: bytes) -> tuple[int, Value]:
     if tag not in (_OCTETS, _IP):
         raise ValueError(f"tag {tag} is not known")
+    if tag == _IP and len(value) != 4:
+        raise ValueError(f"an address of {len(value)} octets")
     return tag, value
 
 

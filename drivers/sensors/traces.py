@@ -1,25 +1,20 @@
 """Recorded power traces: reads CSV and NPZ files, and refuses damaged ones by name."""
 
 import csv
-import struct
-import zipfile
-import zlib
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from rpi_daemon.arrays import read_arrays
 from rpi_daemon.errors import TraceError
 from rpi_daemon.records import BoolArray, FloatArray
 
 POWER_W_RANGE = (-1.0e3, 1.0e6)  # small negatives are meter offset; above is no outlet
 MAX_SAMPLES = 50_000_000
-
-# What zipfile, zlib and the array reader raise on damaged bytes: a test flips every bit region of a file.
-UNREADABLE = (
-    ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile,
-)  # fmt: skip
+MAX_VALUES = 100_000_000  # of a CSV file, times included
 
 Where = Callable[[int], str]  # names the place of sample i in its file
 
@@ -85,20 +80,16 @@ def read_trace(path: str | Path) -> Trace:
 
 
 def _read_npz(path: Path) -> tuple[Trace, ...]:
-    arrays = {}
     try:
-        if not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile("it is no archive")
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            for key in ("t_s", "power_w"):
-                if key not in archive.files:
-                    raise TraceError(f"{path}: key '{key}' is missing; a trace needs t_s [s] and power_w [W]")
-                arrays[key] = archive[key]
-    except UNREADABLE as error:
+        arrays = read_arrays(path, ("t_s", "power_w"))
+    except ValueError as error:
         raise TraceError(f"{path}: not a readable .npz file (truncated or damaged?): {error}") from error
-    for key, array in arrays.items():
-        if array.dtype.kind not in "fiu":
-            raise TraceError(f"{path}: key '{key}' holds {array.dtype}; allowed: numbers")
+    for key in ("t_s", "power_w"):
+        if key not in arrays:
+            raise TraceError(f"{path}: key '{key}' is missing; a trace needs t_s [s] and power_w [W]")
+    for key, values in arrays.items():
+        if values.dtype.kind not in "fiu":
+            raise TraceError(f"{path}: key '{key}' holds {values.dtype}; allowed: numbers")
     t_s, power_w = arrays["t_s"], arrays["power_w"]
     if t_s.ndim != 1:
         raise TraceError(f"{path}: key 't_s' has shape {t_s.shape}; allowed: one dimension")
@@ -112,8 +103,7 @@ def _read_npz(path: Path) -> tuple[Trace, ...]:
 
 
 def _read_csv(path: Path) -> tuple[Trace, ...]:
-    rows: list[list[float]] = []
-    lines: list[int] = []
+    cells, lines = array("d"), array("L")  # compact: a list of lists would take ten times the memory
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
@@ -127,11 +117,13 @@ def _read_csv(path: Path) -> tuple[Trace, ...]:
                     raise TraceError(
                         f"{path}:{reader.line_num}: {len(row)} values where the header has {len(header)} (truncated?)"
                     )
-                rows.append(_numbers(path, reader.line_num, row))
+                if len(cells) >= MAX_VALUES:
+                    raise TraceError(f"{path}:{reader.line_num}: more than {MAX_VALUES} values; give a shorter trace")
+                cells.extend(_numbers(path, reader.line_num, row))
                 lines.append(reader.line_num)
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise TraceError(f"{path}: not a readable CSV file: {error}") from error
-    table = np.array(rows, dtype=float).reshape(len(rows), len(header))
+    table = np.array(cells, dtype=float).reshape(len(lines), len(header))
     names = [path.stem] if len(header) == 2 else [f"{path.stem}:{name}" for name in header[1:]]
     return _checked(path, names, table[:, 0], table[:, 1:], lambda i: f"line {lines[i]}")
 

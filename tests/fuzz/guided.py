@@ -3,10 +3,12 @@
 `python -m fuzz.guided TARGET CORE CORPUS RESULT INPUTS SEED`, started by run.py. Python code and the compiled part both guide it.
 """
 
+import atexit
 import base64
 import importlib.machinery
 import importlib.util
 import json
+import logging
 import os
 import sys
 import time
@@ -15,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 import atheris
+import structlog
 
 HANG_S = 1.0
 KEPT_FINDINGS = 20
@@ -41,6 +44,9 @@ with atheris.instrument_imports(include=["rpi_daemon"], exclude=["rpi_daemon._fa
     from fuzz.targets import TARGETS
 
 target = TARGETS[name]
+structlog.configure(
+    wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL)
+)  # what is refused need not be told
 counts: Counter[str] = Counter()
 findings: dict[str, dict[str, str]] = {}
 slowest_s, slowest = 0.0, b""
@@ -84,6 +90,7 @@ def end() -> None:
         "seed": int(seed),
     }
     Path(result).write_text(json.dumps(document))
+    atexit._run_exitfuncs()
     os._exit(0)
 
 

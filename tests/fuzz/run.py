@@ -18,6 +18,7 @@ from typing import Any
 from fuzz.targets import TARGETS, kept
 
 ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "fuzz"
 RESULT = ROOT / "bench" / "results" / "fuzz.json"
 PATIENCE_S = 3 * 3600.0
 
@@ -42,8 +43,8 @@ def fuzz(name: str, core: Path, inputs: int, seed: int, folder: Path) -> dict[st
     """Figures of one target."""
     import atheris
 
-    corpus, result = folder / name, folder / f"{name}.json"
-    corpus.mkdir()
+    corpus, result = BUILD / "corpus" / name, folder / f"{name}.json"  # what earlier runs found is begun with
+    corpus.mkdir(parents=True, exist_ok=True)
     for number, data in enumerate(kept(name)):
         (corpus / f"kept-{number}").write_bytes(data)
     environment = {
@@ -67,7 +68,7 @@ def fuzz(name: str, core: Path, inputs: int, seed: int, folder: Path) -> dict[st
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     if not result.exists():
         artefacts = [
-            path for path in folder.glob("*-*") if path.name.split("-")[0] in ("crash", "timeout", "oom", "leak")
+            path for path in corpus.parent.glob("*-*") if path.name.split("-")[0] in ("crash", "timeout", "oom", "leak")
         ]
         inputs_then = [base64.b64encode(path.read_bytes()).decode() for path in artefacts]
         return {"died": done.returncode, "inputs_that_did_it": inputs_then, "said": done.stderr[-3000:]}
@@ -85,7 +86,7 @@ def main() -> int:
     bad = 0
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        core = build_core(ROOT / "build" / "fuzz")
+        core = build_core(BUILD)
         for name in given.targets or TARGETS:
             seen = fuzz(name, core, given.inputs, given.seed, folder)
             bad += "died" in seen or any(seen[kind] for kind in ("crashes", "hangs", "wrong_accepts"))

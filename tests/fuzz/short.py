@@ -1,11 +1,13 @@
 """Some inputs without a fuzzer: for CI, and for a first look. `PYTHONPATH=tests python -P -m fuzz.short [TARGET ...] [--inputs N]`."""
 
 import argparse
+import logging
 import random
 import time
 import traceback
 from collections import Counter
 
+import structlog
 from damage import mutated
 from fuzz.target import Target
 from fuzz.targets import TARGETS, kept
@@ -40,6 +42,7 @@ def main() -> None:
     options.add_argument("--inputs", type=int, default=3000)
     options.add_argument("--seed", type=int, default=1)
     given = options.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     for name in given.targets or TARGETS:
         began_s = time.perf_counter()
         try:

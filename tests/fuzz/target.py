@@ -1,7 +1,13 @@
 """What a fuzz target is, and how bytes become choices."""
 
+import atexit
+import functools
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -69,3 +75,11 @@ def must(holds: bool, *what: object) -> None:
     """Raise WrongAccept unless it holds."""
     if not holds:
         raise WrongAccept(*what)
+
+
+@functools.cache
+def scratch() -> Path:
+    """A folder for decoders of files, in memory if there is such a place; gone at exit."""
+    folder = tempfile.mkdtemp(prefix="rpi-fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

@@ -1,0 +1,325 @@
+"""Files that users give us: power traces, SNMP recordings, recorded runs."""
+
+import copy
+import functools
+import io
+import itertools
+import json
+import math
+import struct
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from fuzz.target import Choices, Target, must, scratch
+
+from rpi_daemon.drivers.pdu.snmprec import parse_oid, read_snmprec
+from rpi_daemon.drivers.sensors.traces import POWER_W_RANGE, read_traces
+from rpi_daemon.errors import TraceError
+
+DTYPES = ("<f8", "<f4", "<i8", "<u4", "|b1", "<c16", "|O", "<U4", "|V8", "[('a', '<f8')]", ">f8", "<M8[s]")
+SHAPES = (
+    "(3,)",
+    "(3, 2)",
+    "(0,)",
+    "(1,)",
+    "()",
+    "(3, 0)",
+    "(9999999999,)",
+    "(-3,)",
+    "(3, 99999999)",
+    "3",
+    "(3,",
+    "('a',)",
+)
+NUMBERS = (0.0, 1.0, 2.0, 0.5, -1.0, 1e9, math.nan, math.inf, 100.0, -1e3, 1e6, 5e-324)
+CELLS = (
+    "0",
+    "1",
+    "2",
+    "0.1",
+    "nan",
+    "1e9",
+    "-5",
+    "",
+    "a",
+    "1_0",
+    " 3",
+    "0x1",
+    "inf",
+    "١",
+    '"',
+    "t_s",
+    "power_w",
+    "1e400",
+)
+
+
+# --- traces
+
+
+def npy(choices: Choices) -> bytes:
+    """An array file: the header's dictionary and the numbers as the choices say, the header's length right."""
+    how = choices.byte()
+    dtype, shape = choices.one(DTYPES[:3]), choices.one(SHAPES[:2])
+    if how >= 128:
+        dtype, shape = choices.one(DTYPES), choices.one(SHAPES)
+    quoted = dtype if dtype.startswith("[") else f"'{dtype}'"
+    header = f"{{'descr': {quoted}, 'fortran_order': {choices.byte() >= 250}, 'shape': {shape}, }}"
+    if how >= 250:
+        header = choices.take(choices.below(60)).decode("latin-1")
+    version = b"\1\0" if choices.byte() < 240 else bytes([choices.below(5), 0])
+    length = struct.pack("<H" if version == b"\1\0" else "<I", len(header) + 1)
+    numbers = [choices.one(NUMBERS) if choices.byte() >= 128 else float(i) for i in range(6)]
+    numbers = [n if dtype[1] == "f" or math.isfinite(n) else 0.0 for n in numbers]
+    content = np.array(numbers, dtype if dtype in DTYPES[:2] and choices.byte() < 250 else "<f8", copy=True).tobytes()
+    return (
+        b"\x93NUMPY" + version + length + header.encode("latin-1") + b"\n" + content[: 24 if "2" not in shape else 48]
+    )
+
+
+def npz(choices: Choices) -> bytes:
+    """An archive with right checksums; one in four damaged afterwards."""
+    out = io.BytesIO()
+    method = choices.one((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    with zipfile.ZipFile(out, "w", method) as archive:
+        for name in ("t_s.npy", "power_w.npy"):
+            if choices.byte() < 245:
+                archive.writestr(zipfile.ZipInfo(name), npy(choices), method)
+    whole = bytearray(out.getvalue())
+    for _ in range(max(0, choices.byte() - 250)):
+        whole[choices.byte() * 7 % len(whole)] = choices.byte()
+    return bytes(whole)
+
+
+def check_traces(data: bytes) -> bool:
+    choices = Choices(data)
+    kind = choices.below(4)
+    if kind <= 1:
+        name, content = "t.npz", npz(choices) if kind else choices.rest()
+    elif kind == 2:
+        name, content = "t.csv", choices.rest()
+    else:
+        rows = [[choices.one(CELLS) for _ in range(2 + choices.byte() // 240)] for _ in range(choices.below(7))]
+        lines = ["t_s,power_w" if choices.byte() < 230 else "x,y", *(",".join(row) for row in rows)]
+        name, content = "t.csv", "\n".join(lines).encode()
+    path = scratch() / name
+    path.write_bytes(content)
+    try:
+        traces = read_traces(path)
+    except TraceError as error:
+        must(str(path) in str(error), error)
+        return False
+    must(len(traces) >= 1, "no trace")
+    for trace in traces:
+        t_s, power_w = trace.t_s.tolist(), trace.power_w.tolist()
+        must(len(t_s) == len(power_w) >= 2 and t_s[0] == 0.0, t_s)
+        must(all(a < b for a, b in itertools.pairwise(t_s)) and math.isfinite(t_s[-1]), t_s)
+        must(all(POWER_W_RANGE[0] <= p <= POWER_W_RANGE[1] for p in power_w), power_w)
+        must(trace.step_s > 0.0 and trace.duration_s > t_s[-1], trace.step_s)
+    if name == "t.csv":
+        check_csv(content.decode(), traces[0].power_w.tolist())
+    return True
+
+
+def check_csv(text: str, power_w: list[float]) -> None:
+    """Every value is one of the second column: none is made up."""
+    cells = {line.split(",")[1].strip('" \r') for line in text.replace("\r", "\n").split("\n")[1:] if line.count(",")}
+    numbers = {float(cell) for cell in cells if plain(cell)}
+    must(all(p in numbers for p in power_w), power_w, text)
+
+
+def plain(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def trace_seeds() -> list[bytes]:
+    found = [
+        b"\2t_s,power_w\n0.0,100\n0.1,101\n0.1,102\n0.2,103\n",
+        b'\2t_s,a,b\n0,1,2\n1,"2",3\n',
+        b"\1" + bytes(40),
+        b"\3" + bytes(30),
+    ]
+    for outlets in ((), (2,)):
+        out = io.BytesIO()
+        np.savez(out, t_s=np.arange(3.0), power_w=np.full((3, *outlets), 90.0))
+        found.append(b"\0" + out.getvalue())
+    found += [bytes([1, i % 2, 0, 128, i, i % 12, 0, 0]) + bytes([0, 0, 200, i]) * 8 for i in range(12)]
+    found.append(bytes([3, 0, 0, 0, 1, 0, 0, 1, 2, 0, 2, 1, 5, 3, 2, 200]))
+    return found
+
+
+# --- snmprec
+
+
+TAGS = ("2", "4", "4x", "5", "6", "64", "65", "66", "67", "70", "64x", "2x", "68", "x", "")
+TEXTS = ("0", "-1", "4294967295", "18446744073709551616", "1.3.6.1", ".1.3", "01ff", "0", "10.0.0.1", "10.0.0.1.2", "a", "30 2 3",
+         "1_0", " 7", "٣", "1..2", "", "|")  # fmt: skip
+RANGES = {2: (-(2**31), 2**31 - 1), 65: (0, 2**32 - 1), 66: (0, 2**32 - 1), 67: (0, 2**32 - 1), 70: (0, 2**64 - 1)}
+BITS = {(1, 3, 6, 1, 9): 2}
+
+
+def check_snmprec(data: bytes) -> bool:
+    choices = Choices(data)
+    if choices.below(3) == 0:
+        content = choices.rest()
+    else:
+        lines = [
+            b"|".join(
+                (
+                    choices.one(
+                        (b"1.3.6.1.9.1", b"1.3.6.1.2", b".1.3", b"1", b"1.3.99999999999", b"1.-3", b"", b"2.999.1")
+                    ),
+                    choices.one(TAGS).encode(),
+                    choices.one(TEXTS).encode() if choices.byte() < 200 else choices.take(choices.below(12)),
+                )
+            )
+            for _ in range(1 + choices.below(4))
+        ]
+        content = b"\n".join(lines)
+    path = scratch() / "t.snmprec"
+    path.write_bytes(content)
+    try:
+        found = read_snmprec(path, BITS)
+    except TraceError as error:
+        must(str(path) in str(error), error)
+        return False
+    for oid, (tag, value) in found.items():
+        must(oid == parse_oid(".".join(map(str, oid))) and 1 <= len(oid) <= 128 and max(oid) < 2**32, oid)
+        if tag in RANGES:
+            must(type(value) is int and RANGES[tag][0] <= value <= RANGES[tag][1], tag, value)
+            must(str(value).encode() in content, "a number that is not written there", value)
+        elif tag == 64:
+            must(type(value) is bytes and len(value) == 4, value)
+        elif tag == 6:
+            must(type(value) is tuple and 1 <= len(value) <= 128 and max(value) < 2**32, value)
+        else:
+            must((type(value) is bytes) if tag == 4 else (tag == 5 and value is None), tag, value)
+    return True
+
+
+def snmprec_seeds() -> list[bytes]:
+    texts = [
+        b"1.3.6.1.2.1.1.1.0|4|PDU\n1.3.6.1.2.1.1.3.0|67|5\n", b"1.3.6.1.9.1|4|30 2 3", b"1.3|4x|00ff\n1.4|64|10.0.0.1\n1.5|5|",
+        b"1.3.6|6|1.3.6.1.4\n# a comment\n\n1.7|70|18446744073709551615", b"1.3|2|-5\n1.3.1|64x|0a000001",
+    ]  # fmt: skip
+    return [*(b"\0" + text for text in texts), *(bytes([1, 3, *(3 * [i, i, i])]) for i in range(18))]
+
+
+# --- recorded runs
+
+
+def check_recording(data: bytes) -> bool:
+    """One line of ticks.jsonl, and the header."""
+    from rpi_daemon.recording import Recording
+
+    choices = Choices(data)
+    folder = scratch() / "run"
+    folder.mkdir(exist_ok=True)
+    header, tick = recorded()
+    document = json.loads(tick if choices.below(2) else header)
+    is_tick = "digest" in document
+    for _ in range(choices.below(4)):
+        change(document, choices)
+    text = json.dumps(document).encode()
+    if choices.byte() >= 200:
+        text = text[: choices.byte() * len(text) // 256] + choices.rest()
+    (folder / "header.json").write_bytes(header if is_tick else text)
+    (folder / "ticks.jsonl").write_bytes((text if is_tick else tick) + b"\n")
+    (folder / "b.scans").write_bytes(b"")
+    try:
+        recording = Recording(folder)
+        for line in (folder / "ticks.jsonl").read_bytes().splitlines(keepends=True):
+            tick = recording._parsed(line, 1)
+            must(all(type(n) is int for n in tick.clock) and type(tick.inputs.now_ns) is int, tick.clock)
+            must(len(tick.scans) == 1 and type(tick.scans[0]) is int and tick.scans[0] >= 0, tick.scans)
+            must(isinstance(tick.digest, str), tick.digest)
+    except TraceError as error:
+        must(str(folder) in str(error), error)
+        return False
+    return True
+
+
+JSON_VALUES = (None, True, 0, -1, 1.5, 1e308, 2**70, "", "x", [], [0], ["x"], {}, {"a": 1}, "0001", [1, 2, 3], "NaN")
+
+
+def change(document: object, choices: Choices) -> None:
+    """Replace, drop or add something somewhere in a JSON document."""
+    place_in = document
+    for _ in range(choices.below(5)):
+        inner = place_in[choices.one(sorted(place_in))] if isinstance(place_in, dict) and place_in else None
+        if isinstance(place_in, list) and place_in:
+            inner = place_in[choices.byte() % len(place_in)]
+        if not isinstance(inner, dict | list):
+            break
+        place_in = inner
+    value = copy.deepcopy(choices.one(JSON_VALUES))
+    if isinstance(place_in, dict):
+        key = choices.one(sorted(place_in)) if place_in and choices.byte() < 200 else choices.take(3).decode("latin-1")
+        if choices.byte() < 50:
+            place_in.pop(key, None)
+        else:
+            place_in[key] = value
+    elif isinstance(place_in, list):
+        place_in.insert(choices.byte() % (len(place_in) + 1), value)
+
+
+@functools.cache
+def recorded() -> tuple[bytes, bytes]:
+    """Header and first tick of a small run, as the recorder writes them."""
+    from types import SimpleNamespace
+
+    from config_examples import BASE, parse
+
+    from rpi_daemon._fastpath.core import BoardDescription, ChannelDescription, Ring
+    from rpi_daemon.clock import ManualClock
+    from rpi_daemon.guard import HealthFlags
+    from rpi_daemon.pipeline import TickInputs
+    from rpi_daemon.recording import Recorder
+    from rpi_daemon.records import HostReading, Mode
+
+    channel = ChannelDescription("current", 1, 0.001, 0, 1000, "I1")
+    board = BoardDescription(1000, 1_000_000, "A-17", "1.0", 750_000, (channel,))
+    ring = Ring(bytearray(Ring.bytes_needed(1, 100)), n_channels=1, capacity=100)
+    link = SimpleNamespace(ring=ring, board=SimpleNamespace(id="b"), description=board, correction=None)
+    with tempfile.TemporaryDirectory() as outside:
+        folder = Path(outside) / "run"
+        recorder = Recorder(folder, [link], ManualClock())  # type: ignore[list-item]
+        recorder.begin(parse(BASE), [False, False], without_model=True)
+        inputs = TickInputs(1, 2, Mode.ADVISORY, HealthFlags(), host_readings=(HostReading("n1", 5, cpu=0.5),))
+        recorder.add(inputs, [0], "00ff")
+        recorder.close()
+        return (folder / "header.json").read_bytes(), (folder / "ticks.jsonl").read_bytes().rstrip()
+
+
+def recording_seeds() -> list[bytes]:
+    return [bytes([i % 2, i % 4, *(range(i, i + 20))]) for i in range(0, 60, 3)] + [b"\0\0", b"\1\0"]
+
+
+TRACES = Target(
+    "traces",
+    "a trace is taken whose times do not start at 0 and rise strictly, whose power is not finite or outside the allowed range, or (CSV) that "
+    "holds a value which is not in the file",
+    ("drivers/sensors/traces.py",),
+    trace_seeds,
+    check_traces,
+)
+SNMPREC = Target(
+    "snmprec",
+    "a value is taken that its tag cannot hold, an address not of 4 octets, an OID that SNMP does not have, or a number that is not "
+    "written in the file",
+    ("drivers/pdu/snmprec.py",),
+    snmprec_seeds,
+    check_snmprec,
+)
+RECORDING = Target(
+    "recording",
+    "a header or tick is taken whose clock, counts of scans, digest or inputs are not of their kind",
+    ("rpi_daemon/recording.py:__init__", "rpi_daemon/recording.py:_parsed"),
+    recording_seeds,
+    check_recording,
+)
