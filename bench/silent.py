@@ -10,11 +10,14 @@ import contextlib
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from common import parse_arguments, report
 
+from rpi_daemon.audit import Audit
 from rpi_daemon.clock import SystemClock
 from rpi_daemon.drivers.pdu.profile import load_profile
 from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
@@ -53,11 +56,11 @@ def tell(process: subprocess.Popen[str], line: dict[str, object]) -> None:
 class Beside:
     """One PDU with its task; what its writes took."""
 
-    def __init__(self, name: str, port: int) -> None:
+    def __init__(self, name: str, port: int, audit: Audit) -> None:
         clock = SystemClock()
         endpoint = SnmpEndpoint("127.0.0.1", port, version="2c", community="public", timeout_s=0.25, retries=1)
         self.driver = SnmpPdu(SnmpPduOptions(endpoint, load_profile("raritan_px"), tuple(range(1, OUTLETS + 1))), clock)
-        self.task = PduTask(name, self.driver, clock, poll_s=1.0, write_allowed=lambda write: True)
+        self.task = PduTask(name, self.driver, clock, poll_s=1.0, forbidden=lambda write: None, audit=audit)
         self._clock = clock
         self._turn = 0
 
@@ -79,8 +82,10 @@ class Beside:
 
 
 async def measure(turns: int) -> dict[bool, list[float]]:
-    with simulator() as (port_a, _), simulator() as (port_b, process_b):
-        both = [Beside("a", port_a), Beside("b", port_b)]
+    with simulator() as (port_a, _), simulator() as (port_b, process_b), tempfile.TemporaryDirectory() as folder:
+        audit = Audit(Path(folder), SystemClock(), keep_days=1.0)
+        audit.open()
+        both = [Beside("a", port_a, audit), Beside("b", port_b, audit)]
         for one in both:
             await one.driver.open()
         running = [asyncio.create_task(one.task.run()) for one in both]
@@ -99,6 +104,7 @@ async def measure(turns: int) -> dict[bool, list[float]]:
         await asyncio.gather(*running)
         for one in both:
             await one.driver.close()
+        audit.close()
     return found
 
 

@@ -132,6 +132,17 @@ class History(Section):
     capture_keep_mb: float = Field(200.0, ge=1, le=1e6, description="MB of captures kept")
 
 
+class Audit(Section):
+    """Who wrote which limit and why, see docs/audit.md."""
+
+    keep_days: float = Field(
+        400.0,
+        ge=1,
+        le=36_500,
+        description="days that are kept: a year, and time to look at it; whole weeks are deleted",
+    )
+
+
 class Board(Section):
     """A sensor board, or what stands in for one."""
 
@@ -634,6 +645,7 @@ class Config(Section):
     daemon: Daemon = Daemon()
     sampling: Sampling = Sampling()
     history: History = History()
+    audit: Audit = Audit()
     board: list[Board] = Field([], description="sensor boards; outlets that none measures go by a slow meter")
     pdu: list[Pdu] = Field(min_length=1, description="power distribution units")
     outlet: list[Outlet] = Field(min_length=1, description="outlets")

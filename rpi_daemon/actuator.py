@@ -102,6 +102,7 @@ class Actuator:
         self._budget = np.full(n, config.writes_per_day) if writes_per_day is None else writes_per_day
         self._counted: deque[tuple[int, int]] = deque()  # (time, outlet) of the writes that count
         self._used = np.zeros(n, dtype=np.int64)
+        self._why: dict[int, Decision] = {}  # the newest of each outlet: it goes to the device with what it asks for
 
     def observe(self, pdu: str, reading: PduReading) -> tuple[str, ...]:
         """Take a poll of a PDU; returns the ids of our outlets whose limit somebody else changed.
@@ -212,9 +213,17 @@ class Actuator:
         return self._used.copy()
 
     def step(
-        self, now_ns: int, permitted: Permitted, request: Request, forecast: Forecast | None
+        self,
+        now_ns: int,
+        permitted: Permitted,
+        request: Request,
+        forecast: Forecast | None,
+        grant_w: FloatArray | None = None,
     ) -> tuple[Desired, ...]:
-        """The PDUs whose desired limits changed. A Desired replaces the one before whole; an empty one withdraws it."""
+        """The PDUs whose desired limits changed. A Desired replaces the one before whole; an empty one withdraws it.
+
+        `request`, `forecast` and `grant_w` [n] are kept beside the decision as its reasons.
+        """
         self._pending &= now_ns - self._asked_ns <= round(self._config.lease_s * NS_PER_S)
         why = self._reasons(now_ns, permitted)
         keep = self._still_good(permitted)
@@ -224,8 +233,10 @@ class Actuator:
         for pdu, outlets in self._outlets.items():
             if touched[outlets].any():
                 decisions = tuple(
-                    self._decision(int(i), now_ns, permitted, request, forecast, why) for i in outlets[write[outlets]]
+                    self._decision(int(i), now_ns, permitted, request, forecast, grant_w, why)
+                    for i in outlets[write[outlets]]
                 )
+                self._why |= {decision.outlet: decision for decision in decisions}
                 self._ask(outlets[write[outlets]], permitted)
                 desired.append(self._desired(pdu, now_ns, outlets[(keep | write)[outlets]], decisions))
         return tuple(desired)
@@ -297,6 +308,7 @@ class Actuator:
         permitted: Permitted,
         request: Request,
         forecast: Forecast | None,
+        grant_w: FloatArray | None,
         why: "_Reasons",
     ) -> Decision:
         return Decision(
@@ -310,6 +322,7 @@ class Actuator:
             margin_w=float(request.margin_w[i]),
             forecast_w=math.nan if forecast is None else float(forecast.running_max_w[i, -1, REQUEST_QUANTILE]),
             protective=bool(permitted.protective[i]),
+            grant_w=math.nan if grant_w is None else float(grant_w[i]),
         )
 
     def _ask(self, outlets: IntArray, permitted: Permitted) -> None:
@@ -328,7 +341,9 @@ class Actuator:
         return Desired(
             pdu=pdu,
             t_mono_ns=now_ns,
-            limits=tuple(LimitWrite(self._rack.number_of[i], float(self._asked_w[i])) for i in ordered),
+            limits=tuple(
+                LimitWrite(self._rack.number_of[i], float(self._asked_w[i]), why=self._why.get(int(i))) for i in ordered
+            ),
             decisions=decisions,
         )
 

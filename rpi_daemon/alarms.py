@@ -93,6 +93,9 @@ class Facts:
     killed: bool = False
     model: str | None = None  # the one that forecasts: name and hash
     model_refused: str | None = None  # the reason
+    history_failing: str | None = None  # the disk's last word
+    set_aside: int = 0  # damaged files that this run renamed
+    audit_head: str | None = None  # number and hash of the newest audit record on disk
     boards_absent: frozenset[str] = frozenset()
     board_of: Mapping[str, str] = field(default_factory=dict)  # outlet id -> the board that measures it
     config_refused: tuple[str, ...] = ()  # why the newest reload was; empty: none was, or a later one was taken over
@@ -215,6 +218,12 @@ def conditions(rack: RackModel, snapshot: "Snapshot", facts: Facts, standing: It
         yield Condition(f"board_absent:{board}", "sensor_fault", board, f"sensor board {board} is not there")
     if facts.killed:
         yield Condition("kill_switch", "kill_switch", "", "the kill switch is engaged: nothing is written")
+    if facts.history_failing is not None:
+        text = f"the history cannot be written to disk: {facts.history_failing}"
+        yield Condition("history_failing", "daemon_fault", "", text)
+    if facts.set_aside:
+        text = f"{facts.set_aside} damaged files of history, events or audit were set aside: *.corrupt-*"
+        yield Condition("files_set_aside", "daemon_fault", "", text)
     if facts.model_refused is not None:
         yield Condition("model_refused", "model_refused", "", facts.model_refused)
     yield from config_conditions(facts)

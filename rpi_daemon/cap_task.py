@@ -1,9 +1,10 @@
 """One server's I/O task: newest desired cap, polls, back-off. A slow or silent management controller delays nobody else."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
+from rpi_daemon.audit import DAEMON, NOT_DURABLE, Audit, By, Intent, cap_intent
 from rpi_daemon.clock import NS_PER_S, Clock
 from rpi_daemon.device_task import PROBE_S, DeviceTask, jittered
 from rpi_daemon.drivers.base import CapDriver
@@ -30,9 +31,10 @@ class CapTask(DeviceTask[CapReport]):
         clock: Clock,
         *,
         poll_s: float,
-        write_allowed: Callable[[bool], bool],
+        forbidden: Callable[[bool], str | None],
+        audit: Audit,
     ) -> None:
-        """`write_allowed(restoring)`: whether this server's cap may be written now."""
+        """`forbidden(restoring)`: why this server's cap may not be written now, None where it may."""
         super().__init__(clock)
         self.load = load
         self.host = host
@@ -40,12 +42,14 @@ class CapTask(DeviceTask[CapReport]):
         self.identity: CapIdentity | None = None
         self.reading: CapReading | None = None  # the newest
         self.error = ""
+        self.refused = ""  # why the newest write that was not made was not
         self.failures = 0
         self.polls = self.writes = self.verified = 0
         self.last_ok_ns = 0
         self._driver = driver
         self._poll_s = poll_s
-        self._write_allowed = write_allowed
+        self._forbidden = forbidden
+        self._audit = audit
         self._connected = False
         self._pending: CapDesired | None = None
 
@@ -68,7 +72,7 @@ class CapTask(DeviceTask[CapReport]):
             try:
                 if self._pending is not None and self._connected:
                     desired, self._pending = self._pending, None
-                    await self.write_now(desired.cap_w, asked_ns=desired.t_mono_ns)
+                    await self.write_now(desired.cap_w, why=desired)
                 elif now_ns >= next_poll_ns:
                     next_poll_ns = now_ns + round(self._poll_s * NS_PER_S)
                     await self.read()
@@ -80,25 +84,48 @@ class CapTask(DeviceTask[CapReport]):
                 next_poll_ns = self._clock.mono_ns() + round(pause_s * NS_PER_S)
                 await self._wait(pause_s)
 
-    async def write_now(self, cap_w: float | None, *, asked_ns: int | None = None) -> CapOutcome | None:
+    async def write_now(self, cap_w: float | None, *, why: CapDesired | None = None) -> CapOutcome | None:
         """Set the cap and read it back; None where the kill switch, or whoever else is asked, forbids it."""
         async with self._wire:
-            if not self._write_allowed(False):
-                self._inbox.append(CapReport(self.load, lost=True))
-                return None
-            await self._connect()
-            outcome = await self._driver.apply(cap_w, lambda: self._write_allowed(False))
-        return self._ended(outcome, asked_ns)
+            intent = cap_intent(self.load, cap_w, self.reading, why)
+            outcome = await self._audited(intent, DAEMON, lambda may: self._driver.apply(cap_w, may))
+        if outcome is None:
+            self._inbox.append(CapReport(self.load, lost=True))
+            return None
+        return self._ended(outcome, None if why is None else why.t_mono_ns)
 
-    async def restore(self, found: CapReading) -> CapOutcome | None:
+    async def restore(self, found: CapReading, by: By) -> CapOutcome | None:
         """Put the found cap back on somebody's word: what waits is dropped. None where the kill switch forbids it."""
         self.withdraw()
         async with self._wire:
-            if not self._write_allowed(True):
-                return None
+            intent = cap_intent(self.load, found.cap_w if found.active else None, self.reading, None, "restore")
+            outcome = await self._audited(intent, by, lambda may: self._driver.restore(found, may), restoring=True)
+        return None if outcome is None else self._ended(outcome, None)
+
+    async def _audited(
+        self,
+        intent: Intent,
+        by: By,
+        write: Callable[[Callable[[], bool]], Awaitable[CapOutcome]],
+        *,
+        restoring: bool = False,
+    ) -> CapOutcome | None:
+        """Once its record is durable, `write`; without it only what is protective. None: `refused` says why not."""
+        self.refused = self._forbidden(restoring) or ""
+        if not self.refused:
             await self._connect()
-            outcome = await self._driver.restore(found, lambda: self._write_allowed(True))
-        return self._ended(outcome, None)
+            asked = await self._audit.asked(self.load, [intent], by)
+            self.refused = "" if asked.durable or intent.protective else NOT_DURABLE
+        if self.refused:
+            self._audit.refused(self.load, [intent], self.refused, by)
+            return None
+        try:
+            outcome = await write(lambda: self._forbidden(restoring) is None)
+        except BaseException as error:
+            self._audit.failed(asked, self.load, str(error) or type(error).__name__)
+            raise
+        self._audit.ended(asked, self.load, [outcome])
+        return outcome
 
     async def read(self) -> CapReading:
         """One poll on the spot, connecting first where needed. Raises DeviceError."""

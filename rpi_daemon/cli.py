@@ -483,6 +483,48 @@ def events(
     ctx.exit(0 if document["ok"] else 1)
 
 
+@main.group()
+def audit() -> None:
+    """Who had which limit written, why, and what came of it."""
+
+
+@audit.command("verify")
+@click.option("--head", "heads", multiple=True, help="NUMBER:HASH, as it was noted elsewhere; may be repeated.")
+@config_option
+@json_option
+@click.pass_context
+def audit_verify(ctx: click.Context, heads: tuple[str, ...], config_path: Path, as_json: bool) -> None:
+    """Check the whole chain of hashes and its end; exit code 1 where it is broken. Works without a running daemon."""
+    from rpi_daemon import audit_show
+
+    document, text = audit_show.verify(config_path, heads)
+    for sentence in document["broken"]:
+        click.echo(sentence, err=True)
+    show(document, as_json, text)
+    ctx.exit(0 if document["ok"] else 1)
+
+
+@audit.command("show")
+@partial(span_options, begin="24h")
+@click.option("--outlet", "outlets", multiple=True, help="PDU/NUMBERS, or the load of a server's cap; may be repeated.")
+@click.option("--who", help="daemon, failsafe, operator (any), or 'operator NAME'.")
+@config_option
+@json_option
+def audit_show_command(
+    from_text: str, to_text: str, outlets: tuple[str, ...], who: str | None, config_path: Path, as_json: bool
+) -> None:
+    """What was written, by whom and why. Works without a running daemon."""
+    from rpi_daemon import audit_show
+
+    document = audit_show.show(
+        config_path, from_text, to_text, outlets, who, click.echo if not as_json else lambda _: None
+    )
+    for note in document["notes"]:
+        click.echo(note, err=True)
+    if as_json:
+        show(document, True, "")
+
+
 @main.command("report")
 @click.argument("outlets", nargs=-1, metavar="[PDU/NUMBERS]...")
 @partial(span_options, begin="7d")

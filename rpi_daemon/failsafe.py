@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rpi_daemon.audit import FAILSAFE, Audit, By
 from rpi_daemon.capping import Capping
 from rpi_daemon.clock import SystemClock
 from rpi_daemon.config.changes import changes
@@ -21,6 +22,7 @@ from rpi_daemon.guard import GuardConfig, away_from_static_safe
 from rpi_daemon.host import pdu_lock, process_age_s
 from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.records import Mode
+from rpi_daemon.roles import user_name
 from rpi_daemon.safe_limits import SafeLimits
 from rpi_daemon.standing import STANDING_FILE, Standing
 
@@ -130,8 +132,9 @@ def failsafe(config_path: Path, state_dir: Path | None, for_s: float) -> tuple[d
     """
     until_s = time.monotonic() + for_s
     found = in_force(config_path, state_dir)
-    with _alone(found, "failsafe") as limits:
+    with _alone(found, "failsafe", FAILSAFE) as limits:
         if limits.killed():
+            limits.audit.refused("", (), "the kill switch is engaged", FAILSAFE)
             return _told(found, "kill_switch", True, [], {}, "the kill switch is engaged: nothing is written")
         limits.keep_to_found()
         ends, caps = asyncio.run(_make_safe(limits, found.standing.config, until_s))
@@ -153,11 +156,12 @@ def restore(
     """
     until_s = time.monotonic() + for_s
     found = in_force(config_path, state_dir)
-    with _alone(found, "limit restore --offline") as limits:
+    by = By(f"operator {user_name(os.getuid())}", "limit restore --offline")
+    with _alone(found, "limit restore --offline", by) as limits:
         if unknown := set(outlets) - set(limits.rack.outlet_ids):
             raise RpiError(f"no outlet is called {sorted(unknown)[0]!r}; known: {', '.join(limits.rack.outlet_ids)}")
         names = outlets or limits.rack.outlet_ids
-        restored, errors = asyncio.run(_put_back(limits, found.standing.config, names, until_s))
+        restored, errors = asyncio.run(_put_back(limits, found.standing.config, names, until_s, by))
     document = {
         "schema": 1,
         "ok": not errors,
@@ -188,16 +192,20 @@ def _told(
 
 
 @contextlib.contextmanager
-def _alone(found: InForce, command: str) -> Iterator[SafeLimits]:
+def _alone(found: InForce, command: str, by: By) -> Iterator[SafeLimits]:
     """The limits as they were last in force, and no daemon that writes them. Raises LockedError."""
-    config = found.standing.config
-    limits = SafeLimits(config, GuardConfig(**config.guard.model_dump()), SystemClock(), state_dir=found.folder)
+    config, clock = found.standing.config, SystemClock()
+    audit = Audit(found.folder, clock, keep_days=config.audit.keep_days, who=by.who)
+    guard = GuardConfig(**config.guard.model_dump())
+    limits = SafeLimits(config, guard, clock, audit, by=by, state_dir=found.folder)
     with contextlib.ExitStack() as locks, logging_to_stderr("warning", config.daemon.log_format):
         for address, pdu in {address_of(pdu): pdu.id for pdu in used_pdus(config)}.items():
             try:
                 locks.enter_context(pdu_lock(pdu, address))
             except LockedError as error:
                 raise LockedError(f"{error}; {command} is for when none runs") from None
+        audit.open()
+        locks.callback(audit.close)
         limits.take_up(found.standing)
         yield limits
 
@@ -217,7 +225,9 @@ async def _make_safe(limits: SafeLimits, config: Config, until_s: float) -> tupl
     return list(ends.values()), dict(zip((cap.load for cap in caps), errors[len(pdus) :], strict=True))
 
 
-async def _put_back(limits: SafeLimits, config: Config, names: Sequence[str], until_s: float) -> tuple[int, list[str]]:
+async def _put_back(
+    limits: SafeLimits, config: Config, names: Sequence[str], until_s: float, by: By
+) -> tuple[int, list[str]]:
     """How many limits are back, and what went wrong."""
     pdus, caps = used_pdus(config), _caps_of_ours(limits, config)
     async with _connections() as stack:
@@ -230,7 +240,7 @@ async def _put_back(limits: SafeLimits, config: Config, names: Sequence[str], un
         reached = [name for name in names if name.partition("/")[0] not in silent]
         try:
             async with asyncio.timeout(until_s - time.monotonic()):
-                return await limits.restore(reached), errors
+                return await limits.restore(reached, by), errors
         except TimeoutError:
             return 0, [*errors, "not all limits could be put back in time; try again with a longer --for"]
         except DeviceError as error:

@@ -14,7 +14,8 @@ import structlog
 from rpi_daemon.captures import CaptureCounters, CaptureOptions, Captures
 from rpi_daemon.clock import NS_PER_S, Clock
 from rpi_daemon.config.schema import History
-from rpi_daemon.history.events import Event, EventKeeper
+from rpi_daemon.history.chain import Event
+from rpi_daemon.history.events import EventKeeper
 from rpi_daemon.history.historian import CLOCK_STEP_NS, MINUTE_NS, REQUEST_WEIGHT, WEIGHT, Historian, HistorianCounters
 from rpi_daemon.history.weeks import Layout, Mark, StoredLimit
 from rpi_daemon.history.writer import Writer
@@ -120,6 +121,18 @@ class Keeping:
         for limit in self._limits.left(self._clock.utc_ns(), self._clock.mono_ns(), pdu, limits):
             self._historian.limit(limit)
 
+    @property
+    def failing(self) -> str | None:
+        """The disk's last word on measurements and events; None while it works."""
+        kept = None if self._historian is None else self._historian.counters.failing
+        return kept or self._events.counters.failing
+
+    @property
+    def set_aside(self) -> int:
+        """Damaged files that were renamed."""
+        kept = 0 if self._historian is None else self._historian.counters.files_set_aside
+        return kept + self._events.counters.files_set_aside
+
     def status(self) -> dict[str, Any]:
         kept = HistorianCounters() if self._historian is None else self._historian.counters
         events = self._events.counters
@@ -138,8 +151,8 @@ class Keeping:
             "captures_left_out": captures.left_out,
             "captures_deleted": captures.deleted,
             "files_deleted": kept.files_deleted + events.files_deleted,
-            "files_set_aside": kept.files_set_aside + events.files_set_aside,
-            "failing": kept.failing or events.failing or captures.failing,
+            "files_set_aside": self.set_aside,
+            "failing": self.failing or captures.failing,
         }
 
     def close(self) -> None:

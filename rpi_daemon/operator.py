@@ -1,10 +1,13 @@
 """What operators ask for over the control socket: commands, and what they leave for the next tick."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from rpi_daemon.audit import By
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.errors import NotRunningError, RefusedError, RpiError
 from rpi_daemon.records import Ceiling, Hint, Mode
@@ -69,33 +72,37 @@ class Operator:
 
     async def answer(self, request: dict[str, Any], caller: Caller) -> dict[str, Any]:
         """One request to its end. Raises RpiError, with a sentence for who asked."""
-        commands = {
+        by = By(f"operator {caller.name}", str(request.get("reason", "")))
+        commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             "status": self._status,
-            "mode": self._set_mode,
+            "mode": partial(self._set_mode, by=by),
             "kill": self._kill,
             "resume": self._resume,
             "acknowledge": self._acknowledge,
             "limit_set": self._limit_set,
-            "limit_restore": self._limit_restore,
+            "limit_restore": partial(self._limit_restore, by=by),
             "hint": self._hint,
             "traps_test": self._traps_test,
             "model_promote": self._model_promote,
             "model_roll_back": self._model_roll_back,
             "retrain_decided": self._retrain_decided,
             "drill": self._drill,
-            "reload": self._reload,
+            "reload": partial(self._reload, by=by),
         }
         command = commands.get(request["command"])
         if command is None:
             raise RpiError(f"unknown command {request['command']!r}; known: {', '.join(commands)}")
-        self._check_role(request["command"], caller)
+        self._check_role(request["command"], caller, by)
         if self._service.snapshot is None and request["command"] not in ("status", "kill", "resume"):
             raise NotRunningError("the daemon is still starting; try again in a moment")
         if ROLES[request["command"]] > Role.READ:
             log.info("asked", command=request["command"], by=caller.name, uid=caller.uid, pid=caller.pid)
+            self._service.audit.note(
+                "command", by, {"command": request["command"], "uid": caller.uid, "fields": request}
+            )
         return await command(request)
 
-    def _check_role(self, command: str, caller: Caller) -> None:
+    def _check_role(self, command: str, caller: Caller, by: By) -> None:
         needed = ROLES[command]
         if caller.role >= needed:
             return
@@ -103,18 +110,19 @@ class Operator:
         if self._refused_ns is None or now_ns - self._refused_ns >= REFUSALS_S * NS_PER_S:
             self._refused_ns = now_ns
             log.warning("refused", command=command, by=caller.name, uid=caller.uid, pid=caller.pid)
+            self._service.audit.note("command_refused", by, {"command": command, "uid": caller.uid})
         raise RefusedError(f"user {caller.name} may not ask for {command!r}: {self.groups.needed(needed)}")
 
     async def _status(self, request: dict[str, Any]) -> dict[str, Any]:
         return status_document(self._service)
 
-    async def _set_mode(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def _set_mode(self, request: dict[str, Any], by: By) -> dict[str, Any]:
         name = request.get("mode")
         if name not in (Mode.ADVISORY.value, Mode.CLOSED_LOOP.value):
             raise RpiError(f"mode {name!r} is not advisory or closed_loop")
         async with self.writing:
             if name == Mode.ADVISORY.value and self._service.limits.mode is Mode.CLOSED_LOOP:
-                await self._service.limits.restore(self._service.limits.rack.outlet_ids)
+                await self._service.limits.restore(self._service.limits.rack.outlet_ids, by)
             elif name == Mode.CLOSED_LOOP.value:
                 await self._service.limits.close_loop()
         log.warning("mode", mode=self._service.limits.mode.value)
@@ -142,13 +150,13 @@ class Operator:
         log.warning("ceiling", outlet=outlet, limit_w=limit_w, ttl_s=ttl_s, reason=ceiling.reason)
         return {"outlet": outlet, "limit_w": limit_w, "ttl_s": ttl_s}
 
-    async def _limit_restore(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def _limit_restore(self, request: dict[str, Any], by: By) -> dict[str, Any]:
         names = request.get("outlets") or []
         if not isinstance(names, list):
             raise RpiError(f"outlets is {names!r}; a list of outlet names is needed")
         named = [self._known_outlet(name) for name in names]
         async with self.writing:
-            restored = await self._service.limits.restore(named or self._service.limits.rack.outlet_ids)
+            restored = await self._service.limits.restore(named or self._service.limits.rack.outlet_ids, by)
         log.warning("restored", outlets=named or "all", verified=restored, reason=request.get("reason"))
         return {"restored": restored, "verified": restored, "mode": self._service.limits.mode.value}
 
@@ -209,11 +217,11 @@ class Operator:
         log.warning("drill", device=device, for_s=seconds)
         return {"device": device, "for_s": seconds}
 
-    async def _reload(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def _reload(self, request: dict[str, Any], by: By) -> dict[str, Any]:
         dry_run = request.get("dry_run", False)
         if not isinstance(dry_run, bool):
             raise RpiError(f"dry_run is {dry_run!r}; true or false is needed")
-        prepared = await self._service.reload.run(dry_run=dry_run)
+        prepared = await self._service.reload.run(dry_run=dry_run, by=by)
         return {"dry_run": dry_run, **prepared.document()}
 
     def _forget_watch(self) -> None:

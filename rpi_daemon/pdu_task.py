@@ -1,14 +1,16 @@
 """One PDU's I/O task: newest desired limits, polls, back-off and circuit breaker. It never makes another PDU wait."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 
 import structlog
 
+from rpi_daemon.audit import DAEMON, NOT_DURABLE, Asked, Audit, By, limit_intent
 from rpi_daemon.clock import NS_PER_S, Clock
 from rpi_daemon.device_task import PROBE_S, DeviceTask, jittered
-from rpi_daemon.drivers.base import MayWrite, PduDriver
+from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.errors import DeviceError
-from rpi_daemon.records import ApplyResult, Desired, LimitWrite, PduReport
+from rpi_daemon.records import ApplyResult, Desired, LimitState, LimitWrite, PduReport
 
 FAILURES_TO_OPEN = 1  # the session has retried already; 2 x 250 ms of silence is enough
 
@@ -25,10 +27,14 @@ class PduTask(DeviceTask[PduReport]):
         clock: Clock,
         *,
         poll_s: float,
-        write_allowed: MayWrite,
+        forbidden: Callable[[LimitWrite], str | None],
+        audit: Audit,
         meet: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`meet`: opens and checks the device when it answers at last, in place of the driver's `open`."""
+        """`forbidden`: why a write may not go out now, None where it may.
+
+        `meet`: opens and checks the device when it answers at last, in place of the driver's `open`.
+        """
         super().__init__(clock)
         self.pdu = pdu
         self.reachable = True
@@ -36,11 +42,14 @@ class PduTask(DeviceTask[PduReport]):
         self.failures = 0
         self.polls = 0
         self.verified = 0  # writes whose read-back was what was asked for
+        self.limits: Mapping[int, LimitState] = {}  # as last read, by outlet number
+        self.refused = ""  # why the newest write that was not made was not
         self._away_ns = 0
         self._silent_until_ns = 0
         self._driver = driver
         self._poll_s = poll_s
-        self._write_allowed = write_allowed
+        self._forbidden = forbidden
+        self._audit = audit
         self._meet = meet
         self._pending: tuple[LimitWrite, ...] = ()
         self._measured_ns = 0
@@ -77,10 +86,10 @@ class PduTask(DeviceTask[PduReport]):
         """How much longer a drill takes the device for silent; 0 without one."""
         return max(0.0, (self._silent_until_ns - self._clock.mono_ns()) / NS_PER_S)
 
-    async def write_exclusive(self, writes: Sequence[LimitWrite]) -> ApplyResult | None:
+    async def write_exclusive(self, writes: Sequence[LimitWrite], by: By) -> ApplyResult | None:
         """Write on somebody's word (restore): what waits is dropped, and the wire is used once `run` lets go of it."""
         self.withdraw()
-        return await self.write_now(writes)
+        return await self.write_now(writes, by=by)
 
     async def run(self) -> None:
         """Until `stop`: writes first, then the poll when it is due. An error other than DeviceError ends it."""
@@ -103,12 +112,26 @@ class PduTask(DeviceTask[PduReport]):
                 next_poll_ns = self._clock.mono_ns() + round(self._pause_s() * NS_PER_S)
                 await self._wait(self._pause_s())
 
-    async def write_now(self, writes: Sequence[LimitWrite], measured_ns: int | None = None) -> ApplyResult | None:
-        """Write one batch and read it back; also used at start and stop, when `run` is not running."""
+    async def write_now(
+        self, writes: Sequence[LimitWrite], measured_ns: int | None = None, by: By = DAEMON
+    ) -> ApplyResult | None:
+        """Write one batch and read it back; also used at start and stop, when `run` is not running.
+
+        Nothing is written before its audit record is durable, but what is protective where the disk fails. None: nothing
+        was written at all; `refused` says why.
+        """
         async with self._wire:
             # the kill switch: asked once the wire is ours, and by the driver again before each message
-            allowed = [write for write in writes if self._write_allowed(write)]
-            result = await self._driver.apply(allowed, self._write_allowed) if allowed else None
+            allowed = self._without(writes, self._forbidden, by)
+            result = None
+            if allowed:
+                intents = [limit_intent(self.pdu, write, self.limits.get(write.outlet)) for write in allowed]
+                asked = await self._audit.asked(self.pdu, intents, by)
+                if not asked.durable:
+                    waits = {w.outlet for w, intent in zip(allowed, intents, strict=True) if not intent.protective}
+                    allowed = self._without(allowed, lambda w: NOT_DURABLE if w.outlet in waits else None, by)
+                if allowed:
+                    result = await self._apply(allowed, asked)
         if result is None:
             self._inbox.append(PduReport(self.pdu, lost=True))
             return None
@@ -118,6 +141,33 @@ class PduTask(DeviceTask[PduReport]):
         if wrong:
             log.warning("pdu.not_verified", pdu=self.pdu, outlets=wrong)
         self._inbox.append(PduReport(self.pdu, result=result, measured_ns=measured_ns))
+        if len(allowed) < len(writes):
+            self._inbox.append(PduReport(self.pdu, lost=True))  # the others are to be asked for again
+        return result
+
+    def _without(
+        self, writes: Sequence[LimitWrite], forbidden: Callable[[LimitWrite], str | None], by: By
+    ) -> list[LimitWrite]:
+        """Those that may be written; the others are recorded with the reason."""
+        reasons = [(write, forbidden(write)) for write in writes]
+        for why in dict.fromkeys(why for _, why in reasons if why is not None):
+            refused = [limit_intent(self.pdu, w, self.limits.get(w.outlet)) for w, reason in reasons if reason == why]
+            self._audit.refused(self.pdu, refused, why, by)
+            self.refused = why
+        return [write for write, why in reasons if why is None]
+
+    async def _apply(self, writes: Sequence[LimitWrite], asked: Asked) -> ApplyResult:
+        try:
+            result = await self._driver.apply(writes, lambda write: self._forbidden(write) is None)
+        except BaseException as error:
+            self._audit.failed(asked, self.pdu, str(error) or type(error).__name__)
+            raise
+        self._audit.ended(asked, self.pdu, result.outcomes)
+        told = {o.outlet: o.read_back_w for o in result.outcomes if o.read_back_w is not None}
+        self.limits = {
+            number: replace(state, limit_w=told[number], enabled=True) if number in told else state
+            for number, state in self.limits.items()
+        }
         return result
 
     async def _poll(self) -> None:
@@ -128,6 +178,7 @@ class PduTask(DeviceTask[PduReport]):
             elif not self.reachable:
                 await self._driver.open()  # its address, engine or session may be another by now
             reading = await self._driver.read()
+        self.limits = reading.limits
         self.polls += 1
         self._succeeded()
         if reading.rebooted:

@@ -178,7 +178,7 @@ class Pipeline:
             self.rack,
             inputs.flags.pdu_unreachable,
         )  # fmt: skip
-        desired = self.actuator.step(now_ns, permitted, request, forecast)
+        desired = self.actuator.step(now_ns, permitted, request, forecast, allocation.grant_w)
         return Snapshot(
             now_ns, inputs.utc_ns, inputs.mode, readings, residual, forecast, request, allocation, self.safe,
             permitted, in_force, desired, foreign, foreign_caps, caps, cap_plan,

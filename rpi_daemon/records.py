@@ -388,6 +388,7 @@ class LimitWrite:
     outlet: int  # number on the PDU
     limit_w: float
     restore: LimitState | None = None
+    why: "Decision | None" = field(default=None, compare=False)  # None: a found value, or STATIC_SAFE without a loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -556,6 +557,7 @@ class Decision:
     margin_w: float
     forecast_w: float
     protective: bool
+    grant_w: float = float("nan")
 
 
 @dataclass(frozen=True, slots=True)

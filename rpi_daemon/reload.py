@@ -11,6 +11,7 @@ import structlog
 
 from rpi_daemon.allocator import allocate
 from rpi_daemon.assembly import tuning
+from rpi_daemon.audit import By
 from rpi_daemon.config.changes import Change, changes
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import Config
@@ -22,6 +23,8 @@ from rpi_daemon.records import FloatArray, Mode, RackModel
 
 if TYPE_CHECKING:
     from rpi_daemon.service import Service
+
+HUNG_UP = By("daemon", "SIGHUP")
 
 log = structlog.get_logger("rpi_daemon")
 
@@ -108,7 +111,7 @@ class Reload:
             except RpiError:
                 continue  # `run` has said so
 
-    async def run(self, *, dry_run: bool = False) -> Prepared:
+    async def run(self, *, dry_run: bool = False, by: By = HUNG_UP) -> Prepared:
         """Read the configuration again and take it over, all or nothing. Raises RpiError; then everything is as it was."""
         async with self._one:
             try:
@@ -118,7 +121,7 @@ class Reload:
                 if dry_run:
                     return prepared
                 async with self._service.operator.writing:
-                    await self._make_way(prepared)
+                    await self._make_way(prepared, by)
                     await self._swapped(prepared)
             except RpiError as error:
                 if not dry_run:
@@ -126,17 +129,20 @@ class Reload:
                     log.error("reload.refused", errors=self.refused, sha256=self._service.config.sha256)
                 raise
             self.refused = ()
+            changed = {"changed": prepared.text(), "sha256": prepared.config.sha256}
+            self._service.audit.note("configuration", by, changed)
             log.warning("reload.done", changed=prepared.text(), sha256=prepared.config.sha256)
             return prepared
 
-    async def _make_way(self, prepared: Prepared) -> None:
+    async def _make_way(self, prepared: Prepared, by: By) -> None:
         """All that may fail: found limits for outlets that are opted out, and the word on disk that `failsafe` acts on."""
         limits = self._service.limits
         before, mode = limits.released, limits.mode
         leaving = limits.rack.opted_in & ~prepared.rack.opted_in
         try:
             if mode is Mode.CLOSED_LOOP and leaving.any():
-                await limits.restore([n for n, leaves in zip(limits.rack.outlet_ids, leaving, strict=True) if leaves])
+                names = [n for n, leaves in zip(limits.rack.outlet_ids, leaving, strict=True) if leaves]
+                await limits.restore(names, by)
                 limits.mode = mode  # whatever is left of it
             standing = limits.standing_with(prepared.config, prepared.rack)
             await asyncio.to_thread(limits.save_standing, standing)

@@ -65,7 +65,7 @@ def caller_of(connection: socket.socket, groups: RoleGroups) -> Caller:
     with contextlib.suppress(OSError):  # more groups than fit: then only the first one counts
         packed = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * MOST_GROUPS)
         member_of.update(struct.unpack(f"{len(packed) // 4}I", packed))
-    return Caller(uid, pid, _user_name(uid), _role(uid, member_of, groups))
+    return Caller(uid, pid, user_name(uid), _role(uid, member_of, groups))
 
 
 def _role(uid: int, member_of: set[int], groups: RoleGroups) -> Role:
@@ -78,7 +78,8 @@ def _among(name: str | None, member_of: set[int]) -> bool:
     return name is not None and group_id(name) in member_of
 
 
-def _user_name(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """The number where nobody knows a name."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

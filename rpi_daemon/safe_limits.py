@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
+from rpi_daemon.audit import DAEMON, Audit, By, limit_intent
 from rpi_daemon.cap_task import CapTask
 from rpi_daemon.clock import Clock
 from rpi_daemon.config.rack import rack_model
@@ -63,11 +64,16 @@ class SafeLimits:
         config: Config,
         guard: GuardConfig,
         clock: Clock,
+        audit: Audit,
         *,
+        by: By = DAEMON,
         state_dir: Path | None = None,
         heard: Callable[[PduReport], None] = lambda _: None,
     ) -> None:
-        """`heard` is told what every write came to, and every reading beside it. `state_dir`: if not the configured one."""
+        """`by`: who writes STATIC_SAFE. `heard` is told what every write came to, and every reading beside it.
+
+        `state_dir`: if not the configured one.
+        """
         self.rack: RackModel = rack_model(config)
         self.mode = Mode(config.daemon.mode)
         self.released: frozenset[str] = frozenset()  # outlets given back to their owner
@@ -88,6 +94,8 @@ class SafeLimits:
         self._guard = guard
         self._clock = clock
         self._heard = heard
+        self.audit = audit
+        self._by = by
         self._state_dir = state_dir or config.path(config.daemon.state_dir)
         self._kill_switch = KillSwitch(self._state_dir / KILL_FILE)
         self._opted_in = self.rack.opted_in.copy()  # before anything was given back
@@ -249,6 +257,7 @@ class SafeLimits:
         if why_not is not None:
             self.opt_out(pdu, why_not)
         self.tasks[pdu] = self._task(options)
+        self.tasks[pdu].limits = reading.limits
         return reading
 
     async def _identified(self, options: Pdu, proofs: Proofs) -> tuple[PduReading, str | None]:
@@ -274,9 +283,14 @@ class SafeLimits:
 
     def _task(self, options: Pdu, meet: Callable[[], Awaitable[None]] | None = None) -> PduTask:
         pdu = options.id
-        write_allowed = partial(self._write_allowed, pdu)
         return PduTask(
-            pdu, self.drivers[pdu], self._clock, poll_s=options.poll_s, write_allowed=write_allowed, meet=meet
+            pdu,
+            self.drivers[pdu],
+            self._clock,
+            poll_s=options.poll_s,
+            forbidden=partial(self._forbidden, pdu),
+            audit=self.audit,
+            meet=meet,
         )
 
     def open_caps(self, stack: contextlib.AsyncExitStack, settle_s: Mapping[str, float]) -> None:
@@ -294,7 +308,8 @@ class SafeLimits:
             driver,
             self._clock,
             poll_s=cap.poll_s,
-            write_allowed=partial(self._cap_write_allowed, cap.load),
+            forbidden=partial(self._cap_forbidden, cap.load),
+            audit=self.audit,
         )
         task.inbox(CapReport(cap.load, found=self.found_caps.caps.get(cap.load), settle_s=settle_s))
         self.cap_tasks[cap.load] = task
@@ -339,23 +354,33 @@ class SafeLimits:
 
     # -- asked at the driver's door, immediately before each write
 
-    def _write_allowed(self, pdu: str, write: LimitWrite) -> bool:
-        if self.killed() or not self.found.knows(pdu, write.outlet):
-            return False
+    def _forbidden(self, pdu: str, write: LimitWrite) -> str | None:
+        """Why a limit may not be written now; None where it may."""
+        if self.killed():
+            return "the kill switch is engaged"
+        if not self.found.knows(pdu, write.outlet):
+            return "no found limit is saved"
         if write.restore is not None or self.lease is None:
-            return True
-        return self.mode is Mode.CLOSED_LOOP and not self.lease.expired(self._clock.mono_ns())
+            return None
+        return self._loop_forbidden(self.lease)
 
-    def _cap_write_allowed(self, load: str, restoring: bool) -> bool:
-        """As `_write_allowed`, for a server's cap; one that was given back is not ours, whatever still waits for its BMC."""
-        if self.killed() or load not in self.found_caps.caps:
-            return False
+    def _cap_forbidden(self, load: str, restoring: bool) -> str | None:
+        """As `_forbidden`, for a server's cap; one that was given back is not ours, whatever still waits for its BMC."""
+        if self.killed():
+            return "the kill switch is engaged"
+        if load not in self.found_caps.caps:
+            return "no found cap is saved"
         if restoring:
-            return True
+            return None
         if self.given_back(load):
-            return False
-        expired = self.lease is not None and self.lease.expired(self._clock.mono_ns())
-        return self.mode is Mode.CLOSED_LOOP and not expired
+            return "it was given back"
+        return self._loop_forbidden(self.lease)
+
+    def _loop_forbidden(self, lease: Lease | None) -> str | None:
+        if self.mode is not Mode.CLOSED_LOOP:
+            return f"mode {self.mode.value}"
+        expired = lease is not None and lease.expired(self._clock.mono_ns())
+        return "the control loop's lease has expired" if expired else None
 
     # -- STATIC_SAFE
 
@@ -394,11 +419,15 @@ class SafeLimits:
         if not task.met:
             raise DeviceError(f"PDU {pdu!r} has not answered since the start")
         reading = await driver.read()
+        task.limits = reading.limits
         writes = static_safe_writes(self.rack, pdu, reading, self._guard, self.known)
         if writes and (self.mode is Mode.ADVISORY or self.killed()):
+            why = "the kill switch is engaged" if self.killed() else f"mode {self.mode.value}"
+            wanted = [limit_intent(pdu, write, reading.limits.get(write.outlet)) for write in writes]
+            self.audit.refused(pdu, wanted, why, self._by)
             writes = ()
         elif writes:
-            result = await task.write_now(writes)
+            result = await task.write_now(writes, by=self._by)
             if result is not None:
                 self._heard(PduReport(pdu, result=result))
                 if when == "start" and (refusal := _write_denied(result)):
@@ -476,7 +505,7 @@ class SafeLimits:
         ours = np.array([name not in outlets for name in self.rack.outlet_ids])
         self.rack = replace(self.rack, opted_in=self._opted_in & ours)
 
-    async def restore(self, outlets: Sequence[str]) -> int:
+    async def restore(self, outlets: Sequence[str], by: By) -> int:
         """Put found limits and caps back where we may write, and let go of them until `mode closed_loop`.
 
         Returns how many there were, all of them verified. Every PDU has its turn; what could not be put back stays ours,
@@ -488,10 +517,10 @@ class SafeLimits:
         names = self.rack.outlet_ids
         chosen = {name for name, ours in zip(names, self._opted_in, strict=True) if ours and name in outlets}
         self.release(self.released | frozenset(outlets))
-        failed = await self._restore_caps(lowering=True)
+        failed = await self._restore_caps(by, lowering=True)
         for pdu in self.tasks:
-            failed |= await self._restore_pdu(pdu, chosen)
-        failed |= await self._restore_caps(lowering=False)
+            failed |= await self._restore_pdu(pdu, chosen, by)
+        failed |= await self._restore_caps(by, lowering=False)
         self.release(self.released - failed.keys())
         if len(self.released) == self.rack.n:
             self.mode = Mode.ADVISORY
@@ -506,7 +535,7 @@ class SafeLimits:
             )
         return len(chosen)
 
-    async def _restore_caps(self, *, lowering: bool) -> dict[str, str]:
+    async def _restore_caps(self, by: By, *, lowering: bool) -> dict[str, str]:
         """The found caps of the servers whose outlets are all given back: lower ones before the outlets' limits, others after.
 
         Outlets of those that are not back, with the reason.
@@ -522,16 +551,16 @@ class SafeLimits:
                 stands = await task.read()
                 if (_cap_w(found) < _cap_w(stands)) is not lowering or stands.raw == found.raw:
                     continue
-                outcome = await task.restore(found)
+                outcome = await task.restore(found, by)
             except DeviceError as error:
                 failed |= dict.fromkeys(outlets, f"cap of {load}: {error}")
                 continue
             if outcome is None or not outcome.verified:
-                reason = "the kill switch was engaged" if outcome is None else outcome.refused or "another cap stands"
+                reason = task.refused if outcome is None else outcome.refused or "another cap stands"
                 failed |= dict.fromkeys(outlets, f"cap of {load}: {reason}")
         return failed
 
-    async def _restore_pdu(self, pdu: str, names: Collection[str]) -> dict[str, str]:
+    async def _restore_pdu(self, pdu: str, names: Collection[str], by: By) -> dict[str, str]:
         """The found limits of these outlets, as far as they are on this PDU; those that are not back, with the reason."""
         mine = {
             self.rack.number_of[i]: name
@@ -542,11 +571,11 @@ class SafeLimits:
         if not writes:
             return {}
         try:
-            result = await self.tasks[pdu].write_exclusive(writes)
+            result = await self.tasks[pdu].write_exclusive(writes, by)
         except DeviceError as error:
             return dict.fromkeys(mine.values(), str(error))
         if result is None:
-            return dict.fromkeys(mine.values(), "the kill switch was engaged")
+            return dict.fromkeys(mine.values(), self.tasks[pdu].refused)
         return {mine[o.outlet]: o.refused or "holds another value" for o in result.outcomes if not o.verified}
 
 

@@ -19,6 +19,7 @@ import structlog
 from rpi_daemon._fastpath import core
 from rpi_daemon.alarms import Facts
 from rpi_daemon.assembly import build_pipeline, needs_model, settings
+from rpi_daemon.audit import Audit, By
 from rpi_daemon.cap_task import LOCKED_OUT_S
 from rpi_daemon.capping import NO_PLAN
 from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
@@ -100,7 +101,8 @@ class Service:
         self.state_dir = config.path(config.daemon.state_dir)
         self.runtime_dir = config.path(config.daemon.runtime_dir)
         guard = settings(GuardConfig, config.guard)
-        self.limits = SafeLimits(config, guard, self.clock, heard=self._count)
+        self.audit = Audit(self.state_dir, self.clock, keep_days=config.audit.keep_days)
+        self.limits = SafeLimits(config, guard, self.clock, self.audit, heard=self._count)
         self.boards: list[BoardLink] = []
         self.lowest_caps_w: dict[str, float] = {}  # that were wanted
         self.score = RunScore(self.limits.rack)
@@ -129,6 +131,7 @@ class Service:
         self.pinger = Pinger(self.heartbeats, self.clock)
         self._turned_ns = self._ticked_ns = self.started_ns
         self._late_ticks = 0
+        self._was_killed = False
         self._stopping = asyncio.Event()
         self._event_fd = -1
         self._stack = contextlib.AsyncExitStack()
@@ -213,6 +216,9 @@ class Service:
         if self.keeping is not None:
             self.keeping.open()
             self._stack.callback(self.keeping.close)
+        begun = {"rack": self.config.rack.id, "mode": self.config.daemon.mode, "sha256": self.config.sha256}
+        self.audit.open(**begun)
+        self._stack.callback(self.audit.close)
         for address, pdu_id in {
             address_of(pdu): pdu.id for pdu in used_pdus(self.config)
         }.items():  # a chain has one address
@@ -419,10 +425,14 @@ class Service:
         reports = tuple(report for task in self.limits.tasks.values() for report in task.take_reports())
         for report in reports:
             self._count(report)
+        killed = self.limits.killed()
+        if killed is not self._was_killed:
+            self._was_killed = killed
+            self.audit.note("kill_switch", By("kill switch"), {"engaged": killed})
         inputs = TickInputs(
             now_ns=now_ns,
             utc_ns=self.clock.utc_ns(),
-            mode=Mode.ADVISORY if self.limits.killed() else self.limits.mode,
+            mode=Mode.ADVISORY if killed else self.limits.mode,
             flags=self._flags(),
             reports=reports,
             hints=tuple(self.operator.hints),
@@ -476,6 +486,9 @@ class Service:
         return Facts(
             mode=self.limits.mode,
             killed=self.limits.killed(),
+            history_failing=self.keeping.failing if self.keeping is not None else None,
+            set_aside=self.audit.set_aside + (self.keeping.set_aside if self.keeping is not None else 0),
+            audit_head=str(self.audit.head) if self.audit.head.seq else None,
             model=None if model is None else f"{model.name} {model.sha256[:12]}",
             model_refused=self.model_refused,
             boards_absent=frozenset(link.board.id for link in self.boards if not link.sampler.connected()),
@@ -497,6 +510,7 @@ class Service:
             ),
             tick_overrun=self._late_ticks > OVERRUN_TICKS,
             lease_expired=self.limits.lease is not None and self.limits.lease.expired(self.clock.mono_ns()),
+            audit_not_durable=self.audit.look(),
         )
 
     def _count(self, report: PduReport) -> None:

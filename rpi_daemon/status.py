@@ -60,6 +60,7 @@ def status_document(service: "Service") -> dict[str, Any]:
             "hangs": dict(service.heartbeats.verdict.hangs),
             "starves": dict(service.heartbeats.verdict.starves),
         },
+        "audit": service.audit.status(),
         "history": service.keeping.status() if service.keeping is not None else None,
         "retrain": service.learning.status() if service.learning is not None else None,
         "summary": summary(service),

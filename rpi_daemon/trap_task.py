@@ -307,7 +307,8 @@ class Traps:
         every_s = self._config.traps.heartbeat_s
         if every_s > 0.0 and now_ns - self._heartbeat_ns >= every_s * NS_PER_S:
             self._heartbeat_ns = now_ns
-            beat = Notice("heartbeat", "event", Severity.INFO, "", "", "running", utc_ns)
+            text = "running" if facts.audit_head is None else f"running; audit head {facts.audit_head}"
+            beat = Notice("heartbeat", "event", Severity.INFO, "", "", text, utc_ns)
             notices.append(self._with_standing(beat, snapshot))
         if notices or changed:
             self._tell(notices, changed=changed or bool(found))

@@ -25,9 +25,10 @@ from rpi_daemon.history.weeks import (
     PATTERN,
     Layout,
     StoredLimit,
-    delete_old,
+    delete_files,
     insert,
     is_damaged,
+    old_files,
     open_for_writing,
     path_of,
     set_aside,
@@ -309,7 +310,7 @@ class Historian:
         self._close_file()
         self._folder.mkdir(parents=True, exist_ok=True)
         oldest = path_of(self._folder, time.time_ns() - self._keep_ns).name
-        self.counters.files_deleted += delete_old(self._folder, PATTERN, oldest, path)
+        self.counters.files_deleted += delete_files(old_files(self._folder, PATTERN, oldest, path))
         self._connection, self._path = open_for_writing(path), path
         return self._connection
 

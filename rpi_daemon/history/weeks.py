@@ -247,16 +247,19 @@ def set_aside(path: Path, why: str) -> None:
     log.error("history.set_aside", path=str(aside), error=why)
 
 
-def delete_old(folder: Path, pattern: str, oldest: str, in_use: Path) -> int:
-    """Delete the files of weeks before `oldest`, set-aside ones among them: whole files, never rows. Returns how many."""
-    deleted = 0
-    for path in [*folder.glob(pattern), *folder.glob(f"{pattern}{ASIDE}*[0-9]")]:
-        if path.name < oldest and path != in_use:
-            for suffix in ("", "-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            deleted += 1
-            log.info("history.deleted", path=str(path))
-    return deleted
+def old_files(folder: Path, pattern: str, oldest: str, in_use: Path) -> list[Path]:
+    """The files of weeks before `oldest`, set-aside ones among them."""
+    found = [*folder.glob(pattern), *folder.glob(f"{pattern}{ASIDE}*[0-9]")]
+    return [path for path in found if path.name < oldest and path != in_use]
+
+
+def delete_files(paths: Sequence[Path]) -> int:
+    """Delete whole files, never rows. Returns how many. Raises OSError."""
+    for path in paths:
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        log.info("history.deleted", path=str(path))
+    return len(paths)
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:

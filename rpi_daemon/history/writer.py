@@ -1,4 +1,4 @@
-"""The one thread that writes to disk, so that no disk ever keeps the control loop waiting."""
+"""The threads that write to disk, so that no disk ever keeps the control loop waiting."""
 
 import queue
 import threading
@@ -21,13 +21,13 @@ class Writer:
     A job counts its own failures: it raises nothing. One that does all the same is a defect, and costs itself alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "history") -> None:
         self.busy_ns: int | None = (
             None  # CLOCK_MONOTONIC: since when it has been doing the job at hand; None: it waits for one
         )
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         # A daemon thread: one that is stuck in `write` must not keep the process from ending.
-        self._thread = threading.Thread(target=self._run, name="history", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()

@@ -11,7 +11,8 @@ from rpi_daemon import __version__
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.errors import RpiError
-from rpi_daemon.history.events import Event, read_events
+from rpi_daemon.history.chain import Event
+from rpi_daemon.history.events import read_events
 from rpi_daemon.history.historian import BY_MINUTE, MINUTE_NS, REQUEST_WEIGHT, WEIGHT
 from rpi_daemon.history.query import damage_notes
 from rpi_daemon.history.show import stamp

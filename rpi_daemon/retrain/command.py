@@ -17,7 +17,8 @@ from rpi_daemon.config.load import read_config
 from rpi_daemon.config.schema import Config
 from rpi_daemon.control import SOCKET_NAME, ControlClient
 from rpi_daemon.errors import ConfigError, NotRunningError, RpiError
-from rpi_daemon.history.events import Event, EventLog
+from rpi_daemon.history.chain import Event
+from rpi_daemon.history.events import EventLog
 from rpi_daemon.host import folder_lock
 from rpi_daemon.models.forecaster import SHIPPED
 from rpi_daemon.models.library import SHIPPED_NAME, Library, Standing

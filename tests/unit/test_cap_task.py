@@ -5,7 +5,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from audit_rig import ListAudit
 
+from rpi_daemon.audit import By
 from rpi_daemon.cap_task import LOCKED_OUT_S, PROBE_MOST_S, CapTask
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.errors import AuthError, DeviceError
@@ -70,13 +72,15 @@ class Bench:
         self.clock = ManualClock()
         self.server = VirtualServer(self.clock)
         self.allowed = True
+        self.audit = ListAudit()
         self.task = CapTask(
             "server-1",
             "192.0.2.30",
             self.server,
             self.clock,
             poll_s=1000.0,
-            write_allowed=lambda restoring: self.allowed,
+            forbidden=lambda restoring: None if self.allowed else "the kill switch is engaged",
+            audit=self.audit,
         )
 
     def desire(self, cap_w: float | None) -> None:
@@ -140,7 +144,7 @@ def test_nothing_is_written_where_writing_is_forbidden_and_the_stage_hears_of_it
         await turns()
         assert not bench.server.asked
         assert [r.lost for r in bench.task.take_reports()] == [True]
-        assert await bench.task.restore(CapReading(0, None, None, False)) is None
+        assert await bench.task.restore(CapReading(0, None, None, False), By("operator test")) is None
 
     scenario(story)
 

@@ -151,6 +151,7 @@ def test_every_status_key_told_is_there() -> None:
             "trap_task.py",
             "telemetry_task.py",
             "keeping.py",
+            "audit.py",
             "retrain/task.py",
             "reasons.py",
         )

@@ -63,8 +63,8 @@ def test_a_clock_that_went_back_opens_no_older_file(tmp_path: Path) -> None:
         ("UPDATE event SET data = '{}' WHERE seq = 7", "number 7"),
         ("UPDATE event SET t_ns = t_ns + 1 WHERE seq = 7", "number 7"),
         ("UPDATE event SET name = 'x' WHERE seq = 7", "number 7"),
-        ("DELETE FROM event WHERE seq = 7", "1 events are missing before number 8"),
-        ("DELETE FROM event WHERE seq < 4", "3 events are missing before number 4"),
+        ("DELETE FROM event WHERE seq = 7", "1 records are missing before number 8"),
+        ("DELETE FROM event WHERE seq < 4", "3 records are missing before number 4"),
         ("UPDATE event SET seq = -seq WHERE seq IN (7, 8)", "number"),
         ("INSERT INTO event SELECT 31, t_ns, t_mono_ns, name, data, hash FROM event WHERE seq = 9", "number 31"),
     ],
@@ -110,9 +110,12 @@ def test_old_weeks_are_deleted_and_the_rest_of_the_chain_holds(tmp_path: Path) -
     old.close()
     assert (old.deleted, len(list(tmp_path.glob("*.sqlite")))) == (3, 1)
     chain = verify(tmp_path)
-    assert (chain.events, chain.broken) == (1, ())
+    assert (chain.events, chain.broken) == (2, ())
     assert chain.first is not None
     assert chain.first.seq == 10, "it says where it begins"
+    told, late = read_events(tmp_path, 0, END)
+    assert (told.name, told.data["begins"], len(told.data["deleted"])) == ("chain.shortened", 10, 3)
+    assert (late.name, late.seq) == ("state", 11)
 
 
 def test_a_file_that_somebody_took_away_shows(tmp_path: Path) -> None:
@@ -120,7 +123,7 @@ def test_a_file_that_somebody_took_away_shows(tmp_path: Path) -> None:
     gone = sorted(tmp_path.glob("*.sqlite"))[1]
     gone.unlink()
     assert verify(tmp_path).broken == (
-        "events-2027W02.sqlite: 3 events are missing before it: a file was deleted or set aside",
+        "events-2027W02.sqlite: 3 records are missing before it: a file was deleted or set aside",
     )
 
 
@@ -131,7 +134,7 @@ def test_the_first_events_of_a_file_cannot_be_taken_away_with_its_start(tmp_path
         connection.execute("DELETE FROM event WHERE seq = 4")
     connection.close()
     assert verify(tmp_path).broken == (
-        "events-2027W01.sqlite: 1 events are missing before it: a file was deleted or set aside",
+        "events-2027W01.sqlite: 1 records are missing before it: a file was deleted or set aside",
     )
 
 
@@ -150,8 +153,11 @@ def test_a_file_that_is_damaged_while_it_is_written_is_set_aside_and_said(tmp_pa
     log.close()
     assert log.set_aside == 1
     assert [(event.seq, event.name) for event in read_events(tmp_path, 0, END)] == [(201, "mode"), (202, "mode")]
-    (told,) = verify(tmp_path).broken
-    assert "set aside as damaged; what it held is not in the chain" in told
+    begins, aside = verify(tmp_path).broken
+    assert (
+        begins == "events-2026W53.sqlite: it begins with number 201, and no record says that older files were deleted"
+    )
+    assert "set aside as damaged; what it held is not in the chain" in aside
 
 
 def test_a_file_that_was_deleted_under_the_daemon_is_begun_anew(tmp_path: Path) -> None:

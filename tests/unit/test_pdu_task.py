@@ -5,7 +5,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
+from audit_rig import ListAudit
 
+from rpi_daemon.audit import By
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.drivers.base import MayWrite, always
 from rpi_daemon.errors import DeviceError
@@ -92,7 +94,15 @@ class Bench:
     def __init__(self, allowed: Callable[[LimitWrite], bool] = lambda write: True) -> None:
         self.clock = ManualClock(10**12)
         self.device = VirtualPdu(self.clock)
-        self.task = PduTask("pdu", self.device, self.clock, poll_s=0.01, write_allowed=allowed)
+        self.audit = ListAudit()
+        self.task = PduTask(
+            "pdu",
+            self.device,
+            self.clock,
+            poll_s=0.01,
+            forbidden=lambda write: None if allowed(write) else "the kill switch is engaged",
+            audit=self.audit,
+        )
 
     async def until(self, true: Callable[[], bool]) -> None:
         """Let the loop turn until it is so; virtual time goes on with it."""
@@ -242,7 +252,7 @@ def test_the_kill_switch_counts_for_a_batch_that_waits_for_the_wire_or_is_under_
     async def play(bench: Bench) -> None:
         bench.device.gate.clear()  # a poll holds the wire
         await bench.until(lambda: bench.device.reads > 0)
-        waits = asyncio.create_task(bench.task.write_exclusive([LimitWrite(1, 100.0)]))
+        waits = asyncio.create_task(bench.task.write_exclusive([LimitWrite(1, 100.0)], By("operator test")))
         await asyncio.sleep(0)
         killed.append(True)
         bench.device.gate.set()
@@ -266,7 +276,7 @@ def test_restore_waits_for_the_wire_and_drops_what_waits() -> None:
         bench.ask(o1=100.0)
         await bench.until(lambda: bench.device._busy)
         bench.ask(o1=200.0)
-        restoring = asyncio.create_task(bench.task.write_exclusive([LimitWrite(1, 613.0)]))
+        restoring = asyncio.create_task(bench.task.write_exclusive([LimitWrite(1, 613.0)], By("operator test")))
         await asyncio.sleep(0)
         bench.device.gate.set()
         result = await restoring

@@ -157,7 +157,7 @@ def test_without_groups_only_root_and_the_daemon_operate() -> None:
 
 def test_every_command_has_its_least_role() -> None:
     source = (ROOT / "rpi_daemon/operator.py").read_text(encoding="utf-8")
-    table = source[source.index("commands = {") : source.index("command = commands.get")]
+    table = source[source.index("commands: ") : source.index("command = commands.get")]
     assert set(re.findall(r'"(\w+)":', table)) == set(ROLES)
 
 

@@ -129,7 +129,12 @@ def test_systemd_hears_of_a_pdu_task_that_hangs(tmp_path: Path) -> None:
     async def look() -> None:
         daemon, device = Ticking(tmp_path, 0.1, 1), Device()
         task = PduTask(
-            "pdu", cast(PduDriver, device), daemon.manual, poll_s=daemon.config.pdu[0].poll_s, write_allowed=bool
+            "pdu",
+            cast(PduDriver, device),
+            daemon.manual,
+            poll_s=daemon.config.pdu[0].poll_s,
+            forbidden=str,
+            audit=daemon.audit,
         )
         daemon.limits.tasks["pdu"] = task
         running = asyncio.create_task(task.run())
@@ -162,7 +167,7 @@ def test_a_cap_that_was_given_back_is_not_written_by_what_still_waits(tmp_path: 
     daemon = Ticking(tmp_path, 0.0, 0)
     daemon.limits.mode = Mode.CLOSED_LOOP
     daemon.limits.found_caps = FoundCaps({"load": CapReading(0, None, None, False, ())})
-    assert daemon.limits._cap_write_allowed("load", False)
+    assert daemon.limits._cap_forbidden("load", False) is None
     daemon.limits.release(frozenset({"pdu/1"}))
-    assert not daemon.limits._cap_write_allowed("load", False)
-    assert daemon.limits._cap_write_allowed("load", True)
+    assert daemon.limits._cap_forbidden("load", False) == "it was given back"
+    assert daemon.limits._cap_forbidden("load", True) is None
