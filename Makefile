@@ -57,6 +57,18 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/all.py $(BENCH_ARGS)
 	$(BIN)/python bench/figures.py
 
+# What others install: dist/*.whl, dist/*.deb (Debian bookworm, on a machine of its architecture).
+wheel: $(VENV)/.dependencies
+	rm -rf build/lib* build/bdist*
+	$(BIN)/pip wheel -q --no-deps --no-build-isolation --wheel-dir dist .
+
+deb: $(VENV)/.dependencies
+	packaging/deb.sh $(abspath $(BIN))/python
+
+# On this machine, as root, after `make wheel`: PREFIX=/usr/local, DESTDIR=, PYTHON=/usr/bin/python3. See docs/operations.md.
+install uninstall:
+	packaging/install.sh $@
+
 # For work on the code: edits are seen at once; after touching .pyx, .pxi or .h run `python setup.py build_ext --inplace`.
 dev: $(VENV)/.dependencies
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
