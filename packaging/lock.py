@@ -1,6 +1,6 @@
 """Writes requirements.txt: the dependencies of the package, as exact wheels of Debian bookworm's Python on every machine that is built for.
 
-    python packaging/lock.py > packaging/requirements.txt
+python packaging/lock.py > packaging/requirements.txt
 """
 
 import json
