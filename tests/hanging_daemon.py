@@ -6,8 +6,10 @@ sooner, for tests of what is found.
 
 import asyncio
 import ctypes
+import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 from rpi_daemon import service
 from rpi_daemon.config.load import load_config
 from rpi_daemon.log import logging_to_stderr
+from rpi_daemon.retrain.process import Training, TrainingError
 from rpi_daemon.service import Service
 
 QUICK_S = 0.7  # in place of what the service allows
@@ -69,13 +72,30 @@ def history(daemon: Service, going: Going) -> None:
     daemon.keeping.writer.put(lambda: block(daemon, going))
 
 
+def train(daemon: Service, _: Going) -> None:
+    """A training with less memory than it needs, as a child of this daemon; what became of it is in the file `training`."""
+    folder = daemon.state_dir.parent
+    order = json.loads((folder / "order").read_text(encoding="utf-8"))
+
+    def run() -> None:
+        try:
+            Training(order, memory_mb=90.0, minutes=3.0).run()
+            said = "it ended well"
+        except TrainingError as error:
+            said = str(error)
+        (folder / "training.new").write_text(said, encoding="utf-8")
+        (folder / "training.new").rename(folder / "training")
+
+    threading.Thread(target=run, name="training").start()
+
+
 async def until(going: Going) -> None:
     while not going():  # noqa: ASYNC110  a file has no event
         await asyncio.sleep(LOOK_S)
 
 
 HANGS: dict[str, Callable[[Service, Going], None]] = {
-    item.__name__: item for item in (block, spin, hold, control, pdu, history)
+    item.__name__: item for item in (block, spin, hold, control, pdu, history, train)
 }
 
 

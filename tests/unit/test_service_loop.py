@@ -16,7 +16,7 @@ from rpi_daemon.heartbeats import Heartbeats
 from rpi_daemon.pdu_task import PduTask
 from rpi_daemon.pipeline import Pipeline
 from rpi_daemon.records import CapReading, Mode, PduReading
-from rpi_daemon.service import OVERRUN_TICKS, WIRE_S, Service
+from rpi_daemon.service import OVERRUN_TICKS, WIRE_S, Service, late_ticks
 
 CONFIG = """
 [rack]
@@ -111,6 +111,14 @@ def test_ticks_that_miss_no_window_are_not_late(tmp_path: Path, tick_s: float) -
     daemon = Ticking(tmp_path, tick_s, ticks=10)
     asyncio.run(_run(daemon))
     assert not any(daemon.overruns)
+
+
+def test_what_is_made_up_for_in_a_burst_was_late_all_the_same() -> None:
+    count, counts = 0, []
+    for gap_ms in (100, 280, 5, 5, 280, 3, 280, 8, 280, 6, 100, 280):
+        count = late_ticks(count, gap_ms * 1_000_000)
+        counts.append(count)
+    assert counts == [0, 1, 1, 1, 2, 2, 3, 3, 4, 4, 0, 1]
 
 
 class Device:
