@@ -627,11 +627,12 @@ def limit_restore(
         document, text = failsafe.restore(config_path, state_dir, for_s, outlets)
         show(document, as_json, text)
         sys.exit(0 if document["ok"] else DeviceError.exit_code)
+    from rpi_daemon.found import lost_text
+
     with client(config_path) as daemon:
         answer = daemon.ask("limit_restore", outlets=list(outlets), reason=reason)
-    show(
-        answer, as_json, f"restored {answer['restored']} outlets, verified {answer['verified']}; mode {answer['mode']}"
-    )
+    words = f"restored {answer['restored']} outlets, verified {answer['verified']}; mode {answer['mode']}"
+    show(answer, as_json, "\n".join([words, *([lost_text(answer["lost"])] if answer["lost"] else ())]))
 
 
 @main.command("failsafe")

@@ -1,7 +1,12 @@
-"""Small files that a crash leaves whole: the old one or the new."""
+"""Small files that a crash leaves whole: the old one or the new; and, of what must not be lost, a second copy."""
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
 def create(path: Path, flags: int) -> int:
@@ -29,3 +34,56 @@ def write_durably(path: Path, content: str | bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def copy_of(path: Path) -> Path:
+    """Where the second copy of a file is."""
+    return path.with_name(path.name + ".copy")
+
+
+def write_twice(path: Path, content: str) -> None:
+    """Durably, one after the other: a disk that damages one file leaves the other. What stands there already is not written."""
+    for one in (path, copy_of(path)):
+        try:
+            if one.read_bytes() == content.encode():
+                continue
+        except OSError:
+            pass  # written anew, or the error comes from there
+        write_durably(one, content)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept(Generic[T]):
+    """What `read_twice` found."""
+
+    value: T | None  # none: there is no such file, or no whole one
+    damaged: str = ""  # what is wrong with the file; its copy was used if there is a value
+
+
+def read_twice(path: Path, parse: Callable[[str], T]) -> Kept[T]:
+    """A file, or its second copy where it is damaged. One that was taken away is gone, copy or not.
+
+    `parse` raises ValueError for a damaged text. Raises OSError where a file is there and cannot be read.
+    """
+    damaged = ""
+    for one in (path, copy_of(path)):
+        try:
+            return Kept(parse(one.read_text(encoding="utf-8")), damaged)
+        except FileNotFoundError:
+            if one == path:
+                break
+        except (ValueError, RecursionError) as error:
+            damaged = damaged or f"{one}: damaged ({str(error).partition(chr(10))[0]})"
+    return Kept(None, damaged)
+
+
+def keep_damaged(path: Path) -> None:
+    """A copy of a damaged file and of its second copy, for whoever wants to look; a disk that takes none changes nothing.
+
+    The file itself stays until it is written anew: one that is gone would count as taken away.
+    """
+    for one in (path, copy_of(path)):
+        try:
+            write_durably(one.with_name(one.name + ".damaged"), one.read_bytes())
+        except OSError:
+            continue

@@ -14,10 +14,11 @@ from rpi_daemon.audit import FAILSAFE, Audit, By
 from rpi_daemon.capping import Capping
 from rpi_daemon.clock import SystemClock
 from rpi_daemon.config.changes import changes
-from rpi_daemon.config.load import read_config
+from rpi_daemon.config.load import read_config, read_folders
 from rpi_daemon.config.schema import Cap, Config, Daemon, Pdu
 from rpi_daemon.devices import address_of, used_pdus
 from rpi_daemon.errors import ConfigError, DeviceError, LockedError, RpiError
+from rpi_daemon.found import lost_text
 from rpi_daemon.guard import GuardConfig, away_from_static_safe
 from rpi_daemon.host import pdu_lock, process_age_s
 from rpi_daemon.log import logging_to_stderr
@@ -43,7 +44,8 @@ def in_force(config_path: Path, state_dir: Path | None) -> InForce:
     """The state folder's word; the configuration file's where there is none. Raises RpiError where there is neither."""
     config, broken = _configuration(config_path)
     notes = [] if broken is None else [str(broken).partition("\n")[0]]
-    for folder in _folders(config, state_dir):
+    folders = [state_dir] if state_dir is not None else _folders(config_path)
+    for folder in folders:
         try:
             standing = Standing.read(folder)
         except ConfigError as error:
@@ -57,11 +59,10 @@ def in_force(config_path: Path, state_dir: Path | None) -> InForce:
             notes.append(f"{config_path} has changed since the daemon read it: acting on what was last in force")
         return InForce(standing, folder, tuple(notes))
     if config is None:
-        places = " or ".join(str(folder) for folder in _folders(config, state_dir))
+        places = " or ".join(map(str, folders))
         raise RpiError("\n".join([*notes, f"no {STANDING_FILE} in {places}: nothing tells what to make safe"]))
-    folder = state_dir or config.path(config.daemon.state_dir)
-    notes.append(f"no {STANDING_FILE} in {folder}: acting on {config_path}")
-    return InForce(Standing(config, Mode(config.daemon.mode)), folder, tuple(notes))
+    notes.append(f"no {STANDING_FILE} in {folders[0]}: acting on {config_path}")
+    return InForce(Standing(config, Mode(config.daemon.mode)), folders[0], tuple(notes))
 
 
 def _configuration(path: Path) -> tuple[Config | None, ConfigError | None]:
@@ -71,11 +72,11 @@ def _configuration(path: Path) -> tuple[Config | None, ConfigError | None]:
         return None, error
 
 
-def _folders(config: Config | None, named: Path | None) -> list[Path]:
+def _folders(config_path: Path) -> list[Path]:
     """Where the state may be, the likeliest first: an edited configuration may name another folder than the one in force."""
-    if named is not None:
-        return [named]
-    places = [config.path(config.daemon.state_dir)] if config is not None else []
+    places = []
+    with contextlib.suppress(ConfigError):
+        places.append(read_folders(config_path)[0])
     of_unit = os.environ.get("STATE_DIRECTORY", "").split(":")[0]  # systemd.exec(5)
     return [*places, *([Path(of_unit)] if of_unit else []), Path(Daemon().state_dir)]
 
@@ -93,7 +94,7 @@ class PduEnd:
     outlets: int  # that are ours to make safe
     written: int = 0
     away: list[int] | None = (
-        None  # numbers of ours that stand elsewhere; None: not read. Without an error they may not move
+        None  # numbers of ours that stand elsewhere, None: not read; without an error they may not move
     )
     error: str = ""
     limits_w: dict[int, float | None] = field(default_factory=dict)
@@ -161,17 +162,22 @@ def restore(
         if unknown := set(outlets) - set(limits.rack.outlet_ids):
             raise RpiError(f"no outlet is called {sorted(unknown)[0]!r}; known: {', '.join(limits.rack.outlet_ids)}")
         names = outlets or limits.rack.outlet_ids
-        restored, errors = asyncio.run(_put_back(limits, found.standing.config, names, until_s, by))
+        restored, lost, errors = asyncio.run(_put_back(limits, found.standing.config, names, until_s, by))
     document = {
         "schema": 1,
         "ok": not errors,
         "mode": limits.mode.value,
         "restored": restored,
+        "lost": lost,
         "notes": found.notes,
         "errors": errors,
     }
-    words = f"restored {restored} outlets, verified; mode {limits.mode.value}" if not errors else ""
-    return document, "\n".join(filter(None, [*found.notes, *errors, words]))
+    if not errors:
+        words = [
+            f"restored {restored} outlets, verified; mode {limits.mode.value}",
+            *([lost_text(lost)] if lost else ()),
+        ]
+    return document, "\n".join([*found.notes, *(errors or words)])
 
 
 def _told(
@@ -227,8 +233,8 @@ async def _make_safe(limits: SafeLimits, config: Config, until_s: float) -> tupl
 
 async def _put_back(
     limits: SafeLimits, config: Config, names: Sequence[str], until_s: float, by: By
-) -> tuple[int, list[str]]:
-    """How many limits are back, and what went wrong."""
+) -> tuple[int, list[str], list[str]]:
+    """How many limits are back, of which outlets they are lost, and what went wrong."""
     pdus, caps = used_pdus(config), _caps_of_ours(limits, config)
     async with _connections() as stack:
         opened = await asyncio.gather(
@@ -240,11 +246,11 @@ async def _put_back(
         reached = [name for name in names if name.partition("/")[0] not in silent]
         try:
             async with asyncio.timeout(until_s - time.monotonic()):
-                return await limits.restore(reached, by), errors
+                return *await limits.restore(reached, by), errors
         except TimeoutError:
-            return 0, [*errors, "not all limits could be put back in time; try again with a longer --for"]
+            return 0, [], [*errors, "not all limits could be put back in time; try again with a longer --for"]
         except DeviceError as error:
-            return 0, [*errors, str(error)]
+            return 0, [], [*errors, str(error)]
 
 
 @contextlib.asynccontextmanager
@@ -319,6 +325,7 @@ def _caps_of_ours(limits: SafeLimits, config: Config) -> list[Cap]:
         cap
         for cap in config.cap
         if limits.mode is Mode.CLOSED_LOOP
-        and cap.load in opted_in & limits.found_caps.caps.keys()
+        and cap.load in opted_in
+        and limits.found_caps.may_write(cap.load)
         and not limits.given_back(cap.load)
     ]

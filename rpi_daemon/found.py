@@ -1,13 +1,13 @@
 """The limits and server caps found at first contact, kept on disk: what `limit restore` puts back."""
 
 import contextlib
+import hashlib
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rpi_daemon.errors import ConfigError
 from rpi_daemon.records import CapReading, LimitKind, LimitState, LimitWrite, PduReading
 
 SCHEMA = 1
@@ -18,11 +18,24 @@ class FoundLimits:
     """The limits found at first contact, per PDU and outlet number; kept on disk before the first write."""
 
     pdus: Mapping[str, Mapping[int, LimitState]]
+    lost: frozenset[str] = (
+        frozenset()
+    )  # PDUs of which it was known and is not any more: docs/decisions/damaged-found-limits.md
 
     def with_pdu(self, pdu: str, reading: PduReading) -> "FoundLimits":
         """Add a PDU's limits; an outlet whose limit could be read before stays as it was first found."""
+        if pdu in self.lost:
+            return self  # what stands there now may be ours
         kept = {number: state for number, state in self.pdus.get(pdu, {}).items() if state.raw}
-        return FoundLimits({**self.pdus, pdu: {**reading.limits, **kept}})
+        return replace(self, pdus={**self.pdus, pdu: {**reading.limits, **kept}})
+
+    def met(self, pdu: str) -> bool:
+        """Whether a daemon has spoken to this PDU before."""
+        return pdu in self.pdus or pdu in self.lost
+
+    def may_write(self, pdu: str, outlet: int) -> bool:
+        """Whether nothing that could be put back would be lost by a write."""
+        return pdu in self.lost or self.knows(pdu, outlet)
 
     def knows(self, pdu: str, outlet: int) -> bool:
         """Whether this outlet's limit can be put back: a device that just started may lack it. No write before that."""
@@ -58,14 +71,15 @@ class FoundLimits:
             }
             for pdu, limits in self.pdus.items()
         }
-        return json.dumps({"schema": SCHEMA, "pdus": pdus}, indent=1, sort_keys=True)
+        return _text({"pdus": pdus, "lost": sorted(self.lost)}, pdus)
 
     @classmethod
     def from_json(cls, text: str) -> "FoundLimits":
-        """Raises ConfigError when the text is damaged or of another schema."""
-        with _readable("limits", "PDUs"):
-            pdus = _content(text)["pdus"]
-            return cls({p: {int(k): _state(v) for k, v in limits.items()} for p, limits in pdus.items()})
+        """Raises ValueError when the text is damaged or of another schema."""
+        with _readable("limits"):
+            data = _content(text, "pdus")
+            pdus = {p: {int(k): _state(v) for k, v in limits.items()} for p, limits in data["pdus"].items()}
+            return cls(pdus, frozenset(data.get("lost", ())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,47 +87,72 @@ class FoundCaps:
     """The cap found on each load's server at first contact; kept on disk before the first write."""
 
     caps: Mapping[str, CapReading]
+    lost: frozenset[str] = frozenset()  # loads, as in FoundLimits
 
     def with_cap(self, load: str, reading: CapReading) -> "FoundCaps":
         """Add a server's cap, once it could be read; what was found first stays."""
-        return self if load in self.caps or reading.active is None else FoundCaps({**self.caps, load: reading})
+        known = load in self.caps or load in self.lost
+        return self if known or reading.active is None else self.with_caps({load: reading})
+
+    def with_caps(self, caps: Mapping[str, CapReading]) -> "FoundCaps":
+        """Take these as the found ones."""
+        return replace(self, caps={**self.caps, **caps})
+
+    def may_write(self, load: str) -> bool:
+        """As of FoundLimits."""
+        return load in self.lost or load in self.caps
 
     def to_json(self) -> str:
         caps = {
             load: {"cap_w": r.cap_w, "active": r.active, "raw": [[name, value] for name, value in r.raw]}
             for load, r in self.caps.items()
         }
-        return json.dumps({"schema": SCHEMA, "caps": caps}, indent=1, sort_keys=True)
+        return _text({"caps": caps, "lost": sorted(self.lost)}, caps)
 
     @classmethod
     def from_json(cls, text: str) -> "FoundCaps":
-        """Raises ConfigError when the text is damaged or of another schema."""
-        with _readable("caps", "servers"):
-            caps = _content(text)["caps"]
-            return cls(
-                {
-                    load: CapReading(0, None, r["cap_w"], r["active"], tuple((name, value) for name, value in r["raw"]))
-                    for load, r in caps.items()
-                }
-            )
+        """Raises ValueError when the text is damaged or of another schema."""
+        with _readable("caps"):
+            data = _content(text, "caps")
+            caps = {
+                load: CapReading(0, None, r["cap_w"], r["active"], tuple((name, value) for name, value in r["raw"]))
+                for load, r in data["caps"].items()
+            }
+            return cls(caps, frozenset(data.get("lost", ())))
+
+
+def lost_text(outlets: Sequence[str]) -> str:
+    """For outlets whose found limits no file tells any more."""
+    return f"what was found on {', '.join(outlets)} is lost (a damaged file): what stands there stays; set it by hand"
 
 
 @contextlib.contextmanager
-def _readable(what: str, devices: str) -> Iterator[None]:
+def _readable(what: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"the file of found {what} is damaged ({error}); restore it from a backup, or delete it to take "
-            f"the {what} that stand on the {devices} now as the found ones"
-        ) from error
+        raise ValueError(f"found {what}: {error!r}") from None
 
 
-def _content(text: str) -> Any:
+def _text(content: dict[str, Any], devices: Mapping[str, Any]) -> str:
+    """With a digest per device: one bit that rots is never put back as a limit, and a device may be taken out by hand."""
+    digests = {name: _digest(name, item) for name, item in devices.items()}
+    return json.dumps({"schema": SCHEMA, **content, "sha256": digests}, indent=1, sort_keys=True)
+
+
+def _content(text: str, devices: str) -> Any:
     data = json.loads(text)
     if data["schema"] != SCHEMA:
         raise ValueError(f"schema {data['schema']}")
+    digests = data.get("sha256")
+    for name, item in data[devices].items():
+        if digests is not None and digests[name] != _digest(name, item):
+            raise ValueError(f"the digest of {name} does not fit")
     return data
+
+
+def _digest(name: str, item: Any) -> str:
+    return hashlib.sha256(json.dumps([name, item], sort_keys=True).encode()).hexdigest()
 
 
 def _state(item: Any) -> LimitState:

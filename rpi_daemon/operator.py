@@ -156,9 +156,9 @@ class Operator:
             raise RpiError(f"outlets is {names!r}; a list of outlet names is needed")
         named = [self._known_outlet(name) for name in names]
         async with self.writing:
-            restored = await self._service.limits.restore(named or self._service.limits.rack.outlet_ids, by)
+            restored, lost = await self._service.limits.restore(named or self._service.limits.rack.outlet_ids, by)
         log.warning("restored", outlets=named or "all", verified=restored, reason=request.get("reason"))
-        return {"restored": restored, "verified": restored, "mode": self._service.limits.mode.value}
+        return {"restored": restored, "verified": restored, "lost": lost, "mode": self._service.limits.mode.value}
 
     async def _hint(self, request: dict[str, Any]) -> dict[str, Any]:
         load = request.get("load")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rpi_daemon.durable import write_durably
+from rpi_daemon.durable import read_twice, write_twice
 from rpi_daemon.errors import ConfigError
 from rpi_daemon.records import PduIdentity
 
@@ -27,16 +27,12 @@ class Proofs:
         """The proofs in a state folder; none where there is no file. Raises ConfigError when it is damaged."""
         path = folder / PROOF_FILE
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data["schema"] != SCHEMA or not all(isinstance(item, dict) for item in data["devices"].values()):
-                raise ValueError("another schema")
-        except FileNotFoundError:
-            return cls({})
+            kept = read_twice(path, _devices)
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path}: damaged ({error}); delete it and run bench/hil/pdu_hil.py again") from None
-        return cls(data["devices"])
+        if kept.value is None and kept.damaged:
+            raise ConfigError(f"{kept.damaged}; delete it and run bench/hil/pdu_hil.py again")
+        return cls(kept.value or {})
 
     def hold(self, identity: PduIdentity, address: str, profile_digest: str) -> bool:
         """Whether the bench has passed on this very device, with this firmware and this profile (`devices.profile_digest`)."""
@@ -46,7 +42,18 @@ class Proofs:
         """Write down, durably, that it has passed now. Raises OSError."""
         self.devices[_device(identity, address)] = _facts(identity, profile_digest)
         text = json.dumps({"schema": SCHEMA, "devices": self.devices}, indent=1, sort_keys=True)
-        write_durably(folder / PROOF_FILE, text)
+        write_twice(folder / PROOF_FILE, text)
+
+
+def _devices(text: str) -> dict[str, dict[str, Any]]:
+    """Raises ValueError when the text is damaged."""
+    try:
+        data = json.loads(text)
+        if data["schema"] != SCHEMA or not all(isinstance(item, dict) for item in data["devices"].values()):
+            raise ValueError("another schema")
+        return dict(data["devices"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{error!r}") from None
 
 
 def _device(identity: PduIdentity, address: str) -> str:

@@ -18,8 +18,8 @@ from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import Cap, Config, Pdu
 from rpi_daemon.devices import address_of, cap_driver, pdu_driver, profile_digest, used_pdus
 from rpi_daemon.drivers.base import PduDriver
-from rpi_daemon.durable import write_durably
-from rpi_daemon.errors import DeviceError, RpiError
+from rpi_daemon.durable import keep_damaged, read_twice, write_twice
+from rpi_daemon.errors import ConfigError, DeviceError, RpiError
 from rpi_daemon.found import FoundCaps, FoundLimits
 from rpi_daemon.guard import KILL_FILE, GuardConfig, KillSwitch, away_from_static_safe, static_safe_writes
 from rpi_daemon.host import process_age_s
@@ -87,6 +87,7 @@ class SafeLimits:
         self.known: Readings | None = None  # the draws, at stop; at start only the PDUs themselves tell any
         self.stands: dict[str, PduReading] = {}  # as `static_safe` left it
         self.static_safe_s: float | None = None  # when it was verified, in seconds of this process
+        self.damaged: list[str] = []  # files of found limits and caps
         self.differs: dict[str, list[int]] = {}  # outlets away from STATIC_SAFE that may not be written
         self.meters_only: dict[str, str] = {}  # PDUs whose outlets would be written but for this reason
         self.killed_in_memory = False  # the kill switch could not be written to disk
@@ -128,23 +129,37 @@ class SafeLimits:
     # -- what was found
 
     def read_found(self) -> None:
-        """What earlier runs found. Raises RpiError where it is there and cannot be read."""
-        path = self._state_dir / FOUND_FILE
+        """What earlier runs found; where it is damaged twice over, that it is lost. Raises RpiError where it cannot be read."""
         try:
-            self.found = FoundLimits.from_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            log.info("found_limits.none", path=str(path))
+            limits = read_twice(self._state_dir / FOUND_FILE, FoundLimits.from_json)
+            caps = read_twice(self._state_dir / FOUND_CAPS_FILE, FoundCaps.from_json)
         except OSError as error:
-            raise RpiError(f"{path}: {error.strerror}; the daemon's user must own daemon.state_dir") from None
-        caps = self._state_dir / FOUND_CAPS_FILE
-        if caps.exists():
-            self.found_caps = FoundCaps.from_json(caps.read_text(encoding="utf-8"))
+            raise RpiError(f"{error.filename}: {error.strerror}; the daemon's user must own daemon.state_dir") from None
+        pdus, loads = {pdu.id for pdu in used_pdus(self._config)}, {cap.load for cap in self._config.cap}
+        self.found = limits.value or FoundLimits({}, frozenset(pdus if limits.damaged else ()))
+        self.found_caps = caps.value or FoundCaps({}, frozenset(loads if caps.damaged else ()))
+        for name, kept in ((FOUND_FILE, limits), (FOUND_CAPS_FILE, caps)):
+            if kept.damaged:
+                log.error("found_limits.damaged", path=name, error=kept.damaged, lost=kept.value is None)
+        self.damaged = [name for name, kept in ((FOUND_FILE, limits), (FOUND_CAPS_FILE, caps)) if kept.damaged]
+        if limits.value is None and not limits.damaged:
+            log.info("found_limits.none", path=str(self._state_dir / FOUND_FILE))
+
+    def repair_found(self) -> None:
+        """Keep damaged files of found limits and caps for people, and write what is known again. Raises RpiError."""
+        for name in self.damaged:
+            keep_damaged(self._state_dir / name)
+        if FOUND_FILE in self.damaged:
+            self.save_found(self.found)
+        if FOUND_CAPS_FILE in self.damaged and not self.save_found_caps(self.found_caps):
+            raise RpiError(f"{self._state_dir / FOUND_CAPS_FILE}: damaged, and the disk takes no new one")
+        self.damaged = []
 
     def save_found(self, limits: FoundLimits) -> None:
         """Before the first write: what is put back at `limit restore`."""
         path = self._state_dir / FOUND_FILE
         try:
-            write_durably(path, limits.to_json())
+            write_twice(path, limits.to_json())
         except OSError as error:
             raise RpiError(
                 f"{path}: {error.strerror}; nothing is written to a PDU before the limits found on it are saved"
@@ -163,7 +178,7 @@ class SafeLimits:
     def save_found_caps(self, caps: FoundCaps) -> bool:
         """As `save_found`, for servers' caps; False where they could not be saved."""
         try:
-            write_durably(self._state_dir / FOUND_CAPS_FILE, caps.to_json())
+            write_twice(self._state_dir / FOUND_CAPS_FILE, caps.to_json())
         except OSError as error:
             log.error("found_limits.not_saved", error=str(error))
             return False
@@ -181,7 +196,7 @@ class SafeLimits:
     def keep_to_found(self) -> None:
         """Without a loop nothing is met for the first time: what was never found was never written, and stays alone."""
         outlets = zip(self.rack.pdu_of, self.rack.number_of, strict=True)
-        self._opted_in &= np.array([self.found.knows(pdu, number) for pdu, number in outlets])
+        self._opted_in &= np.array([self.found.may_write(pdu, number) for pdu, number in outlets])
         self.release(self.released)
 
     # -- what it stands for
@@ -214,7 +229,7 @@ class SafeLimits:
         proofs = self.proofs()
         first_met = False
         for options in used_pdus(self._config):
-            known = options.id in self.found.pdus
+            known = self.found.met(options.id)
             try:
                 reading = await self.open_pdu(options, proofs, stack)
             except DeviceError as error:
@@ -244,8 +259,12 @@ class SafeLimits:
         self.differs.pop(options.id, None)  # from here on the loop tells of its limits
 
     def proofs(self) -> Proofs:
-        """The devices on which the bench has passed."""
-        return Proofs.read(self._state_dir)
+        """The devices on which the bench has passed; none where the file that says so is damaged."""
+        try:
+            return Proofs.read(self._state_dir)
+        except ConfigError as error:
+            log.error("proofs.damaged", error=str(error))
+            return Proofs({})
 
     async def open_pdu(self, options: Pdu, proofs: Proofs, stack: contextlib.AsyncExitStack) -> PduReading:
         """Connect, identify, opt out what may not be written; also used again after a failure. Raises DeviceError."""
@@ -358,7 +377,7 @@ class SafeLimits:
         """Why a limit may not be written now; None where it may."""
         if self.killed():
             return "the kill switch is engaged"
-        if not self.found.knows(pdu, write.outlet):
+        if not self.found.may_write(pdu, write.outlet):
             return "no found limit is saved"
         if write.restore is not None or self.lease is None:
             return None
@@ -368,7 +387,7 @@ class SafeLimits:
         """As `_forbidden`, for a server's cap; one that was given back is not ours, whatever still waits for its BMC."""
         if self.killed():
             return "the kill switch is engaged"
-        if load not in self.found_caps.caps:
+        if not self.found_caps.may_write(load):
             return "no found cap is saved"
         if restoring:
             return None
@@ -505,10 +524,11 @@ class SafeLimits:
         ours = np.array([name not in outlets for name in self.rack.outlet_ids])
         self.rack = replace(self.rack, opted_in=self._opted_in & ours)
 
-    async def restore(self, outlets: Sequence[str], by: By) -> int:
+    async def restore(self, outlets: Sequence[str], by: By) -> tuple[int, list[str]]:
         """Put found limits and caps back where we may write, and let go of them until `mode closed_loop`.
 
-        Returns how many there were, all of them verified. Every PDU has its turn; what could not be put back stays ours,
+        Returns how many are back, all of them verified, and the outlets whose found limit is lost: what stands there stays.
+        Every PDU has its turn; what could not be put back stays ours,
         so that no limit is left there without a loop behind it, and DeviceError names it. Without any outlet of ours left
         the mode is advisory.
         """
@@ -516,6 +536,7 @@ class SafeLimits:
             raise RpiError("the kill switch is engaged: nothing is written; `rpi-daemon resume` releases it")
         names = self.rack.outlet_ids
         chosen = {name for name, ours in zip(names, self._opted_in, strict=True) if ours and name in outlets}
+        lost = sorted(name for name in chosen if name.partition("/")[0] in self.found.lost)
         self.release(self.released | frozenset(outlets))
         failed = await self._restore_caps(by, lowering=True)
         for pdu in self.tasks:
@@ -533,7 +554,7 @@ class SafeLimits:
             raise DeviceError(
                 f"{len(chosen - failed.keys())} of {len(chosen)} found limits are back; these are not and stay ours: {words}"
             )
-        return len(chosen)
+        return len(chosen) - len(lost), lost
 
     async def _restore_caps(self, by: By, *, lowering: bool) -> dict[str, str]:
         """The found caps of the servers whose outlets are all given back: lower ones before the outlets' limits, others after.

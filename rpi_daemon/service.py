@@ -28,7 +28,6 @@ from rpi_daemon.control import SOCKET_NAME, ControlServer
 from rpi_daemon.devices import address_of, host_driver, used_pdus, write_budgets
 from rpi_daemon.errors import DeviceError, ModelError, RpiError
 from rpi_daemon.features import BoardSetup
-from rpi_daemon.found import FoundCaps
 from rpi_daemon.guard import GuardConfig, HealthFlags, ladder, loadings
 from rpi_daemon.heartbeats import Heartbeats, Pinger, progress
 from rpi_daemon.host import folder_lock, notify, pdu_lock
@@ -236,6 +235,7 @@ class Service:
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stack.callback(os.close, self._event_fd)
         self.limits.read_found()
+        self.limits.repair_found()
         self.settle = SettleTimes(self.state_dir / SETTLE_FILE)
 
     def _begin_pinging(self) -> None:
@@ -466,7 +466,7 @@ class Service:
             link.maintain()
         self.traps.watch(self.limits.rack, snapshot, self._facts())
         owners = self.pipeline.capping.owners
-        if owners and self.limits.save_found_caps(FoundCaps({**self.limits.found_caps.caps, **owners})):
+        if owners and self.limits.save_found_caps(self.limits.found_caps.with_caps(owners)):
             owners.clear()
         if self.keeping is not None:
             self.keeping.tick(snapshot)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rpi_daemon.config.changes import SET_BY_LOADER
 from rpi_daemon.config.schema import Config
-from rpi_daemon.durable import write_durably
+from rpi_daemon.durable import read_twice, write_twice
 from rpi_daemon.errors import ConfigError
 from rpi_daemon.records import Mode
 
@@ -26,57 +27,49 @@ class Standing:
     meters_only: Mapping[str, str] = field(default_factory=dict)  # PDUs that may not be written, and why
 
     def save(self, folder: Path) -> None:
-        """Durably; a file that says the same already is not written again. Raises OSError."""
-        path, text = folder / STANDING_FILE, self.to_json()
-        try:
-            if path.read_text(encoding="utf-8") == text:
-                return
-        except (OSError, ValueError):
-            pass  # gone or damaged: written anew
-        write_durably(path, text)
+        """Durably, twice; what stands there already is not written again. Raises OSError."""
+        write_twice(folder / STANDING_FILE, self.to_json())
 
     @classmethod
     def read(cls, folder: Path) -> "Standing | None":
         """None where no daemon has run yet. Raises ConfigError when the file is damaged or cannot be read."""
         path = folder / STANDING_FILE
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
+            kept = read_twice(path, cls.from_json)
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path}: damaged, or of another version ({_first_line(error)})") from None
+        if kept.value is None and kept.damaged:
+            raise ConfigError(kept.damaged)
+        return kept.value
 
     def to_json(self) -> str:
         content = {
             "mode": self.mode.value,
             "released": sorted(self.released),
             "meters_only": dict(self.meters_only),
-            "base_dir": self.config.base_dir,
+            "read": {name: getattr(self.config, name) for name in SET_BY_LOADER},
             "config": self.config.model_dump(mode="json"),
         }
         return json.dumps({"schema": SCHEMA, "sha256": _digest(content), "content": content}, indent=1, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Standing":
-        """Raises ValueError, KeyError, TypeError or AttributeError when the text is damaged or of another schema."""
-        data = json.loads(text)
-        content = data["content"]
-        if data["schema"] != SCHEMA or data["sha256"] != _digest(content):
-            raise ValueError("its digest does not fit")
-        config = Config.model_validate_json(json.dumps(content["config"]))
-        return cls(
-            config.model_copy(update={"base_dir": content["base_dir"]}),
-            Mode(content["mode"]),
-            frozenset(content["released"]),
-            content["meters_only"],
-        )
+        """Raises ValueError when the text is damaged or of another schema."""
+        try:
+            data = json.loads(text)
+            content = data["content"]
+            if data["schema"] != SCHEMA or data["sha256"] != _digest(content):
+                raise ValueError("its digest does not fit, or it is of another version")
+            config = Config.model_validate_json(json.dumps(content["config"]))
+            return cls(
+                config.model_copy(update={name: content["read"][name] for name in SET_BY_LOADER}),
+                Mode(content["mode"]),
+                frozenset(content["released"]),
+                content["meters_only"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{error!r}") from None
 
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

@@ -239,12 +239,18 @@ def test_a_state_folder_that_cannot_be_made(fresh: Place) -> None:
     assert "state_dir" in line
 
 
-def test_found_limits_that_are_damaged(fresh: Place) -> None:
+def test_found_limits_that_are_damaged(fresh: Place, may_write: None) -> None:
     (fresh.folder / "state").mkdir()
     (fresh.folder / "state" / "found-limits.json").write_text('{"schema": 1, "pdus"')
-    code, line = refused(fresh.write())
-    assert code == 3
-    assert "found limits is damaged" in line
+    with running(lambda: Daemon(fresh.write())) as daemon:
+        daemon.normal()
+        (said,) = daemon.log("found_limits.damaged")
+        assert (said["path"], said["lost"]) == ("found-limits.json", True)
+        assert daemon.status()["static_safe_verified_s"] is not None
+        answer = daemon.ask("limit_restore", outlets=[])
+        assert (answer["restored"], len(answer["lost"]), answer["mode"]) == (0, 11, "advisory")
+        assert daemon.stop() == 0
+    assert (fresh.folder / "state" / "found-limits.json.damaged").exists()
 
 
 def test_commands_without_a_daemon(fresh: Place) -> None:

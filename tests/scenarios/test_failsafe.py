@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from scenario_rack import Daemon, Place, RackProcess, cli, on_pdu, running
 
+from rpi_daemon.durable import copy_of
 from rpi_daemon.records import LimitWrite
 from rpi_daemon.standing import STANDING_FILE
 
@@ -50,13 +51,14 @@ def gone(place: Place, rack: RackProcess) -> Gone:
 @pytest.fixture
 def killed(gone: Gone, rack: RackProcess) -> Iterator[Gone]:
     """As when it was killed: its files, and a limit away from STATIC_SAFE on each PDU."""
-    text, standing = gone.config.read_text(), (gone.state / STANDING_FILE).read_bytes()
+    kept = [gone.config, gone.state / STANDING_FILE, copy_of(gone.state / STANDING_FILE)]
+    octets = [path.read_bytes() for path in kept]
     for pdu in ("pdu-a", "pdu-b"):
         on_pdu(gone.config, pdu, [1, 2], lambda driver: driver.apply([LimitWrite(1, 320.0), LimitWrite(2, 610.0)]))
     yield gone
     rack.ask(pdu="pdu-a", faults={})
-    gone.config.write_text(text, encoding="utf-8")
-    (gone.state / STANDING_FILE).write_bytes(standing)
+    for path, before in zip(kept, octets, strict=True):
+        path.write_bytes(before)
     (gone.state / "kill").unlink(missing_ok=True)
 
 
@@ -101,7 +103,7 @@ def test_after_kill_9_failsafe_leaves_static_safe(killed: Gone, rack: RackProces
 
 def test_it_acts_on_what_was_in_force_when_the_configuration_is_broken(killed: Gone, rack: RackProcess) -> None:
     killed.config.write_text(killed.config.read_text().replace("[rack]", "[rock"), encoding="utf-8")
-    code, document = failsafe(killed, "--state-dir", str(killed.state))
+    code, document = failsafe(killed)
     assert code == 0
     assert "not valid TOML" in document["notes"][0]
     assert at_static_safe(rack) == OURS
@@ -117,7 +119,8 @@ def test_it_acts_on_what_was_in_force_when_outlets_were_taken_out_since(killed: 
 
 
 def test_a_damaged_standing_leaves_the_configuration(killed: Gone, rack: RackProcess) -> None:
-    (killed.state / STANDING_FILE).write_text("{", encoding="utf-8")
+    for path in (killed.state / STANDING_FILE, copy_of(killed.state / STANDING_FILE)):
+        path.write_text("{", encoding="utf-8")
     code, document = failsafe(killed)
     assert code == 0
     assert "damaged" in document["notes"][0]

@@ -1,5 +1,6 @@
 """Found limits: as first found, on disk and back."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpi_daemon.durable import write_durably
-from rpi_daemon.errors import ConfigError
 from rpi_daemon.found import FoundLimits
 from rpi_daemon.records import LimitKind, LimitState, LimitWrite, PduReading
 
@@ -36,8 +36,39 @@ def test_found_limits_survive_the_disk(found: FoundLimits) -> None:
 @settings(max_examples=50)
 @given(st.one_of(st.text(max_size=60), found_limits.map(lambda x: x.to_json()[:-3])))
 def test_a_damaged_file_is_a_clear_mistake(text: str) -> None:
-    with pytest.raises(ConfigError, match="found limits is damaged"):
+    with pytest.raises(ValueError, match="found limits"):
         FoundLimits.from_json(text)
+
+
+@given(st.data())
+def test_a_changed_octet_is_never_put_back(data: st.DataObject) -> None:
+    """Refused, or nothing that would be written has changed."""
+    found = FoundLimits({"pdu-0": {1: _state(800.0, 8), 2: _state(700.0, 7)}, "pdu-1": {1: _state(600.0, 6)}})
+    octets = bytearray(found.to_json().encode())
+    octets[data.draw(st.integers(0, len(octets) - 1))] ^= data.draw(st.integers(1, 127))
+    try:
+        read = FoundLimits.from_json(octets.decode())
+    except ValueError:
+        return
+    for pdu in found.pdus:
+        assert read.writes(pdu, [1, 2]) in (found.writes(pdu, [1, 2]), ())
+
+
+def test_a_device_may_be_taken_out_by_hand() -> None:
+    found = FoundLimits({"pdu-0": {1: _state(800.0, 8)}, "pdu-1": {1: _state(600.0, 6)}})
+    data = json.loads(found.to_json())
+    del data["pdus"]["pdu-0"]
+    assert FoundLimits.from_json(json.dumps(data)) == FoundLimits({"pdu-1": {1: _state(600.0, 6)}})
+
+
+def test_of_what_is_lost_nothing_is_found_anew() -> None:
+    """What stands there may be ours: it may be written, and is never taken for the owner's."""
+    found = FoundLimits({}, frozenset({"pdu-0"})).with_pdu("pdu-0", _reading({1: _state(550.0, 5)}))
+    assert found == FoundLimits.from_json(found.to_json()) == FoundLimits({}, frozenset({"pdu-0"}))
+    assert found.met("pdu-0")
+    assert found.may_write("pdu-0", 1)
+    assert not found.may_write("pdu-1", 1)
+    assert found.writes("pdu-0", [1]) == ()
 
 
 def _reading(limits: dict[int, LimitState]) -> PduReading:
