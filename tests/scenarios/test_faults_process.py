@@ -81,7 +81,7 @@ class Tick:
         for _ in range(ticks):
             head = self.ring.head
             for k in range(head, head + 100):
-                self.ring.push(k, k * MS, k, 0, np.array([100, 100, 23_000], np.int32))
+                self.ring.push(k, k * MS, k, 0, np.array([100 + k % 2, 101 - k % 2, 23_000 + k % 3], np.int32))
             now_ns = (head + 100) * MS
             snapshot = self.pipeline.step(
                 TickInputs(now_ns, now_ns, Mode.CLOSED_LOOP, HealthFlags(), acknowledged=acknowledged)

@@ -97,7 +97,7 @@ class Rig(Service):
         for _ in range(ticks):
             head = self.ring.head
             for k in range(head, head + 100):
-                self.ring.push(k, k * MS, k, 0, np.array([100, 100, 23_000], np.int32))
+                self.ring.push(k, k * MS, k, 0, np.array([100 + k % 2, 101 - k % 2, 23_000 + k % 3], np.int32))
             self.manual.advance(0.1)
             self._tick(self.pipeline, self.manual.mono_ns())
             assert self.snapshot is not None
