@@ -155,7 +155,7 @@ class Audit:
         self._keep_days = keep_days
         self._who = who
         self._number = 0
-        self._writer = Writer("audit")
+        self.writer = Writer("audit")
         self._log: ChainLog | None = None
         self._waiting: deque[_Waiting] = deque()
         self._in_hand_ns: int | None = None  # when what the thread is storing came in
@@ -168,7 +168,7 @@ class Audit:
 
     def open(self, **fields: str) -> None:
         """Begin, and record these facts of it; the files are opened by the thread."""
-        self._writer.start()
+        self.writer.start()
         self.note("begin", By(self._who), {"pid": os.getpid(), "version": __version__, **fields})
 
     async def asked(self, device: str, intents: Sequence[Intent], by: By = DAEMON) -> Asked:
@@ -213,10 +213,10 @@ class Audit:
         now_ns = self._clock.mono_ns()
         if self.failing is not None and now_ns - self._tried_ns >= RETRY_S * NS_PER_S:
             self._tried_ns = now_ns
-            self._writer.put(self._store)
+            self.writer.put(self._store)
         if self.head != self._head_kept and now_ns - self._head_kept_ns >= HEAD_S * NS_PER_S:
             self._head_kept_ns = now_ns
-            self._writer.put(self._keep_head)
+            self.writer.put(self._keep_head)
         if self.head.seq and (self._head_said_ns is None or now_ns - self._head_said_ns >= HEAD_SAID_S * NS_PER_S):
             self._head_said_ns = now_ns
             log.info("audit.head", head=str(self.head))
@@ -234,10 +234,10 @@ class Audit:
     def close(self) -> bool:
         """Store what waits, for a few seconds at most. False where the disk did not take it."""
         self.note("end", By(self._who), {})
-        self._writer.put(self._store)
-        self._writer.put(self._keep_head)
-        self._writer.put(self._close_files)
-        finished = self._writer.close()
+        self.writer.put(self._store)
+        self.writer.put(self._keep_head)
+        self.writer.put(self._close_files)
+        finished = self.writer.close()
         if not finished or self._waiting:
             log.error("audit.not_finished", **self.status())
         elif self.head.seq:
@@ -263,7 +263,7 @@ class Audit:
         event = Event(self._clock.utc_ns(), self._clock.mono_ns(), name, record)
         self._waiting.append(_Waiting(event, durable))
         if self.failing is None:
-            self._writer.put(self._store)
+            self.writer.put(self._store)
 
     # -- the audit's thread
 

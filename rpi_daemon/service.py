@@ -75,7 +75,7 @@ STOP_TIMEOUT_S = 5.0
 DEVICE_DEFAULT_S = 5.0  # all PDUs silent for this long; until then the limits hold, as for one of them
 BEAT_S = 0.25  # of the event loop itself
 LOOP_S = 2.0  # without a turn: 20 ticks, or 8 of a sampler on a silent line; what the loop may wait for takes a tenth
-DISK_JOB_S = 60.0  # of the history's thread, apart from the disk: a minute of 48 outlets is written in milliseconds
+DISK_JOB_S = 60.0  # of a thread that writes, apart from the disk: a minute of 48 outlets is written in milliseconds
 START_S = 60.0  # for boards to describe themselves and a model to be loaded; the limits are STATIC_SAFE meanwhile
 STOP_S = 20.0  # closing files may block the loop; systemd's own patience with a stop is as long
 WIRE_S = 30.0  # the longest batch or poll: a device that answers each message, but only just in time
@@ -269,10 +269,13 @@ class Service:
         beats |= {f"cap {load}": partial(getattr, task, "beat_ns") for load, task in limits.cap_tasks.items()}
         for name, beat in beats.items():
             watch(name, longest_s[name], beat, task=running[name])
+        writers = {"audit": self.audit.writer}
         if self.keeping is not None:
-            # a disk that hangs costs the history; killed, the daemon would wait for it with the rack unattended
-            writer = self.keeping.writer
-            watch("history", DISK_JOB_S, lambda: writer.busy_ns, thread_id=writer.thread_id(), machine_s=math.inf)
+            writers["history"] = self.keeping.writer
+        for name, writer in writers.items():
+            # a disk that hangs costs records and raises; killed, the daemon would wait for it with the rack unattended
+            busy = partial(getattr, writer, "busy_ns")
+            watch(name, DISK_JOB_S, busy, thread_id=writer.thread_id(), machine_s=math.inf)
 
     def _keeping(self) -> Keeping | None:
         options = self.config.history

@@ -72,6 +72,10 @@ def history(daemon: Service, going: Going) -> None:
     daemon.keeping.writer.put(lambda: block(daemon, going))
 
 
+def audit(daemon: Service, going: Going) -> None:
+    daemon.audit.writer.put(lambda: block(daemon, going))
+
+
 def train(daemon: Service, _: Going) -> None:
     """A training with less memory than it needs, as a child of this daemon; what became of it is in the file `training`."""
     folder = daemon.state_dir.parent
@@ -95,7 +99,7 @@ async def until(going: Going) -> None:
 
 
 HANGS: dict[str, Callable[[Service, Going], None]] = {
-    item.__name__: item for item in (block, spin, hold, control, pdu, history, train)
+    item.__name__: item for item in (block, spin, hold, control, pdu, history, audit, train)
 }
 
 

@@ -22,9 +22,7 @@ class Writer:
     """
 
     def __init__(self, name: str = "history") -> None:
-        self.busy_ns: int | None = (
-            None  # CLOCK_MONOTONIC: since when it has been doing the job at hand; None: it waits for one
-        )
+        self.busy_ns: int | None = None  # CLOCK_MONOTONIC: when the job at hand began; None: it waits for one
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         # A daemon thread: one that is stuck in `write` must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)

@@ -368,7 +368,7 @@ def test_fault_20_each_loop_that_hangs_stops_the_pings_and_is_named(
     """A sampler that hangs is in tests/unit/test_heartbeats.py."""
     cases = {
         "block": {"control", "loop"}, "spin": {"control", "loop"}, "control": {"control"}, "pdu": {"pdu pdu-a"},
-        "history": {"history"},
+        "history": {"history"}, "audit": {"audit"},
     }  # fmt: skip
     found = []
     with running(lambda: Hanging(place.write(), env={**systemd.env(0.8), "RPI_QUICK": "1"})) as daemon:
@@ -387,4 +387,4 @@ def test_fault_20_each_loop_that_hangs_stops_the_pings_and_is_named(
         found += ["hold"] if systemd.longest_silence_s(held_s) > 1.5 else []
         daemon.go.touch()
         assert daemon.stop() == 0
-    figure(20, "kinds of hangs that stop the pings, and go on", len(found), 6, "of 6", at_least=True)
+    figure(20, "kinds of hangs that stop the pings, and go on", len(found), 7, "of 7", at_least=True)

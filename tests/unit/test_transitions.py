@@ -60,7 +60,7 @@ outlets = ["a/*"]
 """
 MS = 1_000_000
 ABOUT = {  # what a cause about a part of the rack is about here
-    "sensor_stale": "a/1", "voltage_lost": "a/1", "transformer_reversed": "a/1", "breaker_blind": "breaker",
+    "sensor_stale": "a/1", "sensor_stuck": "a/1", "voltage_lost": "a/1", "transformer_reversed": "a/1", "breaker_blind": "breaker",
     "overload": "breaker", "over_derating": "breaker", "pdu_unreachable": "a", "foreign_writer": "a",
     "calibration_expired": "b", "cap_unreachable": "n1", "cap_uncontrolled": "n1", "cap_not_held": "n1",
 }  # fmt: skip
