@@ -10,7 +10,7 @@
 | f | scans that are counted as lost are the ones that were lost |
 | g | once faults end, NORMAL within `RECOVERED_S`, every limit on the devices as the daemon knows it, and within every rating |
 | h | no exception that nobody takes, no task that ends, no tick left out |
-| i | writes per outlet and day within the budget, beyond protective ones |
+| i | writes per outlet and day within the budget, beyond protective ones and the first where no limit stands |
 
 Of (a): an outlet of ours counts with what its device holds, by whatever message it came there. A limit that others put there
 (a reboot's default, a foreign writer, a limit that stood before we came) counts while it is lower than our last one,
@@ -329,6 +329,8 @@ class Checks:
         lowers = write.before_w is not None and write.asked_w is not None and write.asked_w < write.before_w
         if write.asked_w is None or _near(write.asked_w, static_w) or (lowers and write.outlet in self.cuts):
             return
+        if write.before_w is None:
+            return  # no limit stood there at all
         if self.standing.commanding or self._disturbed(write.outlet.partition("/")[0]):
             return
         self._counted[write.outlet] = self._counted.get(write.outlet, 0) + 1

@@ -93,7 +93,7 @@ class Actuator:
         self._open_low_w = np.full(n, np.nan)  # smallest
         self._asked_ns = np.full(n, NEVER_NS, dtype=np.int64)
         self._pending = np.zeros(n, dtype=np.bool_)
-        self._doubtful = np.zeros(n, dtype=np.bool_)  # the last write was not verified: only a poll tells what it did
+        self._doubtful = np.zeros(n, dtype=np.bool_)  # only a poll tells what the last write did
         self._exempt = np.zeros(n, dtype=np.bool_)  # the newest asked is protective
         self._high_ns: IntArray | None = None  # when each limit was last not worth lowering
         self._failures = np.zeros(n, dtype=np.int64)
@@ -145,10 +145,11 @@ class Actuator:
             if outcome.asked_w == self._asked_w[i]:
                 self._pending[i] = False
             if outcome.read_back_w is not None:
-                self._limit_w[i] = outcome.read_back_w
+                self._limit_w[i] = math.nan if outcome.disabled else outcome.read_back_w
                 if not self._pending[i]:
                     self._open_w[i] = self._open_low_w[i] = math.nan
-            self._doubtful[i] = not outcome.verified
+            # of what was not asked for here, a found limit put back, only a poll tells what it left either
+            self._doubtful[i] = not outcome.verified or outcome.asked_w != self._asked_w[i]
             if outcome.verified:
                 self._taken_w[:, i] = outcome.asked_w, self._limit_w[i]
                 self._verified_ns[i] = now_ns if outcome.t_verified_ns is None else outcome.t_verified_ns
@@ -246,7 +247,7 @@ class Actuator:
 
         | the new limit is               | written when it differs by more than the step and                          |
         |--------------------------------|----------------------------------------------------------------------------|
-        | the first known                | always                                                                     |
+        | the first known                | always, budget or not: an outlet would be without any limit                |
         | higher                         | it differs by the dead band, or the old one is below `need_w`; where the   |
         |                                | new one is too, and after somebody else's change: once in                  |
         |                                | `PARTIAL_RAISE_S`                                                          |
@@ -276,7 +277,7 @@ class Actuator:
         may = self._retry_ns <= now_ns
         hurry = permitted.exceeded | (permitted.urgent & worth)
         return _Reasons(
-            first=may & unknown & budget,
+            first=may & unknown,
             raises=may & raises & (worth | (short & (enough | rested))) & (rested | ~disputed) & budget,
             lowers=may & lowers & ((hurry & budget) | (worth & held & spare)),
         )

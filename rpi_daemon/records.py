@@ -403,6 +403,7 @@ class WriteOutcome:
     t_sent_ns: int
     t_verified_ns: int | None
     denied: bool = False  # the device said that we may not write here at all, whatever the value
+    disabled: bool = False  # what was read back stands there and limits nothing
 
 
 class SwitchAction(StrEnum):

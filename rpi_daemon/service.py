@@ -529,7 +529,7 @@ class Service:
             self.writes_refused += outcome.refused is not None
             if outcome.verified:
                 self.limits.note_static_safe(report.pdu, outcome)
-            if outcome.read_back_w is not None:
+            if outcome.read_back_w is not None and not outcome.disabled:
                 self.score.limit_verified(
                     self.limits.index(report.pdu, outcome.outlet),
                     outcome.read_back_w,

@@ -680,11 +680,11 @@ class SnmpPdu:
         self, group: _Group, facts: Mapping[int, _Facts], answers: Answers, t_verified_ns: int
     ) -> WriteOutcome:
         outlet = group.write.outlet
-        verified, read_back_w, refused = False, None, group.refused
+        verified, read_back_w, disabled, refused = False, None, False, group.refused
         limit = self.profile.limit
         if group.sent and limit is not None:
             state = self._limit_state(limit, outlet, facts[outlet], answers)
-            read_back_w = state.limit_w
+            read_back_w, disabled = state.limit_w, state.enabled is False
             if group.count is None:
                 verified = all(_same(varbind, answers.get(varbind.oid)) for varbind in group.varbinds)
             else:
@@ -701,6 +701,7 @@ class SnmpPdu:
             t_sent_ns=group.t_sent_ns,
             t_verified_ns=t_verified_ns if verified else None,
             denied=group.denied and not verified,
+            disabled=disabled,
         )
 
     # -- switching

@@ -277,6 +277,36 @@ def test_an_unknown_limit_is_written() -> None:
     assert (desired.decisions[0].reason, desired.decisions[0].from_w) == ("first", None)
 
 
+def test_an_outlet_without_any_limit_gets_one_whatever_was_written_today() -> None:
+    bench = Bench(writes_per_day=1, deadband=0.01)
+    (desired,) = bench.want(1.0, 900.0, need_w=900.0)
+    bench.answer(1.0, desired)
+    assert bench.want(2.0, 1200.0, need_w=1200.0) == (), "all is used"
+    forgot = PduReading(3 * S, 1.0, {}, {}, {}, {1: LimitState(500.0, False, LimitKind.ALARM)}, rebooted=True)
+    bench.actuator.observe("pdu-0", forgot)
+    (desired,) = bench.want(3.1, 1200.0, need_w=1200.0)
+    assert (desired.decisions[0].reason, desired.limits) == ("first", (LimitWrite(1, 1200.0),))
+
+
+def test_a_found_limit_that_was_put_back_is_nobody_elses_change() -> None:
+    bench = Bench(foreign_changes=1)
+    (desired,) = bench.want(1.0, 900.0, need_w=900.0)
+    bench.answer(1.0, desired)
+    # the found threshold is disabled, and stands as it stood
+    restored = WriteOutcome(1, 0.0, 0.0, True, None, 2 * S, 2 * S, disabled=True)
+    bench.actuator.confirm("pdu-0", 2 * S, ApplyResult((restored,), 1))
+    assert math.isnan(bench.actuator.limits(2 * S).limit_w[0])
+    off = {1: LimitState(0.0, False, LimitKind.ALARM)}
+    assert bench.actuator.observe("pdu-0", PduReading(3 * S, None, {}, {}, {}, off)) == ()
+    assert (
+        bench.actuator.observe(
+            "pdu-0", PduReading(4 * S, None, {}, {}, {}, {1: LimitState(80.0, True, LimitKind.ALARM)})
+        )
+        == ()
+    )
+    assert bench.actuator.observe("pdu-0", _poll(5 * S, {1: 90.0})) == ("pdu-0/1",)
+
+
 def test_the_budget_stops_lowering_first_then_raising_never_protection() -> None:
     bench = Bench(writes_per_day=8, raise_reserve=0.25, lower_hold_s=0.0, deadband=0.01)
     t_s = 1.0
