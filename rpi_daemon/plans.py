@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.clock import NS_PER_S, StepWatch
 from rpi_daemon.config.schema import Schedule
 from rpi_daemon.errors import RpiError
 from rpi_daemon.records import HORIZONS_S, FloatArray, Hint, RackModel
@@ -32,13 +32,14 @@ def _time(change: Change) -> int:
 
 
 class PlannedWork:
-    """What is announced. Hints are kept until they are over; the schedule is re-read from wall time every 30 s."""
+    """What is announced. Hints are kept until they are over; the schedule is re-read from wall time every 30 s, and when that was set."""
 
     def __init__(self, rack: RackModel, schedule: Sequence[Schedule]) -> None:
         self._names = {load.name: i for i, load in enumerate(rack.loads)}
         self.configure(rack, schedule)
         self._hints: list[Change] = []  # by time
         self._scheduled: list[Change] = []
+        self._wall = StepWatch()
 
     def configure(self, rack: RackModel, schedule: Sequence[Schedule]) -> None:
         """Another schedule for the same loads from the next tick on; hints stay."""
@@ -60,7 +61,7 @@ class PlannedWork:
 
     def planned_w(self, now_ns: int, utc_ns: int) -> FloatArray:
         """[n, 5]: announced change of each outlet's draw from now to now + 1..5 s; a load's two outlets share it."""
-        if self._refresh_ns is None or now_ns >= self._refresh_ns:
+        if self._wall.look(now_ns, utc_ns) or self._refresh_ns is None or now_ns >= self._refresh_ns:
             self._refresh_ns = now_ns + round(REFRESH_S * NS_PER_S)
             self._scheduled = self._changes_ahead(now_ns, utc_ns)
             del self._hints[: bisect_right(self._hints, now_ns, key=_time)]

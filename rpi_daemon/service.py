@@ -22,7 +22,7 @@ from rpi_daemon.assembly import build_pipeline, needs_model, settings
 from rpi_daemon.audit import Audit, By
 from rpi_daemon.cap_task import LOCKED_OUT_S
 from rpi_daemon.capping import NO_PLAN
-from rpi_daemon.clock import NS_PER_S, Clock, SystemClock
+from rpi_daemon.clock import NS_PER_S, Clock, StepWatch, SystemClock
 from rpi_daemon.config.schema import Config
 from rpi_daemon.control import SOCKET_NAME, ControlServer
 from rpi_daemon.devices import address_of, host_driver, used_pdus, write_budgets
@@ -131,6 +131,7 @@ class Service:
         self._turned_ns = self._ticked_ns = self.started_ns
         self._late_ticks = 0
         self._was_killed = False
+        self._wall = StepWatch()
         self._stopping = asyncio.Event()
         self._event_fd = -1
         self._stack = contextlib.AsyncExitStack()
@@ -432,9 +433,12 @@ class Service:
         if killed is not self._was_killed:
             self._was_killed = killed
             self.audit.note("kill_switch", By("kill switch"), {"engaged": killed})
+        utc_ns = self.clock.utc_ns()
+        if by_s := self._wall.look(self.clock.mono_ns(), utc_ns):
+            log.warning("clock.stepped", by_s=round(by_s, 3))
         inputs = TickInputs(
             now_ns=now_ns,
-            utc_ns=self.clock.utc_ns(),
+            utc_ns=utc_ns,
             mode=Mode.ADVISORY if killed else self.limits.mode,
             flags=self._flags(),
             reports=reports,

@@ -3,20 +3,33 @@
 import copy
 import hashlib
 import json
+import math
 import os
 import signal
+import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fault_figures import Figures
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from scenario_rack import Daemon, Place, RackProcess, Status, cli, limit_of, outlet_of, running
 
+from rpi_daemon.assembly import build_pipeline
+from rpi_daemon.clock import NS_PER_S, ManualClock
+from rpi_daemon.config.load import load_config
+from rpi_daemon.config.rack import rack_model
+from rpi_daemon.config.schema import Config
+from rpi_daemon.devices import write_budgets
 from rpi_daemon.errors import RpiError
+from rpi_daemon.guard import HealthFlags
+from rpi_daemon.pipeline import DecisionDigest, TickInputs
+from rpi_daemon.records import LimitKind, LimitState, Mode, PduReading, PduReport
 
 MUTATIONS = int(os.environ.get("RPI_MUTATIONS", "30"))
 BUSY_SHARE = 0.05  # of the ticks may come late on a machine that others use as well; the figure counts them all
@@ -266,3 +279,123 @@ def test_new_static_safe_limits_are_those_that_are_left(
     assert daemon.stop() == 0
     limits = rack.limits_w()
     assert [limits[f"pdu-a/{n}"] for n in range(1, 6)] == pytest.approx([530.0] * 5, abs=1.0)
+
+
+# -- 12: the wall clock is set
+
+SITE = """
+import os, time
+
+_now_ns, _file = time.time_ns, os.open(os.environ["RPI_TEST_WALL"], os.O_RDONLY)
+
+
+def _set_ns():
+    return _now_ns() + int(os.pread(_file, 30, 0))
+
+
+time.time_ns = _set_ns
+time.time = lambda: _set_ns() / 1e9
+"""
+HOUR_S = 3600.0
+STEPS_S = {"an hour on": HOUR_S, "an hour back": -HOUR_S, "a leap second": -1.0, "1970": -time.time() + 60.0}
+
+
+@dataclass
+class Wall:
+    """The wall clock of one process, as everything in it reads it, and how far it was set."""
+
+    file: Path
+
+    def set(self, by_s: float) -> None:
+        self.file.write_text(f"{round(by_s * 1e9):+030d}")
+
+
+@pytest.fixture
+def wall(tmp_path: Path) -> Wall:
+    (tmp_path / "sitecustomize.py").write_text(SITE)
+    found = Wall(tmp_path / "wall")
+    found.set(0.0)
+    return found
+
+
+def troubles(daemon: Daemon) -> list[str]:
+    """What a clock must not cause."""
+    bad = (
+        "state",
+        "pdu.unreachable",
+        "pdu.rebooted",
+        "trap_sink.unreachable",
+        "history.defect",
+        "limit.foreign_change",
+    )
+    return [line["event"] for line in daemon.log() if line["event"] in bad]
+
+
+@pytest.mark.fault(12)
+def test_fault_12_a_wall_clock_that_is_set(place: Place, rack: RackProcess, wall: Wall, figure: Figures) -> None:
+    """A real daemon on SNMPv3 whose own wall clock is set; a time namespace cannot shift CLOCK_REALTIME."""
+    env = {"PYTHONPATH": str(wall.file.parent), "RPI_TEST_WALL": str(wall.file)}
+    with running(lambda: Daemon(place.write(), env=env, name="stepped")) as daemon:
+        began = daemon.normal()
+        quiet = troubles(daemon)
+        for name, by_s in STEPS_S.items():
+            wall.set(by_s)
+            polls = {pdu["id"]: pdu["polls"] for pdu in daemon.status()["pdus"]}
+            after = daemon.until(
+                lambda s, before=polls: all(p["polls"] >= before[p["id"]] + 3 for p in s["pdus"]), f"polls after {name}"
+            )
+            assert (after["state"], after["causes"]) == ("NORMAL", []), name
+            assert abs(after["t_utc_ns"] / 1e9 - time.time() - by_s) < 5.0, "it is seen"
+            wall.set(0.0)
+            daemon.until(lambda s: abs(s["t_utc_ns"] / 1e9 - time.time()) < 5.0, "the right time again")
+            daemon.pause(0.25)  # a tick sees it
+        ended = daemon.status()
+        seen = [line["by_s"] for line in daemon.log("clock.stepped")]
+        expected = [by_s for step_s in STEPS_S.values() for by_s in (step_s, -step_s)]
+        assert seen == pytest.approx(expected, abs=0.1)
+        assert troubles(daemon) == quiet
+        assert ended["history"]["failing"] is None
+        ticks = ended["summary"]["ticks"] - began["summary"]["ticks"]
+        late = missed(began, ended)
+        figure(12, f"ticks missed in {len(expected)} steps", late, 0, "", busy=max(2.0, BUSY_SHARE * ticks))
+        assert daemon.stop() == 0
+
+
+@pytest.mark.fault(12)
+def test_fault_12_control_does_not_go_by_the_wall_clock(place: Place, figure: Figures) -> None:
+    """The same readings with another wall clock: every decision is the same."""
+    config = load_config(place.write(forecast='[forecast]\nprimary = "persistence"'))
+    decided = [_decided(config, wall) for wall in (lambda t_s: 1.8e9 + t_s, _jumping)]
+    assert decided[0][1] > 20, "limits were decided"
+    figure(12, "decisions that another wall clock changes", 0 if decided[0] == decided[1] else 1, 0, "")
+
+
+def _jumping(t_s: float) -> float:
+    return 1.8e9 + t_s + (0.0, HOUR_S, -HOUR_S, -1.8e9, 1.0)[int(t_s / 10.0) % 5]
+
+
+def _decided(config: Config, wall_s: Callable[[float], float]) -> tuple[str, int]:
+    """Digest and number of the decisions of 100 s, over slow meters: PDUs that say what they draw and hold."""
+    clock, rack = ManualClock(NS_PER_S), rack_model(config)
+    rack = replace(rack, opted_in=np.ones(rack.n, np.bool_))
+    pipeline = build_pipeline(config, rack, (), clock, writes_per_day=write_budgets(config))
+    digest, decisions = DecisionDigest(), 0
+    held = {pdu: dict.fromkeys(range(1, 7), 550.0) for pdu in ("pdu-a", "pdu-b")}
+    for k in range(1000):
+        clock.advance(TICK_S)
+        now_ns, t_s = clock.mono_ns(), k * TICK_S
+        readings = () if k % 3 else tuple(_reading(pdu, now_ns, t_s, limits) for pdu, limits in held.items())
+        snapshot = pipeline.step(
+            TickInputs(now_ns, round(wall_s(t_s) * NS_PER_S), Mode.CLOSED_LOOP, HealthFlags(), readings)
+        )
+        digest.add(snapshot)
+        for desired in snapshot.desired:
+            decisions += len(desired.decisions)
+            held[desired.pdu] |= {write.outlet: write.limit_w for write in desired.limits if write.limit_w is not None}
+    return digest.hexdigest(), decisions
+
+
+def _reading(pdu: str, now_ns: int, t_s: float, limits_w: dict[int, float]) -> PduReport:
+    draw_w = {n: 200.0 + 20.0 * n + (150.0 if math.sin(t_s / (3.0 + n)) > 0.6 else 0.0) for n in limits_w}
+    limits = {n: LimitState(limit_w, True, LimitKind.ALARM, step_w=1.0) for n, limit_w in limits_w.items()}
+    return PduReport(pdu, reading=PduReading(now_ns, t_s, draw_w, {}, {}, limits))

@@ -3,6 +3,7 @@
 import asyncio
 import enum
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -508,6 +509,22 @@ def test_learning_goes_by_the_new_options(option: str, place: Path) -> None:
     assert dict(facts(learning)) == dict(facts(fresh))
     assert learning._config == after
     assert learning.status() == fresh.status()
+
+
+def test_the_hours_of_training_go_by_a_wall_clock_that_was_set(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within one look, 10 s: the daemon does not wait for the hours of the old time."""
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    config = load_config(place)
+    clock = ManualClock(NS_PER_S, 12 * 3600 * NS_PER_S)
+    learning = Learning(config, StandingModel(library_of(config), clock, recorded=False), clock, 4)
+    learning.look(0.1, normal=True)
+    assert "between 01:00 and 05:00" in learning.status()["waits_because"]
+    clock.set_utc(2 * 3600 * NS_PER_S)
+    learning.look(0.1, normal=True)
+    assert "between 01:00 and 05:00" not in learning.status()["waits_because"]
+    monkeypatch.undo()
+    time.tzset()
 
 
 def test_a_refused_reload_is_an_alarm_until_the_next_good_one(place: Path) -> None:
