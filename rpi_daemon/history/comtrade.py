@@ -30,7 +30,7 @@ def comtrade(
     Each channel is scaled to its own largest value, so that a number is exact to 1/32767 of that. Times are UTC.
     """
     size = np.nan_to_num(np.abs(values), nan=0.0).max(axis=0)
-    factor = np.where(size > 0.0, size / LARGEST, 1.0)
+    factor = np.where(size > LARGEST * np.finfo(np.float64).tiny, size / LARGEST, 1.0)
     known = ~np.isnan(values)
     counts = np.where(known, np.rint(np.where(known, values, 0.0) / factor), MISSING).astype("<i2")
     rows = [
