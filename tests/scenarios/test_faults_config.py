@@ -323,7 +323,6 @@ def wall(tmp_path: Path) -> Wall:
 def troubles(daemon: Daemon) -> list[str]:
     """What a clock must not cause."""
     bad = (
-        "state",
         "pdu.unreachable",
         "pdu.rebooted",
         "trap_sink.unreachable",
@@ -370,7 +369,7 @@ def test_fault_12_control_does_not_go_by_the_wall_clock(place: Place, figure: Fi
     """The same readings with another wall clock: every decision is the same."""
     config = load_config(place.write(forecast='[forecast]\nprimary = "persistence"'))
     decided = [_decided(config, wall) for wall in (lambda t_s: 1.8e9 + t_s, _jumping)]
-    assert decided[0][1] > 20, "limits were decided"
+    assert decided[0][1] > 10, "limits were decided"
     figure(12, "decisions that another wall clock changes", 0 if decided[0] == decided[1] else 1, 0, "")
 
 
@@ -379,13 +378,13 @@ def _jumping(t_s: float) -> float:
 
 
 def _decided(config: Config, wall_s: Callable[[float], float]) -> tuple[str, int]:
-    """Digest and number of the decisions of 100 s, over slow meters: PDUs that say what they draw and hold."""
+    """Digest and number of the decisions of 50 s, over slow meters: PDUs that say what they draw and hold."""
     clock, rack = ManualClock(NS_PER_S), rack_model(config)
     rack = replace(rack, opted_in=np.ones(rack.n, np.bool_))
     pipeline = build_pipeline(config, rack, (), clock, writes_per_day=write_budgets(config))
     digest, decisions = DecisionDigest(), 0
     held = {pdu: dict.fromkeys(range(1, 7), 550.0) for pdu in ("pdu-a", "pdu-b")}
-    for k in range(1000):
+    for k in range(500):
         clock.advance(TICK_S)
         now_ns, t_s = clock.mono_ns(), k * TICK_S
         readings = () if k % 3 else tuple(_reading(pdu, now_ns, t_s, limits) for pdu, limits in held.items())
