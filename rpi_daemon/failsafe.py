@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rpi_daemon import event_loop
 from rpi_daemon.audit import FAILSAFE, Audit, By
 from rpi_daemon.capping import Capping
 from rpi_daemon.clock import SystemClock
@@ -138,7 +139,7 @@ def failsafe(config_path: Path, state_dir: Path | None, for_s: float) -> tuple[d
             limits.audit.refused("", (), "the kill switch is engaged", FAILSAFE)
             return _told(found, "kill_switch", True, [], {}, "the kill switch is engaged: nothing is written")
         limits.keep_to_found()
-        ends, caps = asyncio.run(_make_safe(limits, found.standing.config, until_s))
+        ends, caps = event_loop.run(_make_safe(limits, found.standing.config, until_s))
     advisory = limits.mode is Mode.ADVISORY
     done = all(end.ok for end in ends) and all(not error for error in caps.values())
     stand = sum(end.outlets - len(end.away) for end in ends if end.away is not None)
@@ -162,7 +163,7 @@ def restore(
         if unknown := set(outlets) - set(limits.rack.outlet_ids):
             raise RpiError(f"no outlet is called {sorted(unknown)[0]!r}; known: {', '.join(limits.rack.outlet_ids)}")
         names = outlets or limits.rack.outlet_ids
-        restored, lost, errors = asyncio.run(_put_back(limits, found.standing.config, names, until_s, by))
+        restored, lost, errors = event_loop.run(_put_back(limits, found.standing.config, names, until_s, by))
     document = {
         "schema": 1,
         "ok": not errors,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from rpi_daemon import event_loop
 from rpi_daemon._fastpath import core
 from rpi_daemon.alarms import Facts
 from rpi_daemon.assembly import build_pipeline, needs_model, settings
@@ -88,7 +89,7 @@ log = structlog.get_logger("rpi_daemon")
 def run_service(config: Config, *, record: Path | None = None) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code. Raises RpiError when it cannot start."""
     with logging_to_stderr(config.daemon.log_level, config.daemon.log_format):
-        return asyncio.run(Service(config, record=record).run())
+        return event_loop.run(Service(config, record=record).run())
 
 
 class Service:
