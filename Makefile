@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
 
-.PHONY: demo test check lint types contracts peers faults peer-packages fuzz soak bench dev clean
+.PHONY: demo test check lint types contracts peers faults peer-packages fuzz soak bench dev clean kills
 
 demo: $(VENV)/.installed
 	$(BIN)/rpi-daemon demo
@@ -46,6 +46,10 @@ peer-packages:
 fuzz: $(VENV)/.installed
 	$(BIN)/pip install -q $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['fuzz'])")
 	PYTHONPATH=tests $(BIN)/python -P -m fuzz.run $(FUZZ_ARGS)
+
+# 200 kills of the daemon at random, and 150 power cuts: half an hour; keeps bench/results/kills.json.
+kills: $(VENV)/.installed
+	RPI_KILLS=1 $(BIN)/pytest -q tests/scenarios/test_faults_power.py $(PYTEST_ARGS)
 
 # All faults at random for an hour of virtual time, then a self-test of its invariants; SOAK_ARGS="--seconds 600 --seed 7" for another.
 soak: $(VENV)/.installed

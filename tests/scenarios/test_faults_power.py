@@ -1,0 +1,243 @@
+"""17 and 25: killed in the middle of a write, and the power gone: what is on disk afterwards, and how soon limits are safe again.
+
+Short by default. `make kills` does them in full: 200 kills, 150 power cuts; their figures are in bench/results/kills.json.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fault_figures import Figures
+from scenario_rack import Daemon, Place, RackProcess, on_pdu, running
+
+from rpi_daemon.audit import FOLDER, read_audit, verify_audit
+from rpi_daemon.durable import copy_of, read_twice
+from rpi_daemon.found import FoundLimits
+from rpi_daemon.history.events import read_events, verify
+from rpi_daemon.history.weeks import History
+from rpi_daemon.records import LimitWrite
+from rpi_daemon.safe_limits import FOUND_FILE
+from rpi_daemon.standing import STANDING_FILE, Standing
+
+FULL = bool(os.environ.get("RPI_KILLS"))
+KILLS, CUTS = (200, 150) if FULL else (3, 3)
+RESULTS = Path(__file__).parents[2] / "bench" / "results" / "kills.json"
+OURS = [f"pdu-a/{n}" for n in range(1, 6)] + [f"pdu-b/{n}" for n in range(1, 7)]
+STATIC_SAFE_W = 550.0
+STEP_W = 25.0  # of the coarser PDU: 0.1 A at 230 V, rounded down
+END_NS = 1 << 62
+MINUTE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("power"))
+
+
+@pytest.fixture(scope="module")
+def kept() -> Iterator[dict[str, Any]]:
+    """The figures of a full run, for the result file."""
+    figures: dict[str, Any] = {}
+    yield figures
+    if FULL and figures:
+        before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+        RESULTS.write_text(json.dumps({**before, **figures}, indent=1) + "\n", encoding="utf-8")
+
+
+def at_static_safe(rack: RackProcess) -> bool:
+    limits_w = rack.limits_w()
+    return all(limits_w[name] == pytest.approx(STATIC_SAFE_W, abs=1.0) for name in OURS)
+
+
+def restarted_s(daemon: Daemon) -> float:
+    """From the start of the process to STATIC_SAFE verified on every PDU."""
+    return float(daemon.logged("static_safe.verified")["after_s"])
+
+
+def writing(daemon: Daemon, rack: RackProcess) -> None:
+    """Until it writes limits of its own."""
+    sets = rack.sets()
+    rack.until(lambda s: any(s["pdus"][pdu]["sets"] > n for pdu, n in sets.items()) or not daemon.alive(), "a write")
+
+
+def corrupt(state: Path) -> list[str]:
+    """Stores that are not what was written, one sentence each."""
+    found = [str(path) for path in state.rglob("*") if ".corrupt-" in path.name or ".damaged" in path.name]
+    for path in (state / FOUND_FILE, copy_of(state / FOUND_FILE)):
+        kept = read_twice(path, FoundLimits.from_json)
+        found += [kept.damaged] if kept.damaged else []
+    for path in (state / STANDING_FILE, copy_of(state / STANDING_FILE)):
+        kept_standing = read_twice(path, Standing.from_json)
+        found += [kept_standing.damaged] if kept_standing.damaged else []
+    found += [f"{path}: not JSON" for path in state.glob("*.json") if not _is_json(path)]
+    found += [f"{path}: {word}" for path in state.rglob("*.sqlite") if (word := _checked(path)) != "ok"]
+    found += verify(state / "history").broken
+    found += verify_audit(state, state / "history").broken
+    return found
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def _checked(path: Path) -> str:
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        return str(connection.execute("PRAGMA quick_check").fetchone()[0])
+
+
+def unaudited(state: Path, before_w: dict[str, float | None], now_w: dict[str, float | None]) -> list[str]:
+    """Outlets that hold a limit which no record in the audit asked for."""
+    asked_w: dict[str, list[float]] = {}
+    for record in read_audit(state / FOLDER, 0, END_NS, ("asked",)):
+        for write in record.data["writes"]:
+            asked_w.setdefault(write["what"], []).append(write["to_w"])
+    changed = [name for name in OURS if now_w[name] != before_w[name]]
+    return [
+        f"{name}: {now_w[name]}"
+        for name in changed
+        if not any(-1.0 <= to_w - (now_w[name] or 0.0) <= STEP_W for to_w in asked_w.get(name, ()))
+    ]
+
+
+@pytest.mark.fault(17)
+def test_fault_17_killed_at_random(place: Place, rack: RackProcess, figure: Figures, kept: dict[str, Any]) -> None:
+    """Most kills hit a loop that writes, one in five a start."""
+    rng = np.random.default_rng(17)
+    config, state = place.write(), place.folder / "state"
+    restarts_s, damage, missing, whiles = [], [], [], 0
+    first_w = rack.limits_w()
+    for turn in range(KILLS):
+        with running(lambda: Daemon(config)) as daemon:
+            if turn % 5 == 4:
+                daemon.pause(float(rng.uniform(0.0, 2.0)))
+            else:
+                restarts_s.append(restarted_s(daemon))
+                writing(daemon, rack)
+                whiles += 1
+                daemon.pause(float(rng.uniform(0.0, 0.3)))
+            assert daemon.alive(), daemon.words()
+            daemon.process.send_signal(signal.SIGKILL)
+            daemon.wait()
+        damage += corrupt(state)
+        missing += unaudited(state, first_w, rack.limits_w())
+    with running(lambda: Daemon(config)) as daemon:
+        restarts_s.append(restarted_s(daemon))
+        assert daemon.stop() == 0
+    assert at_static_safe(rack)
+    p50, p99, highest = (float(np.quantile(restarts_s, q)) for q in (0.5, 0.99, 1.0))
+    kept["kills"] = {
+        "kills": KILLS, "while_writing": whiles, "corrupt": damage, "unaudited": missing,
+        "restart_s": {"p50": p50, "p99": p99, "max": highest}, "outlets": len(OURS),
+    }  # fmt: skip
+    assert damage == []
+    figure(17, f"corrupt stores after {KILLS} kills", len(damage), 0, "")
+    figure(17, f"writes without their audit record after {KILLS} kills", len(missing), 0, "")
+    figure(
+        17, f"start to verified safe limits after a kill, highest of {len(restarts_s)}", highest, 3.0, "s", busy=15.0
+    )
+
+
+# -- power
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A state folder as a kill left it, and what had been acknowledged as durable before."""
+
+    folder: Path
+    sizes: dict[str, int]  # of each file at that time
+    events: int
+    audited: int
+    minutes: int
+
+
+@pytest.fixture(scope="module")
+def cut(place: Place, rack: RackProcess, tmp_path_factory: pytest.TempPathFactory) -> Cut:
+    config, state = place.write(), place.folder / "state"
+    with running(lambda: Daemon(config)) as daemon:
+        daemon.normal()
+        writing(daemon, rack)
+        daemon.pause(1.0)
+        events, audited, minutes = _stored(state)
+        sizes = {str(path.relative_to(state)): path.stat().st_size for path in state.rglob("*") if path.is_file()}
+        daemon.pause(MINUTE_S + 5.0 if FULL else 1.0)
+        daemon.process.send_signal(signal.SIGKILL)
+        daemon.wait()
+    folder = tmp_path_factory.mktemp("cut") / "state"
+    shutil.copytree(state, folder, ignore=shutil.ignore_patterns("*-shm", "daemon.lock"))
+    return Cut(folder, sizes, events, audited, minutes)
+
+
+def _stored(state: Path) -> tuple[int, int, int]:
+    """Events, audit records, minutes of power that are served."""
+    events = sum(1 for _ in read_events(state / "history", 0, END_NS))
+    audited = sum(1 for _ in read_audit(state / FOLDER, 0, END_NS))
+    minutes = sum(1 for _ in History(state / "history").blocks("power_w", 0, END_NS))
+    return events, audited, minutes
+
+
+def _torn(octets: bytes, at: int, turn: int, rng: np.random.Generator) -> bytes:
+    """Cut off there, garbage from there on, or grown without its data."""
+    if turn % 3 == 0:
+        return octets[:at]
+    if turn % 3 == 1:
+        return octets[:at] + rng.bytes(len(octets) - at)
+    return octets[:at] + bytes(len(octets) - at)
+
+
+@pytest.mark.fault(25)
+def test_fault_25_power_loss(place: Place, rack: RackProcess, cut: Cut, figure: Figures, kept: dict[str, Any]) -> None:
+    """Two kinds by turns: logs torn anywhere after what was acknowledged (nothing of that may be lost), and one file after
+    the other torn anywhere, which no power cut does to files that were synced: then it must start all the same."""
+    rng = np.random.default_rng(25)
+    config, state = place.write(), place.folder / "state"
+    files = sorted(str(p.relative_to(cut.folder)) for p in cut.folder.rglob("*") if p.is_file() and p.stat().st_size)
+    logs = [name for name in files if name.endswith("-wal")]
+    lost_events = lost_records = lost_blocks = 0
+    starts_s: list[float] = []
+    for turn in range(CUTS):
+        shutil.rmtree(state)
+        shutil.copytree(cut.folder, state)
+        if turn % 3 == 0:
+            for name in logs:
+                octets = (state / name).read_bytes()
+                at = min(cut.sizes.get(name, 0), len(octets))
+                (state / name).write_bytes(_torn(octets, int(rng.integers(at, len(octets) + 1)), turn // 3, rng))
+            events, audited, minutes = _stored(state)
+            lost_events += max(0, cut.events - events)
+            lost_records += max(0, cut.audited - audited)
+            lost_blocks = max(lost_blocks, cut.minutes - minutes)
+        else:
+            torn = files if turn % 3 == 1 and not FULL else [files[turn % len(files)]]
+            for name in torn:
+                octets = (state / name).read_bytes()
+                (state / name).write_bytes(_torn(octets, int(rng.integers(len(octets))), turn, rng))
+        on_pdu(config, "pdu-b", [1], lambda driver: driver.apply([LimitWrite(1, 320.0)]))  # as if a loop had left it
+        with running(lambda: Daemon(config)) as daemon:
+            starts_s.append(restarted_s(daemon))
+            assert at_static_safe(rack)
+            if turn % 3 != 0:
+                daemon.until(lambda s: s["summary"]["ticks"] > 0, "the first tick")
+            assert daemon.alive(), daemon.words()
+            daemon.process.send_signal(signal.SIGKILL)
+            daemon.wait()
+    kept["power_cuts"] = {
+        "cuts": CUTS, "files": files, "started": len(starts_s), "events_lost": lost_events,
+        "audit_records_lost": lost_records, "minutes_of_history_lost": lost_blocks, "highest_start_s": max(starts_s),
+    }  # fmt: skip
+    figure(25, f"power cuts after which it started and made safe, of {CUTS}", len(starts_s), CUTS, "", at_least=True)
+    figure(25, "acknowledged events lost", lost_events + lost_records, 0, "")
+    figure(25, "history lost, the minute that is being collected included", (lost_blocks + 1) * MINUTE_S, 60.0, "s")
