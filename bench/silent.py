@@ -81,7 +81,8 @@ class Beside:
         return found
 
 
-async def measure(turns: int) -> dict[bool, list[float]]:
+async def measure(turns: int, turn_s: float = TURN_S) -> dict[bool, list[float]]:
+    """How long the first PDU's writes took, ms, while the other one answered (False) and was silent (True)."""
     with simulator() as (port_a, _), simulator() as (port_b, process_b), tempfile.TemporaryDirectory() as folder:
         audit = Audit(Path(folder), SystemClock(), keep_days=1.0)
         audit.open()
@@ -93,7 +94,7 @@ async def measure(turns: int) -> dict[bool, list[float]]:
         for turn in range(turns):
             silent = turn % 2 == 1
             await asyncio.to_thread(tell, process_b, {"faults": {"drop": -1} if silent else {}})
-            for tick in range(round(TURN_S / PERIOD_S)):
+            for tick in range(round(turn_s / PERIOD_S)):
                 both[0].submit()
                 if tick % OTHER_EVERY == 0:
                     both[1].submit()

@@ -1,4 +1,4 @@
-"""4, 5, 6, 7: replies that lie, are late, repeated, forged or malformed, on real sockets and on a serial line."""
+"""1, 4, 5, 6, 7: a PDU beside a silent one; replies that lie, are late, repeated, forged or malformed, on real sockets and on a serial line."""
 
 import asyncio
 import contextlib
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benches import load_bench
 from damage import mutated
 from fault_figures import Figures
 from modbus_examples import WATTS, example_map
@@ -31,6 +32,16 @@ OUTLETS = tuple(range(1, 13))
 RESPONSE, GET = 0xA2, 0xA0
 OIDS = [f"1.3.6.1.4.1.99999.1.{i}" for i in range(1, 7)]
 LONG = os.environ.get("RPI_FIGURES") == "1"  # the figure's own run; CI's is shorter
+
+
+@pytest.mark.fault(1)
+def test_fault_01_the_pdu_beside_a_silent_one_keeps_its_pace(figure: Figures) -> None:
+    """As `bench/silent.py`, for a shorter time."""
+    turns, turn_s = (8, 5.0) if LONG else (4, 0.6)
+    took_ms = asyncio.run(load_bench("silent").measure(turns, turn_s))
+    answering_ms, silent_ms = (float(np.percentile(took_ms[silent], 99)) for silent in (False, True))
+    changed = 100.0 * (silent_ms / answering_ms - 1.0)
+    figure(1, f"p99 of {len(took_ms[True])} writes to the PDU beside it, change", changed, 10.0, "%", busy=2000.0)
 
 
 @contextlib.asynccontextmanager
