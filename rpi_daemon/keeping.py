@@ -80,6 +80,7 @@ class Keeping:
         loads = tuple(rack.loads[k].name for k in rack.load_of)
         layout = Layout(rack.rack, rack.outlet_ids, calibration, loads, tuple(interval_ticks.tolist()))
         self._historian = Historian(self.writer, self._folder, layout, keep_days=self._options.keep_days)
+        self._historian.begin()
         self._limits = StandingLimits(rack)
         self._scores = MinuteScores(rack.n)
         log.info("history.begins", rack=rack.rack, outlets=rack.n, calibration=calibration)

@@ -155,6 +155,7 @@ class PduSimulator:
         self.host = host
         self.port = port
         self.counters = {"gets": 0, "sets": 0, "varbinds_set": 0, "answers": 0, "dropped": 0}
+        self.limit_log: list[tuple[int, int, float | None]] | None = None  # UTC ns, outlet, W; None: not kept
         self._power_w = power_w or (lambda outlet: 100.0)
         self._current_a = current_a
         self._supply_v = supply_v or (lambda outlet: voltage_v)
@@ -413,6 +414,10 @@ class PduSimulator:
         if value is None:
             return None
         return value * float(self._limit_step(outlet)) * (self._voltage_v if limit.unit == "A" else 1.0)
+
+    def limits_w(self) -> dict[int, float | None]:
+        """As `limit_w`, of every outlet."""
+        return {outlet: self.limit_w(outlet) for outlet in range(1, self.n_outlets + 1)}
 
     def _limit_step(self, outlet: int) -> Fraction:
         limit = self.profile.limit
@@ -772,7 +777,11 @@ class _Set(_Responder, cmdrsp.SetCommandResponder):  # type: ignore[misc]
     def answer(self, simulator: PduSimulator, varbinds: Any, pdu: Any) -> Any:
         simulator.counters["sets"] += 1
         simulator.counters["varbinds_set"] += len(varbinds)
+        before = simulator.limits_w() if simulator.limit_log is not None else {}
         simulator.set([(tuple(oid), value) for oid, value in varbinds])
+        if simulator.limit_log is not None:
+            after = simulator.limits_w()
+            simulator.limit_log += [(time.time_ns(), n, w) for n, w in after.items() if w != before.get(n)]
         return varbinds
 
 
@@ -794,15 +803,16 @@ class _Feed:
 
 
 def command(simulator: PduSimulator, feed: _Feed | None, request: object) -> dict[str, Any]:
-    """One request: {"faults": {...}}, {"reboot": true}, {"power_w": {"1": 80.0}}, {"state": true}.
+    """One request: {"faults": {...}}, {"reboot": true}, {"power_w": {"1": 80.0}}, {"state": true}, {"log": true}.
 
-    `faults` names the members of `Faults`; those not named are switched off. Without a `feed` there is no power_w. Returns
+    `faults` names the members of `Faults`; those not named are switched off. `log` tells every change of a limit by a
+    SET since it was first asked for: (UTC ns, outlet, W; null is disabled). Without a `feed` there is no power_w. Returns
     the answer line.
     """
     try:
         if not isinstance(request, dict):
             raise ValueError("a command is a JSON object")
-        known = ["faults", "reboot", "state", *(["power_w"] if feed is not None else [])]
+        known = ["faults", "reboot", "state", "log", *(["power_w"] if feed is not None else [])]
         unknown = set(request) - set(known)
         if unknown:
             raise ValueError(f"unknown command {sorted(unknown)}: use {', '.join(known)}")
@@ -819,7 +829,10 @@ def command(simulator: PduSimulator, feed: _Feed | None, request: object) -> dic
         return {"ok": False, "error": str(error)}
     answer: dict[str, Any] = {"ok": True, "counters": dict(simulator.counters)}
     if request.get("state"):
-        answer["limit_w"] = {outlet: simulator.limit_w(outlet) for outlet in range(1, simulator.n_outlets + 1)}
+        answer["limit_w"] = simulator.limits_w()
+    if request.get("log"):
+        answer["log"] = simulator.limit_log or []
+        simulator.limit_log = simulator.limit_log or []
     return answer
 
 

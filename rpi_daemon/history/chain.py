@@ -268,7 +268,7 @@ class _Check:
         self.first: Event | None = None
         self.broken: list[str] = []
         self.at = Head()  # where the walk stands
-        self._heads = {head.seq: head for head in heads}
+        self._heads = set(heads)
         self._begun: tuple[str, int] | None = None  # the oldest file, and the number that it begins with
         self._may_begin = {1}  # with 1, or where a record says that what was before is deleted
 
@@ -305,8 +305,9 @@ class _Check:
 
     def _arrive(self, head: Head) -> None:
         self.at = head
-        known = self._heads.pop(head.seq, head)
-        if known.hash != head.hash:
+        same = {known for known in self._heads if known.seq == head.seq}
+        self._heads -= same
+        if same - {head}:
             self.broken.append(
                 f"number {head.seq} is not the one whose hash was kept elsewhere: the chain was rewritten"
             )
@@ -317,7 +318,7 @@ class _Check:
             self.broken.append(
                 f"{name}: it begins with number {begins}, and no record says that older files were deleted"
             )
-        for seq in sorted(self._heads):
+        for seq in sorted({head.seq for head in self._heads}):
             if seq > self.at.seq:
                 self.broken.append(
                     f"the end is missing: number {seq} had been written, the last one here is {self.at.seq}"

@@ -28,6 +28,7 @@ from rpi_daemon.history.weeks import (
     delete_files,
     insert,
     is_damaged,
+    is_full,
     old_files,
     open_for_writing,
     path_of,
@@ -205,6 +206,10 @@ class Historian:
         self._path: Path | None = None
         self._connection: sqlite3.Connection | None = None
 
+    def begin(self) -> None:
+        """Look whether this week's file is sound enough to be written on, before there is anything to write."""
+        self._writer.put(self._look)
+
     def tick(
         self,
         t_ns: int,
@@ -275,14 +280,42 @@ class Historian:
 
     # -- the writer's thread
 
+    def _look(self) -> None:
+        path = path_of(self._folder, time.time_ns())
+        try:
+            if path.exists():
+                self._open(path)
+        except sqlite3.Error as error:
+            if is_damaged(error):
+                self._set_aside(path, error)
+        except OSError as error:
+            self._say(str(error))
+
+    def _set_aside(self, path: Path, error: sqlite3.Error) -> None:
+        self._close_file()
+        set_aside(path, str(error))
+        self.counters.files_set_aside += 1
+
     def _write_next(self) -> None:
         work = self._waiting.popleft()
         try:
             self._write(work)
         except (sqlite3.Error, OSError) as error:
-            self._dropped(work)
             self._close_file()
+            if is_full(error) and self._make_room():
+                self._waiting.appendleft(work)
+                self._write_next()
+                return
+            self._dropped(work)
             self._say(str(error))
+
+    def _make_room(self) -> bool:
+        """Delete the oldest week of the history, the file as a whole: the newest hours are worth more. False: there is none."""
+        files = sorted(self._folder.glob(PATTERN))
+        if len(files) < 2:
+            return False
+        self.counters.files_deleted += delete_files(files[:1])
+        return True
 
     def _write(self, work: _Work) -> None:
         t_ns = (work.minute or work.scores or work.limits[0]).t_ns
@@ -294,9 +327,7 @@ class Historian:
         except sqlite3.Error as error:
             if not is_damaged(error):
                 raise
-            self._close_file()
-            set_aside(path, str(error))
-            self.counters.files_set_aside += 1
+            self._set_aside(path, error)
             insert(self._open(path), self._layout, blocks, work.limits)
         self.counters.blocks_written += work.minute is not None
         self.counters.limits_written += len(work.limits)

@@ -1,6 +1,7 @@
 """The history files: one SQLite database per ISO week (UTC), so that keeping 30 days means deleting a file."""
 
 import contextlib
+import errno
 import functools
 import itertools
 import json
@@ -235,6 +236,13 @@ def is_damaged(error: sqlite3.Error) -> bool:
     code = getattr(error, "sqlite_errorcode", None)  # None: Python's own, and ours
     known = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
     return known if code is None else code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def is_full(error: sqlite3.Error | OSError) -> bool:
+    """Whether a disk has no room, or a user no more of it."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF == sqlite3.SQLITE_FULL
 
 
 def set_aside(path: Path, why: str) -> None:

@@ -12,12 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from disks import mounted
 from history_rig import END, T0, Alone
 
 from rpi_daemon.history.events import Event, EventLog, read_events, verify
@@ -315,18 +315,6 @@ def _copy(source: Path, target: Path) -> Path:
 
 
 # -- disks
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, *options: str) -> Iterator[Path]:
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no right to mount a file system here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_file_system_is_counted_and_what_was_written_stays(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The audit: on disk before the write; on a disk that fails raises wait and what is protective goes; nothing is lost unsaid."""
 
 import asyncio
-import contextlib
 import os
 import shutil
 import sqlite3
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import fill, mounted
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -294,21 +294,8 @@ def test_a_damaged_file_is_set_aside_and_the_numbers_go_on(tmp_path: Path) -> No
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no right to mount a file system here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(ballast: Path) -> None:
-    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
+    with mounted(tmp_path / "disk", "-o", "size=2m") as disk:
+        yield disk
 
 
 def test_a_full_disk_holds_raises_until_there_is_room(small_disk: Path) -> None:

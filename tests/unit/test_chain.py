@@ -163,6 +163,8 @@ def test_a_chain_that_was_rewritten_from_its_middle_on_is_found_by_a_head_kept_e
         log.append([Event(at_ns + k, k, "asked", {"week": week, "k": k + (week == 1)}) for k in range(PER_FILE)])
     log.close()
     assert checked(tmp_path / "forged").broken == (), "whoever writes it all anew makes a chain that holds"
+    own = checked(tmp_path / "forged").head
+    assert checked(tmp_path / "forged", head, own).broken == checked(tmp_path / "forged", own, head).broken
     assert checked(tmp_path / "forged", head).broken == (
         "number 9 is not the one whose hash was kept elsewhere: the chain was rewritten",
     )

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from audit_rig import ListAudit
 
-from rpi_daemon.audit import By
+from rpi_daemon.audit import NOT_DURABLE, By
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.drivers.base import MayWrite, always
 from rpi_daemon.errors import DeviceError
 from rpi_daemon.pdu_task import Lease, PduTask
 from rpi_daemon.records import (
     ApplyResult,
+    Decision,
     Desired,
     LimitKind,
     LimitState,
@@ -335,3 +336,54 @@ def test_a_lease_ends_without_renewal() -> None:
     assert lease.expired(10 * NS_PER_S + 1)
     lease.renew(10 * NS_PER_S)
     assert not lease.expired(20 * NS_PER_S)
+
+
+def why(protective: bool) -> Decision:
+    return Decision(0, 0, 500.0, 0.0, "lower", "granted", 100.0, 5.0, 95.0, protective, 120.0)
+
+
+def test_nothing_is_written_before_its_record_and_its_end_is_told() -> None:
+    async def play(bench: Bench) -> None:
+        bench.ask(o1=100.0)
+        await bench.until(lambda: bench.device._busy or bool(bench.device.batches))
+        await bench.until(lambda: len(bench.audit.records) == 2)
+        (asked, intents), (ended, outcomes) = bench.audit.records
+        assert (asked, ended) == ("asked", "ended")
+        assert [(i.what, i.to_w, i.reason) for i in intents] == [("pdu/1", 100.0, "static_safe")]
+        assert [o.read_back_w for o in outcomes] == [100.0]
+
+    scenario(play)
+
+
+def test_without_a_durable_record_only_what_is_protective_is_written_and_the_rest_asked_for_again() -> None:
+    async def play(bench: Bench) -> None:
+        bench.audit.durable = False
+        limits = (LimitWrite(1, 100.0, why=why(True)), LimitWrite(2, 600.0, why=why(False)))
+        bench.task.submit(Desired("pdu", bench.clock.mono_ns(), limits), bench.clock.mono_ns())
+        await bench.until(lambda: bool(bench.device.batches))
+        await bench.until(lambda: any(r.lost for r in bench.task._inbox))
+        assert bench.device.batches == [{1: 100.0}]
+        assert [name for name, _ in bench.audit.records] == ["asked", "refused", "ended"]
+        assert bench.task.refused == NOT_DURABLE
+        reports = [r for r in bench.task.take_reports() if r.reading is None]
+        assert [(r.result is not None, r.lost) for r in reports] == [(True, False), (False, True)]
+        assert await bench.task.write_exclusive([LimitWrite(2, 613.0, _found(613.0))], By("operator eve")) is None
+        assert bench.device.limits_w[2] == 500.0
+
+    scenario(play)
+
+
+def test_what_is_forbidden_or_fails_is_on_record_with_the_reason() -> None:
+    async def play(bench: Bench) -> None:
+        assert await bench.task.write_exclusive([LimitWrite(1, 100.0)], By("operator eve")) is None
+        assert bench.audit.records == [("refused", "the kill switch is engaged")]
+        bench.device.silent = True
+        with pytest.raises(DeviceError):
+            await bench.task.write_now([LimitWrite(2, 100.0)])
+        assert bench.audit.records[-1] == ("failed", "did not answer")
+
+    scenario(play, allowed=lambda write: write.outlet == 2)
+
+
+def _found(limit_w: float) -> LimitState:
+    return LimitState(limit_w, True, LimitKind.ALARM, (("1.3.6", 2, round(limit_w)),))
