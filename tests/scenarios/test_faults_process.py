@@ -151,105 +151,7 @@ def test_fault_16_an_absurd_network_is_not_heard_in_that_tick(figure: Figures) -
     assert after.safe.latched == ()
 
 
-# -- 18: no memory
-
-
-@pytest.mark.fault(18)
-def test_fault_18_a_training_that_takes_too_much_ends_and_control_goes_on(
-    place: Place, rack: RackProcess, figure: Figures
-) -> None:
-    keep_loads(place.folder / "learned", 6, 40)
-    order = {
-        "history": str(place.folder / "learned"), "rack": "rack", "ratings_w": ratings_of(6), "from_ns": T0 - MINUTE_NS,
-        "to_ns": T0 + 10**4 * MINUTE_NS, "seed": 1, "updates": 12, "incumbent": str(SHIPPED),
-        "out": str(place.folder / "night"), "name": "night",
-    }  # fmt: skip
-    (place.folder / "order").write_text(json.dumps(order), encoding="utf-8")
-    with running(lambda: Hanging(place.write())) as daemon:
-        before = daemon.normal()
-        daemon.hang("train")
-        ended = place.folder / "training"
-        status = daemon.until(lambda s: ended.exists(), "the end of the training")
-        ticks = status["summary"]["ticks"]
-        status = daemon.until(lambda s: s["summary"]["ticks"] > ticks + 10, "ticks after it")
-        assert "memory" in ended.read_text(encoding="utf-8").lower()
-        assert not (place.folder / "night" / "manifest.toml").exists()
-        scheduling = status["boards"][0]["scheduling"]
-        locked_kb = _kb(daemon.process.pid, "VmLck")
-        assert ("memory locked" in scheduling) == (locked_kb > 0)
-        assert status["watchdog"]["hangs"] == {}
-        assert status["summary"]["ticks"] > before["summary"]["ticks"]
-        assert daemon.stop() == 0
-    figure(18, "resident memory of the daemon", status["summary"]["rss_mb"], 150.0, "MB")
-
-
-def _kb(pid: int, name: str) -> int:
-    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-    return int(lines[name].split()[0])
-
-
-# -- 19: no processor time
-
-
-@pytest.mark.fault(19)
-def test_fault_19_a_daemon_that_gets_no_time_holds_counts_its_losses_and_comes_back(
-    place: Place, rack: RackProcess, systemd: "Systemd", figure: Figures
-) -> None:
-    """It is stopped and let run for a moment, again and again: what a machine does that is full of others' work."""
-    with running(lambda: Daemon(place.write(), env=systemd.env(WATCHDOG_S))) as daemon:
-        daemon.normal()
-        lost = unaccounted(daemon, rack)
-        deadline = time.monotonic() + PATIENCE_S
-        while not _overrun(daemon) and time.monotonic() < deadline:
-            daemon.process.send_signal(signal.SIGSTOP)
-            time.sleep(0.25)
-            daemon.process.send_signal(signal.SIGCONT)
-            time.sleep(0.03)
-        held = [line for line in daemon.log("state") if "tick_overrun" in line["causes"]]
-        assert held[0]["state"] == "HOLD"
-        daemon.normal()
-        figure(19, "lost scans that are not counted", abs(unaccounted(daemon, rack) - lost), 0, "scans")
-        assert "WATCHDOG=trigger" not in {word for _, word in systemd.said}
-        assert daemon.stop() == 0
-
-
-def _overrun(daemon: Daemon) -> bool:
-    return any("tick_overrun" in line["causes"] for line in daemon.log("state"))
-
-
-@pytest.mark.fault(19)
-def test_fault_19_the_sampler_serves_every_deadline_beside_busy_processes(figure: Figures) -> None:
-    cores, scans = len(os.sched_getaffinity(0)), 2000
-    held = [memory.anonymous(core.Ring.bytes_needed(48, scans + 1000)) for _ in range(2)]
-    ring, feed = (core.Ring(part, n_channels=48, capacity=scans + 1000) for part in held)
-    for index in range(scans + 1000):
-        feed.push(index, index + 1, index, 0, np.full(48, index, np.int32))
-    sampler = core.Sampler(ring, fifo_priority=80, lock_memory=False)
-    busy = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(2 * cores)]
-    try:
-        sampler.start_paced(feed, MS)
-        deadline = time.monotonic() + PATIENCE_S
-        while sampler.forwarded() < scans and time.monotonic() < deadline:
-            time.sleep(0.05)
-    finally:
-        sampler.stop()
-        for process in busy:
-            process.kill()
-            process.wait()
-    counters, served = sampler.counters(), sampler.forwarded()
-    assert served >= scans
-    figure(
-        19,
-        "deadlines without a scan and without a count",
-        served - counters["received"] - counters["starved"],
-        0,
-        "scans",
-    )
-    late = 100.0 * counters["late"] / served
-    figure(19, "late > 1 ms, two busy processes a core", late, 0.1, "%", busy=100.0)
-
-
-# -- 20: a loop hangs
+# -- of the whole daemon
 
 
 class Hanging(Daemon):
@@ -275,8 +177,8 @@ class Hanging(Daemon):
 class Systemd:
     """The far end of NOTIFY_SOCKET: what was said, and when."""
 
-    def __init__(self, folder: Path) -> None:
-        self.address = folder / "notify"
+    def __init__(self, address: Path) -> None:
+        self.address = address
         self.said: list[tuple[float, str]] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(self.address))
@@ -319,33 +221,137 @@ class Systemd:
         self.address.unlink()
 
 
-@pytest.fixture
-def systemd(place: Place) -> Iterator[Systemd]:
-    with contextlib.closing(Systemd(place.folder)) as far_end:
-        yield far_end
-
-
 OURS = [f"pdu-a/{n}" for n in range(1, 6)] + [f"pdu-b/{n}" for n in range(1, 7)]
 STATIC_SAFE_W = 550.0
 WATCHDOG_S = 3.0  # of the unit
 BUSY_S = 20.0  # for what other people's work may do to it
 
 
+@pytest.fixture(scope="module")
+def systemd(place: Place) -> Iterator[Systemd]:
+    with contextlib.closing(Systemd(place.folder / "notify")) as far_end:
+        yield far_end
+
+
+@pytest.fixture(scope="module")
+def daemon(place: Place, rack: RackProcess, systemd: Systemd) -> Iterator[Hanging]:
+    """One for all of these, up to the test that ends it."""
+    with running(lambda: Hanging(place.write(), env=systemd.env(WATCHDOG_S))) as process:
+        process.normal()
+        yield process
+
+
+# -- 18: no memory
+
+
+@pytest.mark.fault(18)
+def test_fault_18_a_training_that_takes_too_much_ends_and_control_goes_on(
+    place: Place, daemon: Hanging, figure: Figures
+) -> None:
+    keep_loads(place.folder / "learned", 6, 40)
+    order = {
+        "history": str(place.folder / "learned"), "rack": "rack", "ratings_w": ratings_of(6), "from_ns": T0 - MINUTE_NS,
+        "to_ns": T0 + 10**4 * MINUTE_NS, "seed": 1, "updates": 12, "incumbent": str(SHIPPED),
+        "out": str(place.folder / "night"), "name": "night",
+    }  # fmt: skip
+    (place.folder / "order").write_text(json.dumps(order), encoding="utf-8")
+    before = daemon.normal()
+    daemon.hang("train")
+    ended = place.folder / "training"
+    status = daemon.until(lambda s: ended.exists(), "the end of the training")
+    ticks = status["summary"]["ticks"]
+    status = daemon.until(lambda s: s["summary"]["ticks"] > ticks + 10, "ticks after it")
+    assert "memory" in ended.read_text(encoding="utf-8").lower()
+    assert not (place.folder / "night" / "manifest.toml").exists()
+    scheduling = status["boards"][0]["scheduling"]
+    locked_kb = _kb(daemon.process.pid, "VmLck")
+    assert ("memory locked" in scheduling) == (locked_kb > 0)
+    assert status["watchdog"]["hangs"] == {}
+    assert status["summary"]["ticks"] > before["summary"]["ticks"]
+    figure(18, "resident memory of the daemon", status["summary"]["rss_mb"], 150.0, "MB")
+
+
+def _kb(pid: int, name: str) -> int:
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
+    return int(lines[name].split()[0])
+
+
+# -- 19: no processor time
+
+
+@pytest.mark.fault(19)
+def test_fault_19_a_daemon_that_gets_no_time_holds_counts_its_losses_and_comes_back(
+    rack: RackProcess, daemon: Hanging, systemd: Systemd, figure: Figures
+) -> None:
+    """It is stopped and let run for a moment, again and again: what a machine does that is full of others' work."""
+    daemon.normal()
+    lost = unaccounted(daemon, rack)
+    deadline = time.monotonic() + PATIENCE_S
+    while not _overrun(daemon) and time.monotonic() < deadline:
+        daemon.process.send_signal(signal.SIGSTOP)
+        time.sleep(0.25)
+        daemon.process.send_signal(signal.SIGCONT)
+        time.sleep(0.03)
+    held = [line for line in daemon.log("state") if "tick_overrun" in line["causes"]]
+    assert held[0]["state"] == "HOLD"
+    daemon.normal()
+    figure(19, "lost scans that are not counted", abs(unaccounted(daemon, rack) - lost), 0, "scans")
+    assert "WATCHDOG=trigger" not in {word for _, word in systemd.said}
+
+
+def _overrun(daemon: Daemon) -> bool:
+    return any("tick_overrun" in line["causes"] for line in daemon.log("state"))
+
+
+@pytest.mark.fault(19)
+def test_fault_19_the_sampler_serves_every_deadline_beside_busy_processes(figure: Figures) -> None:
+    cores, scans = len(os.sched_getaffinity(0)), 2000
+    held = [memory.anonymous(core.Ring.bytes_needed(48, scans + 1000)) for _ in range(2)]
+    ring, feed = (core.Ring(part, n_channels=48, capacity=scans + 1000) for part in held)
+    for index in range(scans + 1000):
+        feed.push(index, index + 1, index, 0, np.full(48, index, np.int32))
+    sampler = core.Sampler(ring, fifo_priority=80, lock_memory=False)
+    busy = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(2 * cores)]
+    try:
+        sampler.start_paced(feed, MS)
+        deadline = time.monotonic() + PATIENCE_S
+        while sampler.forwarded() < scans and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        sampler.stop()
+        for process in busy:
+            process.kill()
+            process.wait()
+    counters, served = sampler.counters(), sampler.forwarded()
+    assert served >= scans
+    figure(
+        19,
+        "deadlines without a scan and without a count",
+        served - counters["received"] - counters["starved"],
+        0,
+        "scans",
+    )
+    late = 100.0 * counters["late"] / served
+    figure(19, "late > 1 ms, two busy processes a core", late, 0.1, "%", busy=100.0)
+
+
+# -- 20: a loop hangs
+
+
 @pytest.mark.fault(20)
 def test_fault_20_a_hang_ends_in_safe_limits_and_a_new_daemon(
-    place: Place, rack: RackProcess, systemd: Systemd, figure: Figures
+    place: Place, rack: RackProcess, daemon: Hanging, systemd: Systemd, figure: Figures
 ) -> None:
     """What systemd does by the unit is done here by hand: abort, ExecStopPost, start."""
-    path = place.write()
-    with running(lambda: Hanging(path, env=systemd.env(WATCHDOG_S))) as daemon:
-        rack.until(lambda s: s["limits_w"]["pdu-b"]["1"] not in (STATIC_SAFE_W, None), "a limit of its own")
-        daemon.until(lambda s: s["summary"]["writes"] > 11, "writes of its own")
-        hung_s = daemon.hang("block")
-        ordered_s = systemd.until("WATCHDOG=trigger", hung_s)
-        said = daemon.logged("watchdog.withheld")
-        daemon.process.send_signal(signal.SIGABRT)
-        assert daemon.wait() == -signal.SIGABRT
-        words = daemon.words()
+    path = daemon.config
+    rack.until(lambda s: s["limits_w"]["pdu-b"]["1"] not in (STATIC_SAFE_W, None), "a limit of its own")
+    daemon.until(lambda s: s["summary"]["writes"] > 11, "writes of its own")
+    hung_s = daemon.hang("block")
+    ordered_s = systemd.until("WATCHDOG=trigger", hung_s)
+    said = daemon.logged("watchdog.withheld")
+    daemon.process.send_signal(signal.SIGABRT)
+    assert daemon.wait() == -signal.SIGABRT
+    words = daemon.words()
     assert said["heartbeat"] in ("control", "loop")
     assert said["stack"][-1].endswith(" block")
     assert "Fatal Python error: Aborted" in words  # all threads, for the journal
@@ -363,7 +369,7 @@ def test_fault_20_a_hang_ends_in_safe_limits_and_a_new_daemon(
 
 @pytest.mark.fault(20)
 def test_fault_20_each_loop_that_hangs_stops_the_pings_and_is_named(
-    place: Place, rack: RackProcess, systemd: Systemd, figure: Figures
+    place: Place, rack: RackProcess, figure: Figures
 ) -> None:
     """A sampler that hangs is in tests/unit/test_heartbeats.py."""
     cases = {
@@ -371,7 +377,10 @@ def test_fault_20_each_loop_that_hangs_stops_the_pings_and_is_named(
         "history": {"history"}, "audit": {"audit"},
     }  # fmt: skip
     found = []
-    with running(lambda: Hanging(place.write(), env={**systemd.env(0.8), "RPI_QUICK": "1"})) as daemon:
+    with contextlib.ExitStack() as stack:
+        systemd = stack.enter_context(contextlib.closing(Systemd(place.folder / "quick")))
+        env = {**systemd.env(0.8), "RPI_QUICK": "1"}
+        daemon = stack.enter_context(running(lambda: Hanging(place.write(), env=env, name="quick")))
         daemon.until(lambda s: s["summary"]["ticks"] > 5, "ticks")
         for name, hearts in cases.items():
             before = len(daemon.log("watchdog.withheld"))
