@@ -235,8 +235,8 @@ def skill_table(results: Mapping[str, Result]) -> str:
 
 
 def _results() -> dict[str, Result]:
-    """Of the benches; the faults have a page of their own."""
-    paths = [path for path in sorted(RESULTS.glob("*.json")) if path.stem != "faults"]
+    """Of the benches; faults and fuzzing have pages of their own."""
+    paths = [path for path in sorted(RESULTS.glob("*.json")) if path.stem not in ("faults", "fuzz")]
     return {path.stem: json.loads(path.read_text()) for path in paths}
 
 

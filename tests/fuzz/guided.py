@@ -1,6 +1,7 @@
 """One target under libFuzzer (by atheris), its compiled part with AddressSanitizer and UndefinedBehaviorSanitizer.
 
-`python -m fuzz.guided TARGET CORE CORPUS RESULT INPUTS SEED`, started by run.py. Python code and the compiled part both guide it.
+`python -m fuzz.guided TARGET CORE MODULES CORPUS RESULT INPUTS SEED`, started by run.py. CORE: the sanitized build, or empty where no compiled
+code is under attack; it and the Python MODULES guide the fuzzer.
 """
 
 import atexit
@@ -22,7 +23,7 @@ import structlog
 HANG_S = 1.0
 KEPT_FINDINGS = 20
 
-name, core, corpus, result, inputs, seed = sys.argv[1:7]
+name, core, modules, corpus, result, inputs, seed = sys.argv[1:8]
 
 
 def load_sanitized(path: str) -> None:
@@ -37,16 +38,15 @@ def load_sanitized(path: str) -> None:
     spec.loader.exec_module(module)
 
 
-load_sanitized(core)
-# the twin is the yardstick, not the aim: guided by it too the run is ten times slower
-with atheris.instrument_imports(include=["rpi_daemon"], exclude=["rpi_daemon._fastpath.reference_frames"]):
+if core:
+    load_sanitized(core)
+with atheris.instrument_imports(include=modules.split() or ["none"]):  # an empty list would mean all modules
     from fuzz.target import WrongAccept
-    from fuzz.targets import TARGETS
+    from fuzz.targets import target as target_of
 
-target = TARGETS[name]
-structlog.configure(
-    wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL)
-)  # what is refused need not be told
+    target = target_of(name)
+# what is refused need not be told
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 counts: Counter[str] = Counter()
 findings: dict[str, dict[str, str]] = {}
 slowest_s, slowest = 0.0, b""
@@ -100,7 +100,7 @@ options = [
     f"-seed={seed}",
     "-timeout=20",
     "-rss_limit_mb=4096",
-    "-max_len=2048",
+    f"-max_len={target.longest}",
     "-verbosity=0",
     f"-artifact_prefix={corpus}/../",
 ]

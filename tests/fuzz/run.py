@@ -15,11 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fuzz.targets import TARGETS, kept
+from fuzz.target import Target
+from fuzz.targets import PLACES, kept
+from fuzz.targets import target as target_of
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "fuzz"
-RESULT = ROOT / "bench" / "results" / "fuzz.json"
+RESULT = Path(os.environ.get("FUZZ_RESULT", ROOT / "bench" / "results" / "fuzz.json"))
 PATIENCE_S = 3 * 3600.0
 
 
@@ -39,32 +41,27 @@ def build_core(folder: Path) -> Path:
     return library
 
 
-def fuzz(name: str, core: Path, inputs: int, seed: int, folder: Path) -> dict[str, Any]:
+def fuzz(target: Target, core: Path, inputs: int, seed: int, folder: Path) -> dict[str, Any]:
     """Figures of one target."""
     import atheris
 
-    corpus, result = BUILD / "corpus" / name, folder / f"{name}.json"  # what earlier runs found is begun with
+    corpus, result = (
+        BUILD / "corpus" / target.name,
+        folder / f"{target.name}.json",
+    )  # what earlier runs found is begun with
     corpus.mkdir(parents=True, exist_ok=True)
-    for number, data in enumerate(kept(name)):
+    for number, data in enumerate(kept(target.name)):
         (corpus / f"kept-{number}").write_bytes(data)
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": f"{atheris.path()}/asan_with_fuzzer.so",
-        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:handle_abort=1",
-        "PYTHONMALLOC": "malloc",  # else Python's own arenas hide from the sanitizer what is read beyond an object
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    command = [
-        sys.executable,
-        Path(__file__).with_name("guided.py"),
-        name,
-        core,
-        corpus,
-        result,
-        str(inputs),
-        str(seed),
-    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    if target.compiled:
+        environment |= {
+            "LD_PRELOAD": f"{atheris.path()}/asan_with_fuzzer.so",
+            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:handle_abort=1",
+        }
+        if target.exact_memory:
+            environment["PYTHONMALLOC"] = "malloc"
+    command = [sys.executable, "-P", "-m", "fuzz.guided", target.name, str(core) if target.compiled else "", " ".join(target.modules),
+               corpus, result, str(inputs), str(seed)]  # fmt: skip
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     if not result.exists():
         artefacts = [
@@ -78,7 +75,7 @@ def fuzz(name: str, core: Path, inputs: int, seed: int, folder: Path) -> dict[st
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("targets", nargs="*", choices=[[], *TARGETS], default=[])
+    options.add_argument("targets", nargs="*", choices=[[], *PLACES], default=[])
     options.add_argument("--inputs", type=int, default=1_000_000)
     options.add_argument("--seed", type=int, default=5)
     given = options.parse_args()
@@ -87,12 +84,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         core = build_core(BUILD)
-        for name in given.targets or TARGETS:
-            seen = fuzz(name, core, given.inputs, given.seed, folder)
+        for name in given.targets or PLACES:
+            target = target_of(name)
+            seen = fuzz(target, core, given.inputs, given.seed, folder)
             bad += "died" in seen or any(seen[kind] for kind in ("crashes", "hangs", "wrong_accepts"))
             print(name, json.dumps(seen, indent=1)[:6000], flush=True)
             figures[name] = {
-                "wrong_accept_is": TARGETS[name].oracle,
+                "wrong_accept_is": target.oracle,
                 "measured": datetime.now(UTC).strftime("%Y-%m-%d"),
                 **seen,
             }

@@ -32,6 +32,19 @@ class Target:
     sources: tuple[str, ...]
     seeds: Callable[[], list[bytes]]
     check: Callable[[bytes], bool]
+    longest: int = 2048  # bytes of an input
+    exact_memory: bool = True  # else Python's arenas hide from the sanitizer what is read beyond a small object; a Python oracle is faster then
+
+    @property
+    def compiled(self) -> bool:
+        """Whether C code is under attack too: it is then run under sanitizers."""
+        return any(source.startswith("_fastpath/") for source in self.sources)
+
+    @property
+    def modules(self) -> list[str]:
+        """The Python modules under attack."""
+        files = {source.partition(":")[0].removeprefix("rpi_daemon/") for source in self.sources}
+        return sorted(f"rpi_daemon.{file[:-3].replace('/', '.')}" for file in files if file.endswith(".py"))
 
 
 class Choices:
