@@ -224,7 +224,7 @@ class Pinger:
         before, self._before = self._before, verdict
         if not verdict.hangs:
             self._tell("WATCHDOG=1")
-        elif not before.hangs:
+        elif not before.hangs and math.isfinite(self.waits_s):  # systemd would act on it without a watchdog, too
             self._tell("WATCHDOG=trigger")
         self._say(before, verdict)
 
@@ -238,7 +238,7 @@ class Pinger:
                 heartbeat=name,
                 silent_s=verdict.hangs[name],
                 machine_s=round(heart.excused_ns / NS_PER_S, 3),
-                stack=_stack(heart),
+                at=_stack(heart),
             )
         if before.hangs and not verdict.hangs:
             log.warning("watchdog.again", was=sorted(before.hangs))

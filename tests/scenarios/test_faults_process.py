@@ -344,6 +344,8 @@ def test_fault_20_a_hang_ends_in_safe_limits_and_a_new_daemon(
 ) -> None:
     """What systemd does by the unit is done here by hand: abort, ExecStopPost, start."""
     path = daemon.config
+    heard = [word for _, word in systemd.said if word != "WATCHDOG=1"]
+    assert heard == ["READY=1", "WATCHDOG_USEC=60000000", "WATCHDOG_USEC=3000000"]  # patience while the model is loaded
     rack.until(lambda s: s["limits_w"]["pdu-b"]["1"] not in (STATIC_SAFE_W, None), "a limit of its own")
     daemon.until(lambda s: s["summary"]["writes"] > 11, "writes of its own")
     hung_s = daemon.hang("block")
@@ -353,7 +355,7 @@ def test_fault_20_a_hang_ends_in_safe_limits_and_a_new_daemon(
     assert daemon.wait() == -signal.SIGABRT
     words = daemon.words()
     assert said["heartbeat"] in ("control", "loop")
-    assert said["stack"][-1].endswith(" block")
+    assert said["at"][-1].endswith(" block")
     assert "Fatal Python error: Aborted" in words  # all threads, for the journal
     assert cli(path, "failsafe").returncode == 0
     safe_s = time.monotonic()
