@@ -146,6 +146,7 @@ class Audit:
     def __init__(self, state_dir: Path, clock: Clock, *, keep_days: float, who: str = DAEMON.who) -> None:
         self.written = 0  # records on disk, since the start
         self.dropped = 0  # the queue in memory was full
+        self.held = 0  # writes that waited for a disk that fails
         self.failing: str | None = None  # the disk's last word, None while it works
         self.set_aside = 0  # damaged files, renamed
         self.head = Head()  # on disk
@@ -159,7 +160,7 @@ class Audit:
         self._log: ChainLog | None = None
         self._waiting: deque[_Waiting] = deque()
         self._in_hand_ns: int | None = None  # when what the thread is storing came in
-        self._dropped_told = 0
+        self._dropped_told = self._held_told = 0
         self._lost_told = ""
         self._head_kept = Head()  # in its file
         self._head_fails = False
@@ -181,7 +182,8 @@ class Audit:
         number = self._number
         record = {**_told(by), "n": number, "device": device, "writes": [asdict(intent) for intent in intents]}
         if self._stalled(now_ns):
-            self._take("asked", record)
+            if any(intent.protective for intent in intents):
+                self._take("asked", record)
             return Asked(number, False, now_ns, by.who)
         durable = asyncio.get_running_loop().create_future()
         self._take("asked", record, durable)
@@ -199,7 +201,13 @@ class Audit:
         self._take("ended", {**_end_of(asked, device), "error": error})
 
     def refused(self, device: str, intents: Sequence[Intent], why: str, by: By = DAEMON) -> None:
-        """What was wanted and is not written, and why not."""
+        """What was wanted and is not written, and why not.
+
+        What waits for a disk that fails is asked for again and again: it is counted, and told in one record.
+        """
+        if why == NOT_DURABLE and self._stalled(self._clock.mono_ns()):
+            self.held += len(intents)
+            return
         self._take(
             "refused", {**_told(by), "device": device, "why": why, "writes": [asdict(intent) for intent in intents]}
         )
@@ -227,6 +235,7 @@ class Audit:
             "written": self.written,
             "waiting": len(self._waiting),
             "dropped": self.dropped,
+            "held": self.held,
             "failing": self.failing,
             "head": str(self.head),
         }
@@ -276,10 +285,13 @@ class Audit:
             return
         self._in_hand_ns = waiting[0].event.t_mono_ns
         records = [item.event for item in waiting]
-        dropped, last = self.dropped, records[-1]
-        untold = dropped - self._dropped_told
-        if untold:
-            records.append(Event(last.t_ns, last.t_mono_ns, "dropped", {"who": self._who, "records": untold}))
+        dropped, held, last = self.dropped, self.held, records[-1]
+        for name, told in (
+            ("dropped", {"records": dropped - self._dropped_told}),
+            ("held", {"writes": held - self._held_told}),
+        ):
+            if any(told.values()):
+                records.append(Event(last.t_ns, last.t_mono_ns, name, {"who": self._who, **told}))
         try:
             chain = self._opened()
             chain.append(records)
@@ -290,7 +302,7 @@ class Audit:
         else:
             self.head, self.set_aside = chain.head, chain.set_aside
             self.written += len(records)
-            self._dropped_told = dropped
+            self._dropped_told, self._held_told = dropped, held
             self._say(None)
         self._in_hand_ns = None
         for item in waiting:

@@ -275,12 +275,18 @@ def permit(
     limit_w = np.where(cut_off, eased_w, limit_w)
     limit_w = np.where(ours & (limit_w >= lowest_w) & (known | ~frozen), limit_w, np.nan)
 
+    # without a record on disk only what is protective goes
+    unrecorded = np.isfinite(limit_w) & ("audit_not_durable" in status.causes and not static)
+    unrecorded &= ~(enforced & (limit_w < standing_w))
+    limit_w = np.where(unrecorded, np.nan, limit_w)
+
     lower = limit_w < standing_w
     rule = np.where(limit_w < target_w, "room", "granted").astype(object)
     rule[frozen & (target_w > standing_w)] = "hold"
     if static:
         rule[:] = "static safe"
     rule[cut_off] = "draw + margin"
+    rule[unrecorded] = "no audit record"
     rule[~rack.opted_in] = "not opted in"
     rule[in_force.uncontrolled] = "uncontrolled"
     rule[in_force.verified_ns == 0] = "never read"

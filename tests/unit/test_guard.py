@@ -207,9 +207,23 @@ def test_a_trip_limit_of_coarse_step_is_not_rounded_down_onto_the_draw() -> None
 
 def test_a_pending_raise_is_not_permitted_any_more_in_hold() -> None:
     limits = make_limits(np.array([300.0]), open_w=np.array([500.0]))
-    got = _permit(make_rack(1), np.array([600.0]), limits, HealthFlags(audit_not_durable=True), np.array([100.0]))
+    got = _permit(make_rack(1), np.array([600.0]), limits, HealthFlags(tick_overrun=True), np.array([100.0]))
     assert got.limit_w[0] == 300.0
     assert got.rule == ("hold",)
+
+
+def test_without_a_durable_audit_only_enforced_limits_fall_and_static_safe_goes() -> None:
+    kinds = [LimitKind.ALARM, LimitKind.CURRENT_LIMIT, LimitKind.CURRENT_LIMIT]
+    limits, flags = make_limits(np.array([500.0, 1000.0, 300.0]), kind=kinds), HealthFlags(audit_not_durable=True)
+    rack = make_rack(3, [constraint("b", [0, 1, 2], 3, w=1200.0)], static_safe_w=200.0)
+    got = _permit(rack, np.full(3, 400.0), limits, flags, np.full(3, 100.0))
+    assert np.isnan(got.limit_w[[0, 2]]).all()
+    assert got.limit_w[1] < 1000.0
+    assert got.protective[1]
+    assert (got.rule[0], got.rule[2]) == ("no audit record", "no audit record")
+    safe = _permit(rack, np.full(3, 400.0), limits, replace(flags, stopping=True), np.full(3, 100.0))
+    assert safe.limit_w.tolist() == pytest.approx([200.0] * 3)
+    assert safe.protective.all()
 
 
 def test_static_safe_is_reached_even_if_a_poor_power_factor_makes_it_more_amps_than_rated() -> None:
