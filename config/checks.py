@@ -17,10 +17,12 @@ from rpi_daemon.config.schema import (
     secret_path,
 )
 from rpi_daemon.roles import group_id
+from rpi_daemon.small_file import is_file, read_small
 
 Loc = tuple[str | int, ...]
 Found = tuple[Loc, str]
 LOOSE_FILE_BITS = 0o077
+MOST_SECRET_BYTES = 10_000
 LONGEST_CAPTURE = 3  # times its usual length, see rpi_daemon/captures.py
 CAPTURE_LATE_S = 3.0  # a disk may be so late before the raw ring has overwritten what is to be kept
 PORTS = {"snmp": 161, "modbus_tcp": 502}  # where a PDU says none
@@ -281,7 +283,7 @@ def _caps(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Fo
                 f"cap {places[place] + 1} is at {cap.host}:{cap.port} too; set resource where a BMC has several",
             )
         places[place] = i
-        if cap.tls_ca_file is not None and not (base_dir / cap.tls_ca_file).is_file():
+        if cap.tls_ca_file is not None and not is_file(base_dir / cap.tls_ca_file):
             yield ("cap", i, "tls_ca_file"), f"{base_dir / cap.tls_ca_file}: no such file"
         yield from _one_way(cap, ("cap", i), "the BMC's")
         yield from _secret(cap, ("cap", i), "password", base_dir, env, least=1)
@@ -322,7 +324,7 @@ def _telemetry(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterat
             yield (*place, "url"), f"telemetry {urls[item.url] + 1} is at {item.url} too: one host is one load"
         urls[item.url] = i
         yield from _host_url(item, place)
-        if item.tls_ca_file is not None and not (base_dir / item.tls_ca_file).is_file():
+        if item.tls_ca_file is not None and not is_file(base_dir / item.tls_ca_file):
             yield (*place, "tls_ca_file"), f"{base_dir / item.tls_ca_file}: no such file"
         yield from _host_secrets(item, place, base_dir, env)
 
@@ -410,8 +412,8 @@ def _secret(
 
 def _secret_file(path: Path, loc: Loc, least: int) -> Iterator[Found]:
     try:
+        text = read_small(path, MOST_SECRET_BYTES).decode("utf-8").strip()
         mode = path.stat().st_mode
-        text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         yield loc, f"{path}: {reason}"
@@ -433,11 +435,11 @@ def _boards(config: Config, base_dir: Path) -> Iterator[Found]:
                 ("board", i, "iio_gains"),
                 f"{len(board.iio_gains)} gains for {len(board.channels)} channels; give one for each",
             )
-        if board.calibration is not None and not (base_dir / board.calibration).is_file():
+        if board.calibration is not None and not is_file(base_dir / board.calibration):
             yield ("board", i, "calibration"), f"{base_dir / board.calibration}: no such file"
         if board.driver == "replay" and board.trace is None:
             yield ("board", i, "trace"), "is needed for driver 'replay'"
-        if board.driver == "replay" and board.trace is not None and not (base_dir / board.trace).is_file():
+        if board.driver == "replay" and board.trace is not None and not is_file(base_dir / board.trace):
             yield ("board", i, "trace"), f"{base_dir / board.trace}: no such file"
         if config.rack.supply == "dc" and any(c.startswith("voltage:L") for c in board.channels):
             yield ("board", i, "channels"), "a DC rack has voltage:DC, not phases"

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rpi_daemon._fastpath.core import BoardDescription
 from rpi_daemon.errors import ConfigError, DeviceError
+from rpi_daemon.small_file import read_small
 
 SCHEMA = 1
 VALID_DAYS = 365
@@ -126,7 +127,7 @@ def _digest(content: Mapping[str, object]) -> str:
 def load_calibration(path: Path) -> Calibration:
     """Raises ConfigError for a file that is missing, damaged or changed."""
     try:
-        return parse_calibration(path.read_text(encoding="utf-8"), str(path))
+        return parse_calibration(read_small(path).decode("utf-8"), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; `rpi-daemon calibrate` writes it") from None
     except UnicodeDecodeError:

@@ -22,6 +22,7 @@ from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
 from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
 from rpi_daemon.errors import ConfigError
 from rpi_daemon.records import IntArray
+from rpi_daemon.small_file import is_file
 
 SNMP_PORT, MODBUS_PORT = 161, 502
 SNMP_TIMEOUT_S, SNMP_RETRIES = 0.25, 1
@@ -181,7 +182,7 @@ def load_checked(path: Path | str) -> Config:
 def device_mistakes(config: Config) -> Iterator[tuple[Loc, str]]:
     """What profiles, register maps and calibration files find wrong, as (location, sentence)."""
     for i, board in enumerate(config.board):
-        if board.calibration is not None and config.path(board.calibration).is_file():
+        if board.calibration is not None and is_file(config.path(board.calibration)):
             try:
                 file = load_calibration(config.path(board.calibration))
             except ConfigError as error:

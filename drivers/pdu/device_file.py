@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rpi_daemon.config.load import Loc, key_of, line_numbers, line_of
 from rpi_daemon.errors import ConfigError
+from rpi_daemon.small_file import read_small
 
 
 class Table(BaseModel):
@@ -37,7 +38,7 @@ def read_file(name_or_path: str | Path, package: str, kind: str) -> tuple[bytes,
     text = str(name_or_path)
     if "/" in text or text.endswith(".toml"):
         try:
-            return Path(text).read_bytes(), text
+            return read_small(text), text
         except OSError as error:
             raise ConfigError(f"{text}: cannot read the {kind}: {error.strerror}") from error
     names = shipped_names(package)

@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -394,6 +395,33 @@ def test_a_file_that_cannot_be_read_again_is_refused(gone: str, place: Path) -> 
         place.write_text("#" * 1_000_001)
     with pytest.raises(ConfigError, match=r"rack\.toml: is "):
         prepare(config)
+
+
+@pytest.mark.parametrize("name", ["\\u0000", "x" * 5000, "/dev/zero", "./", "pipe.toml"])
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ("pdu", "profile"),
+        ("pdu", "auth_key_file"),
+        ("board", "calibration"),
+        ("board", "trace"),
+        ("cap", "password_file"),
+        ("cap", "tls_ca_file"),
+    ],
+)
+def test_whatever_stands_where_a_file_is_named_is_a_mistake_at_once(
+    section: str, key: str, name: str, place: Path
+) -> None:
+    os.mkfifo(place.parent / "pipe.toml")
+    config = load_config(place)
+    lines = [line for line in (CONFIG + MORE).splitlines() if key == "profile" or not line.startswith(f"{key} =")]
+    text = "\n".join(line for line in lines if not (section == "pdu" and line.startswith(f"{key} =")))
+    text = text.replace('channels = ["c', 'driver = "replay"\nchannels = ["c')
+    place.write_text(text.replace(f"[[{section}]]\n", f'[[{section}]]\n{key} = "{name}"\n', 1))
+    with pytest.raises(ConfigError) as caught:
+        prepare(config)
+    assert f".{key}: " in str(caught.value)
+    assert "defect" not in str(caught.value)
 
 
 def test_a_recorded_run_keeps_its_configuration(place: Path) -> None:
