@@ -350,7 +350,7 @@ def test_fault_12_a_wall_clock_that_is_set(place: Place, rack: RackProcess, wall
             )
             assert abs(after["t_utc_ns"] / 1e9 - time.time() - by_s) < 5.0, "it is seen"
             wall.set(0.0)
-            expected += [by_s, -by_s]
+            expected.extend((by_s, -by_s))
             daemon.until(lambda s: len(daemon.log("clock.stepped")) == len(expected), f"both steps of {name} logged")
         ended = daemon.status()
         seen = [line["by_s"] for line in daemon.log("clock.stepped")]
