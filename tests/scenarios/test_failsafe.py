@@ -1,6 +1,8 @@
 """`rpi-daemon failsafe` and `limit restore --offline`: what stands on the PDUs when no daemon runs any more."""
 
+import contextlib
 import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import mounted
 from scenario_rack import Daemon, Place, RackProcess, cli, on_pdu, running
 
 from rpi_daemon.durable import copy_of
@@ -53,13 +56,17 @@ def killed(gone: Gone, rack: RackProcess) -> Iterator[Gone]:
     """As when it was killed: its files, and a limit away from STATIC_SAFE on each PDU."""
     kept = [gone.config, gone.state / STANDING_FILE, copy_of(gone.state / STANDING_FILE)]
     octets = [path.read_bytes() for path in kept]
-    for pdu in ("pdu-a", "pdu-b"):
-        on_pdu(gone.config, pdu, [1, 2], lambda driver: driver.apply([LimitWrite(1, 320.0), LimitWrite(2, 610.0)]))
+    disturb(gone)
     yield gone
     rack.ask(pdu="pdu-a", faults={})
     for path, before in zip(kept, octets, strict=True):
         path.write_bytes(before)
     (gone.state / "kill").unlink(missing_ok=True)
+
+
+def disturb(gone: Gone) -> None:
+    for pdu in ("pdu-a", "pdu-b"):
+        on_pdu(gone.config, pdu, [1, 2], lambda driver: driver.apply([LimitWrite(1, 320.0), LimitWrite(2, 610.0)]))
 
 
 def _moved(limits_w: dict[str, dict[str, float]]) -> bool:
@@ -89,7 +96,7 @@ def test_after_kill_9_failsafe_leaves_static_safe(killed: Gone, rack: RackProces
     assert at_static_safe(rack) != OURS
     code, document = failsafe(killed)
     assert (code, document["ok"], document["mode"], document["notes"]) == (0, True, "closed_loop", [])
-    assert document["after_s"] < 4.0
+    assert document["after_s"] < 20.0  # bench/failsafe.py has the figure
     assert [(p["id"], p["outlets"], p["away"], p["error"]) for p in document["pdus"]] == [
         ("pdu-a", 5, [], None), ("pdu-b", 6, [], None),
     ]  # fmt: skip
@@ -149,6 +156,23 @@ def test_a_secret_that_is_gone_is_named_and_keeps_it_from_no_other_pdu(killed: G
     assert code == 4
     assert document["pdus"][0]["error"] == f"{key}: No such file or directory"
     assert document["pdus"][1]["away"] == []
+
+
+def test_on_a_full_and_on_a_read_only_disk(killed: Gone, rack: RackProcess, tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "-o", "size=4m") as disk:
+        state = disk / "state"
+        shutil.copytree(killed.state, state)
+        with contextlib.suppress(OSError), (disk / "ballast").open("wb", buffering=0) as ballast:
+            while True:
+                ballast.write(bytes(4096))
+        code, document = failsafe(killed, "--state-dir", str(state))
+        assert (code, document["notes"]) == (0, [])
+        assert at_static_safe(rack) == OURS
+        disturb(killed)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        code, document = failsafe(killed, "--state-dir", str(state))
+        assert (code, document["notes"]) == (0, [])
+        assert at_static_safe(rack) == OURS
 
 
 def test_with_the_kill_switch_nothing_is_written(killed: Gone, rack: RackProcess) -> None:
