@@ -15,6 +15,7 @@ BENCHES = (
     "forecast_skill",
     "snmp",
     "silent",
+    "failsafe",
     "audit",
     "modbus",
     "jitter",

@@ -83,9 +83,9 @@ BAUD = 3_000_000
 UNIT_OUTLETS = 48  # of one PDU and its board
 
 
-def demo_toml(outlets: int = DEMO_OUTLETS, port: int = DEMO_PORT) -> str:
+def demo_toml(outlets: int = DEMO_OUTLETS, port: int = DEMO_PORT, *, per_pdu: int = UNIT_OUTLETS) -> str:
     """The configuration text; PDU k listens on `port` + k, and the breakers are sized so that the static limits just fit."""
-    sizes = [min(UNIT_OUTLETS, outlets - first) for first in range(0, outlets, UNIT_OUTLETS)]
+    sizes = [min(per_pdu, outlets - first) for first in range(0, outlets, per_pdu)]
     pdus = [f"pdu-{chr(ord('a') + k)}" for k in range(len(sizes))]
     text = HEAD.format(outlets=outlets, units=len(sizes))
     for k, (pdu, size) in enumerate(zip(pdus, sizes, strict=True)):

@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,3 +202,10 @@ def test_found_limits_come_back_without_a_daemon(killed: Gone, rack: RackProcess
     sets = rack.sets()
     assert failsafe(killed)[0] == 0
     assert rack.sets() == sets
+
+
+def test_it_starts_without_what_takes_long_to_import() -> None:
+    heavy = {"onnxruntime", "onnx", "pysnmp", "pymodbus", "aiohttp", "matplotlib", "scipy"}
+    script = "import sys; import rpi_daemon.failsafe; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert not heavy & set(done.stdout.split())
