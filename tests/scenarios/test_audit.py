@@ -1,48 +1,18 @@
-"""The real daemon's audit: every change of a limit that a PDU saw has its record from before, whenever the daemon is killed."""
+"""The real daemon's audit: every change of a limit that a PDU saw has its record from before; who, why, and what came of it."""
 
 import json
-import os
-import random
-import signal
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
+from audited import changes, records, unaudited
 from click.testing import CliRunner, Result
-from scenario_rack import Daemon, Place, RackProcess, cli, running
+from scenario_rack import Daemon, Place, RackProcess, cli, on_pdu, running
 
-from rpi_daemon.audit import FOLDER, read_audit
+from rpi_daemon.audit import FOLDER
 from rpi_daemon.cli import main
-from rpi_daemon.history.chain import Event
-
-KILLS = int(os.environ.get("RPI_AUDIT_KILLS", "3"))
-STATIC_SAFE_W = 550.0
-END_NS = 1 << 62
-PDUS = ("pdu-a", "pdu-b")
-STEP_W = 24.0  # amperes are rounded to tenths by one of the PDUs: 23 W
-
-
-def records(place: Place, *names: str) -> list[Event]:
-    told: list[str] = []
-    found = list(read_audit(place.folder / "state" / FOLDER, 0, END_NS, names, told))
-    assert told == []
-    return found
-
-
-def changes(rack: RackProcess) -> list[tuple[int, str, float | None]]:
-    """Every change of a limit by a SET so far: UTC ns, outlet, W."""
-    return [(t_ns, f"{pdu}/{n}", w) for pdu in PDUS for t_ns, n, w in rack.ask(pdu=pdu, log=True)["log"]]
-
-
-def unaudited(seen: list[tuple[int, str, float | None]], asked: list[Event]) -> list[tuple[int, str, float | None]]:
-    """Changes that are not what the newest record of their outlet from before asks for; a device rounds down to its step."""
-    found = []
-    for t_ns, outlet, now_w in seen:
-        before = [item["to_w"] for r in asked if r.t_ns <= t_ns for item in r.data["writes"] if item["what"] == outlet]
-        if now_w is not None and not (before and before[-1] is not None and -1.0 <= before[-1] - now_w <= STEP_W):
-            found.append((t_ns, outlet, now_w))
-    return found
+from rpi_daemon.records import LimitWrite
 
 
 def ask(config: Path, *arguments: str) -> Result:
@@ -57,39 +27,14 @@ def verified(config: Path) -> dict[str, Any]:
     return found
 
 
-def test_every_limit_that_a_pdu_saw_was_recorded_before_it_whenever_the_daemon_was_killed(
-    place: Place, rack: RackProcess
-) -> None:
-    """The short form; RPI_AUDIT_KILLS=200 is the long one."""
-    rng = random.Random(7)
-    config = place.write()
-    changes(rack)
-    heads = []
-    for _ in range(KILLS):
-        with running(lambda: Daemon(config)) as daemon:
-            writes = len(changes(rack))
-            rack.until(lambda _, n=writes: len(changes(rack)) > n + rng.randrange(1, 12), "limits that change")  # type: ignore[misc]
-            daemon.pause(rng.uniform(0.0, 0.05))
-            daemon.stop(signal.SIGKILL)
-        heads.append(verified(config)["head"])
-    done = cli(config, "failsafe", "--json")
-    assert done.returncode == 0, done.stderr
-    seen = changes(rack)
-    assert len(seen) > 10 * KILLS
-    assert unaudited(seen, records(place, "asked")) == []
-    assert len(unaudited(seen, records(place, "asked")[:1])) > len(seen) / 2, "the comparison can fail"
-    done = ask(config, "audit", "verify", *(word for head in heads for word in ("--head", head)))
-    assert done.exit_code == 0, done.stderr
-    assert [event.data["who"] for event in records(place, "begin")] == ["daemon"] * KILLS + ["failsafe"]
-
-
 @pytest.fixture(scope="module")
 def ran(place: Place, rack: RackProcess) -> Path:
-    """A daemon that ran, was asked to give an outlet back and was stopped."""
+    """A daemon that ran, was asked to give an outlet back and was stopped; then the failsafe."""
     config = place.write()
+    changes(rack)
     with running(lambda: Daemon(config)) as daemon:
         daemon.normal()
-        daemon.until(lambda s: s["audit"]["written"] > 5, "writes")
+        rack.until(lambda _: len(changes(rack)) > 20, "limits that change")
         assert daemon.ask("limit_restore", outlets=["pdu-a/1"], reason="sold")["verified"] == 1
         daemon.ask("kill", reason="an exercise")
         ticks = daemon.status()["summary"]["ticks"]
@@ -98,13 +43,26 @@ def ran(place: Place, rack: RackProcess) -> Path:
         daemon.until(lambda s: not s["kill_switch"] and s["summary"]["ticks"] > ticks + 5, "its end")
         assert daemon.stop() == 0
         assert daemon.log("audit.head")
+    on_pdu(config, "pdu-a", [2], lambda driver: driver.apply([LimitWrite(2, 610.0)]))
+    assert cli(config, "failsafe").returncode == 0
     return config
+
+
+def test_every_limit_that_a_pdu_saw_was_recorded_before_it_whoever_wrote(
+    place: Place, rack: RackProcess, ran: Path
+) -> None:
+    """With kills: test_faults_power.py."""
+    seen, asked = changes(rack), records(place.folder / "state", "asked")
+    assert len(seen) > 20
+    assert [(outlet, now_w) for _, outlet, now_w in unaudited(seen, asked)] == [("pdu-a/2", 610.0)], "somebody else's"
+    assert len(unaudited(seen, asked[:2])) > 10, "the comparison can fail"
+    assert {record.data["who"].split()[0] for record in asked} == {"daemon", "operator", "failsafe"}
 
 
 def test_who_why_before_and_after_are_told(place: Place, ran: Path) -> None:
     raised = [
         item
-        for record in records(place, "asked")
+        for record in records(place.folder / "state", "asked")
         for item in record.data["writes"]
         if record.data["who"] == "daemon" and item["reason"] == "raise"
     ]
@@ -115,14 +73,16 @@ def test_who_why_before_and_after_are_told(place: Place, ran: Path) -> None:
         assert item["request_w"] == pytest.approx(item["forecast_w"] + item["margin_w"], abs=600.0)
         assert item["grant_w"] is not None
         assert item["before_w"] is not None
-    restored = [record for record in records(place, "asked") if record.data["who"].startswith("operator ")]
+    restored = [
+        record for record in records(place.folder / "state", "asked") if record.data["who"].startswith("operator ")
+    ]
     assert [(r.data["words"], r.data["writes"][0]["what"]) for r in restored] == [("sold", "pdu-a/1")]
-    commands = [record.data["command"] for record in records(place, "command")]
+    commands = [record.data["command"] for record in records(place.folder / "state", "command")]
     assert "limit_restore" in commands
-    assert [record.data["engaged"] for record in records(place, "kill_switch")] == [True, False]
-    ends = {record.data["n"] for record in records(place, "ended")}
+    assert [record.data["engaged"] for record in records(place.folder / "state", "kill_switch")] == [True, False]
+    ends = {record.data["n"] for record in records(place.folder / "state", "ended")}
     assert ends
-    for record in records(place, "ended"):
+    for record in records(place.folder / "state", "ended"):
         for outcome in record.data["outcomes"]:
             assert outcome["verified"]
             assert 0.0 <= outcome["sent_after_ms"] <= outcome["verified_after_ms"]

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from audited import changes, records, unaudited
 from fault_figures import Figures
 from scenario_rack import Daemon, Place, RackProcess, on_pdu, running
 
@@ -33,7 +34,6 @@ KILLS, CUTS = (200, 150) if FULL else (3, 3)
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "kills.json"
 OURS = [f"pdu-a/{n}" for n in range(1, 6)] + [f"pdu-b/{n}" for n in range(1, 7)]
 STATIC_SAFE_W = 550.0
-STEP_W = 25.0  # of the coarser PDU: 0.1 A at 230 V, rounded down
 END_NS = 1 << 62
 MINUTE_S = 60.0
 
@@ -98,27 +98,13 @@ def _checked(path: Path) -> str:
         return str(connection.execute("PRAGMA quick_check").fetchone()[0])
 
 
-def unaudited(state: Path, before_w: dict[str, float | None], now_w: dict[str, float | None]) -> list[str]:
-    """Outlets that hold a limit which no record in the audit asked for."""
-    asked_w: dict[str, list[float]] = {}
-    for record in read_audit(state / FOLDER, 0, END_NS, ("asked",)):
-        for write in record.data["writes"]:
-            asked_w.setdefault(write["what"], []).append(write["to_w"])
-    changed = [name for name in OURS if now_w[name] != before_w[name]]
-    return [
-        f"{name}: {now_w[name]}"
-        for name in changed
-        if not any(-1.0 <= to_w - (now_w[name] or 0.0) <= STEP_W for to_w in asked_w.get(name, ()))
-    ]
-
-
 @pytest.mark.fault(17)
 def test_fault_17_killed_at_random(place: Place, rack: RackProcess, figure: Figures, kept: dict[str, Any]) -> None:
     """Most kills hit a loop that writes, one in five a start."""
     rng = np.random.default_rng(17)
     config, state = place.write(), place.folder / "state"
-    restarts_s, damage, missing, whiles = [], [], [], 0
-    first_w = rack.limits_w()
+    restarts_s, damage, whiles = [], [], 0
+    before = set(changes(rack))
     for turn in range(KILLS):
         with running(lambda: Daemon(config)) as daemon:
             if turn % 5 == 4:
@@ -132,11 +118,13 @@ def test_fault_17_killed_at_random(place: Place, rack: RackProcess, figure: Figu
             daemon.process.send_signal(signal.SIGKILL)
             daemon.wait()
         damage += corrupt(state)
-        missing += unaudited(state, first_w, rack.limits_w())
     with running(lambda: Daemon(config)) as daemon:
         restarts_s.append(restarted_s(daemon))
         assert daemon.stop() == 0
     assert at_static_safe(rack)
+    seen = [change for change in changes(rack) if change not in before]
+    assert len(seen) > KILLS
+    missing = unaudited(seen, records(state, "asked"))
     p50, p99, highest = (float(np.quantile(restarts_s, q)) for q in (0.5, 0.99, 1.0))
     kept["kills"] = {
         "kills": KILLS, "while_writing": whiles, "corrupt": damage, "unaudited": missing,
