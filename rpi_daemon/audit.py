@@ -110,19 +110,19 @@ def limit_intent(pdu: str, write: LimitWrite, state: LimitState | None) -> Inten
 def cap_intent(
     load: str, cap_w: float | None, stands: CapReading | None, why: CapDesired | None, reason: str = "static_safe"
 ) -> Intent:
-    """Of one server's cap. `stands`: as last read; `why`: None for what the loop did not decide."""
-    before_w = stands.cap_w if stands is not None and stands.active else None
+    """Of one server's cap. `stands`: as last read; `why`: the loop's decision, None for what it did not decide."""
     if why is None:
+        before_w = stands.cap_w if stands is not None and stands.active else None
         rule, protective = ("as found", False) if reason == "restore" else ("static safe", True)
         return Intent(load, LimitKind.SERVER_CAP.value, _known(before_w), _known(cap_w), reason, rule, protective)
     return Intent(
         load,
         LimitKind.SERVER_CAP.value,
-        _known(before_w),
+        _known(why.from_w),
         _known(cap_w),
         why.reason,
         why.rule,
-        cap_w is not None and (before_w is None or cap_w < before_w),
+        cap_w is not None and (why.from_w is None or cap_w < why.from_w),
         request_w=_known(why.request_w),
         grant_w=_known(why.grant_w),
     )

@@ -367,7 +367,7 @@ def test_intents_say_why() -> None:
     stands = CapReading(0, None, 400.0, True)
     lower = CapDesired("server", 0, 300.0, 400.0, "lower", "breaker-a", 350.0, 300.0)
     assert cap_intent("server", 300.0, stands, lower).protective
-    assert not cap_intent("server", 450.0, stands, lower).protective
+    assert not cap_intent("server", 450.0, None, lower).protective
     assert not cap_intent("server", None, stands, lower).protective
     assert cap_intent("server", 450.0, stands, None).protective
     assert not cap_intent("server", None, stands, None, "restore").protective

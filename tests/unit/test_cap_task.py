@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from audit_rig import ListAudit
 
-from rpi_daemon.audit import By
+from rpi_daemon.audit import NOT_DURABLE, By
 from rpi_daemon.cap_task import LOCKED_OUT_S, PROBE_MOST_S, CapTask
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.errors import AuthError, DeviceError
@@ -83,9 +83,9 @@ class Bench:
             audit=self.audit,
         )
 
-    def desire(self, cap_w: float | None) -> None:
+    def desire(self, cap_w: float | None, from_w: float | None = None) -> None:
         now_ns = self.clock.mono_ns()
-        self.task.submit(CapDesired("server-1", now_ns, cap_w, None, "lower", "rack (W)", 500.0, 400.0))
+        self.task.submit(CapDesired("server-1", now_ns, cap_w, from_w, "lower", "rack (W)", 500.0, 400.0))
 
 
 async def turns(n: int = 40) -> None:
@@ -192,3 +192,28 @@ def test_withdrawing_tells_the_stage_that_nothing_will_come() -> None:
     bench.task.withdraw()
     assert [r.lost for r in bench.task.take_reports()] == [True]
     assert bench.clock.mono_ns() < NS_PER_S * 10**9
+
+
+def test_every_cap_is_on_record_before_and_after_and_without_a_durable_record_only_lower_ones_are_written() -> None:
+    async def story(bench: Bench) -> None:
+        bench.desire(400.0)
+        await turns()
+        (asked, (intent,)), (ended, (outcome,)) = bench.audit.records
+        assert (asked, ended) == ("asked", "ended")
+        assert (intent.what, intent.kind, intent.before_w, intent.to_w) == ("server-1", "server_cap", None, 400.0)
+        assert (intent.rule, intent.request_w, intent.grant_w) == ("rack (W)", 500.0, 400.0)
+        assert outcome.read_back_w == 400.0
+        bench.audit.durable = False
+        bench.desire(450.0, from_w=400.0)
+        await turns()
+        assert bench.audit.records[-1] == ("refused", NOT_DURABLE)
+        assert await bench.task.restore(CapReading(0, None, None, False), By("operator eve")) is None
+        bench.desire(380.0, from_w=400.0)
+        await turns()
+        assert await bench.task.write_now(350.0) is not None, "STATIC_SAFE"
+        assert bench.server.asked == [400.0, 380.0, 350.0]
+        bench.allowed = False
+        assert await bench.task.write_now(350.0) is None
+        assert bench.audit.records[-1] == ("refused", "the kill switch is engaged")
+
+    scenario(story)
