@@ -7,7 +7,7 @@ import os
 import sqlite3
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -63,8 +63,7 @@ DAEMON: Final = By("daemon")
 FAILSAFE: Final = By("failsafe")
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
+class Intent(NamedTuple):
     """One limit, or one server's cap, that is about to be written, and why. None is "not known"."""
 
     what: str  # PDU/NUMBER, or the load whose server it is
@@ -180,7 +179,7 @@ class Audit:
         self._number += 1
         now_ns = self._clock.mono_ns()
         number = self._number
-        record = {**_told(by), "n": number, "device": device, "writes": [asdict(intent) for intent in intents]}
+        record = {**_told(by), "n": number, "device": device, "writes": [intent._asdict() for intent in intents]}
         if self._stalled(now_ns):
             if any(intent.protective for intent in intents):
                 self._take("asked", record)
@@ -209,7 +208,7 @@ class Audit:
             self.held += len(intents)
             return
         self._take(
-            "refused", {**_told(by), "device": device, "why": why, "writes": [asdict(intent) for intent in intents]}
+            "refused", {**_told(by), "device": device, "why": why, "writes": [intent._asdict() for intent in intents]}
         )
 
     def note(self, name: str, by: By, fields: Mapping[str, Any]) -> None:
