@@ -42,7 +42,7 @@ class InForce:
 
 
 def in_force(config_path: Path, state_dir: Path | None) -> InForce:
-    """The state folder's word; the configuration file's where there is none. Raises RpiError where there is neither."""
+    """The state folder's word; the configuration file's where there is none. Raises ConfigError where there is neither."""
     config, broken = _configuration(config_path)
     notes = [] if broken is None else [str(broken).partition("\n")[0]]
     folders = [state_dir] if state_dir is not None else _folders(config_path)
@@ -61,7 +61,7 @@ def in_force(config_path: Path, state_dir: Path | None) -> InForce:
         return InForce(standing, folder, tuple(notes))
     if config is None:
         places = " or ".join(map(str, folders))
-        raise RpiError("\n".join([*notes, f"no {STANDING_FILE} in {places}: nothing tells what to make safe"]))
+        raise ConfigError("\n".join([*notes, f"no {STANDING_FILE} in {places}: nothing tells what to make safe"]))
     notes.append(f"no {STANDING_FILE} in {folders[0]}: acting on {config_path}")
     return InForce(Standing(config, Mode(config.daemon.mode)), folders[0], tuple(notes))
 
@@ -163,6 +163,7 @@ def restore(
         if unknown := set(outlets) - set(limits.rack.outlet_ids):
             raise RpiError(f"no outlet is called {sorted(unknown)[0]!r}; known: {', '.join(limits.rack.outlet_ids)}")
         names = outlets or limits.rack.outlet_ids
+        limits.keep_to_found()
         restored, lost, errors = event_loop.run(_put_back(limits, found.standing.config, names, until_s, by))
     document = {
         "schema": 1,

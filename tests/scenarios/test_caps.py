@@ -1,6 +1,7 @@
 """9: servers on a PDU whose limits only alarm step over their breaker's budget together; their BMCs hold them under it."""
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -197,6 +198,16 @@ def test_at_stop_static_safe_stands_on_every_server(rack: RackProcess, daemon: D
         restored = cli(daemon.config, "limit", "restore")
         assert restored.returncode == 0, restored.stderr
         assert all(w is None for w in rack.state()["caps_w"].values())
+        assert again.ask("mode", mode="closed_loop")["mode"] == "closed_loop"
+        again.stop(signal.SIGKILL)
+    left = cli(daemon.config, "failsafe", "--for", "20", "--json")
+    assert left.returncode == 0, left.stdout
+    assert [cap["ok"] for cap in json.loads(left.stdout.splitlines()[-1])["caps"]] == [True] * len(LOADS)
+    caps_w = rack.state()["caps_w"]
+    assert all(caps_w[load] == 300.0 for load in LOADS), caps_w
+    restored = cli(daemon.config, "limit", "restore", "--offline", "--for", "20")
+    assert restored.returncode == 0, restored.stdout
+    assert all(w is None for w in rack.state()["caps_w"].values())
 
 
 def test_a_dry_run_shows_the_caps_that_it_would_set(config: Path) -> None:
