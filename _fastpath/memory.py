@@ -20,7 +20,7 @@ def shared_file(path: Path, n_bytes: int) -> mmap.mmap:
 
     The pages are reserved here (OSError, ENOSPC): a sparse file on a full tmpfs kills its writer with SIGBUS later.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
     try:
         if os.fstat(fd).st_size > n_bytes:
             os.ftruncate(fd, n_bytes)

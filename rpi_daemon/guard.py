@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.durable import create
 from rpi_daemon.errors import ConfigError
 from rpi_daemon.records import (
     Allocation,
@@ -361,9 +362,16 @@ class KillSwitch:
         self.path = path
 
     def engage(self, reason: str) -> None:
-        """Stop every write until `release`; the file holds the reason. Raises OSError when it cannot be made."""
+        """Stop every write until `release`; the file holds the reason. Raises OSError when it cannot be made.
+
+        A link in its place engages it as well, and is not followed.
+        """
+        if self.path.is_symlink():
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(f"{reason}\n", encoding="utf-8")
+        # whatever the reason is written with: a letter that cannot be encoded must not keep the switch open
+        with open(create(self.path, os.O_TRUNC), "w", encoding="utf-8", errors="replace") as file:
+            file.write(f"{reason}\n")
 
     def release(self) -> None:
         """Allow writes again."""

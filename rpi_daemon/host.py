@@ -16,7 +16,8 @@ def folder_lock(folder: Path, option: str) -> Iterator[None]:
     """One daemon per folder, which is the configuration's `option`; the lock goes with the process."""
     path = folder / "daemon.lock"
     try:
-        file = path.open("a+")
+        # not through a link: who may write in the folder must not choose what root, who runs commands there, writes over
+        file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640), "r+")  # noqa: SIM115
     except OSError as error:
         raise RpiError(f"{path}: {error.strerror}; the daemon's user must be able to write there") from None
     with file:

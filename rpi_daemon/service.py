@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import signal
+import stat
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,7 @@ log = structlog.get_logger("rpi_daemon")
 
 def run_service(config: Config, *, record: Path | None = None) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code. Raises RpiError when it cannot start."""
+    os.umask(0o027 | os.umask(0o077))  # what we write is for our group at most, whoever started us
     with logging_to_stderr(config.daemon.log_level, config.daemon.log_format):
         return event_loop.run(Service(config, record=record).run())
 
@@ -211,6 +213,10 @@ class Service:
                 raise RpiError(
                     f"{folder}: {error.strerror}; create it, or change daemon.state_dir / runtime_dir"
                 ) from None
+            if folder.stat().st_mode & stat.S_IWOTH:
+                raise RpiError(
+                    f"{folder}: everybody may write there, also the kill switch and found limits; chmod o-w it"
+                )
         self._stack.enter_context(folder_lock(self.runtime_dir, "runtime_dir"))
         if self.state_dir != self.runtime_dir:
             self._stack.enter_context(folder_lock(self.state_dir, "state_dir"))

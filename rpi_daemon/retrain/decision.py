@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.config.schema import Config
+from rpi_daemon.durable import create
 from rpi_daemon.errors import LockedError, ModelError, RpiError
 from rpi_daemon.models.library import Choice, Library
 from rpi_daemon.retrain.gate import verdict
@@ -47,7 +48,7 @@ def training_lock(library: Library) -> Iterator[None]:
     """One training per state folder, whoever began it. Raises LockedError, ModelError."""
     try:
         library.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        file = (library.folder / LOCK).open("w")
+        file = open(create(library.folder / LOCK, 0), "w")  # noqa: SIM115  closed below
     except OSError as error:
         raise ModelError(f"{library.folder}: {error.strerror}; the daemon's user must own daemon.state_dir") from None
     with file:

@@ -94,9 +94,23 @@ def seeds() -> list[bytes]:
     description = struct.pack("<II16s16sII", 1000, 1_000_000, b"A-17", b"1.2.0", 750_000, 0) + channels
     header = struct.pack("<B5I", 3, 7, 1000, 5, 0, 0)
     again = struct.pack("<B5I", 3, 7, 1001, 6, 0, 0)
+    bad = [  # what a description may not say
+        description[:at] + bytes([octet]) * n + description[at + n :]
+        for at, n, octet in (
+            (0, 4, 0),
+            (4, 4, 0),
+            (8, 2, 255),
+            (24, 1, 255),
+            (48, 1, 9),
+            (52, 4, 0),
+            (52, 4, 255),
+            (60, 4, 0),
+            (64, 1, 255),
+        )
+    ]
     codes = b"\xff\x7f\x01\x80\x00\x80\x05\x00"
     return [
-        bytes([0, DESCRIPTION, 1, 0]) + header + description,
+        *(bytes([0, DESCRIPTION, 1, 0]) + header + one for one in [description, *bad]),
         bytes([0, DATA, 0, 3, 0]) + header + codes + bytes([DATA, 0, 3, 0]) + again + codes,
         bytes([7, DATA, 1, 5, 1]) + header + bytes(range(36)),
         bytes([3, DATA, 2, 1, 2]) + header + bytes(range(100, 124)),
@@ -110,7 +124,18 @@ TARGET = Target(
     "frames",
     "frames, values or counters differ from those of the pure-Python decoder; the 64-bit index goes back or loses scans that it "
     "does not count; a description that is taken does not read the same when it is sent again",
-    ("_fastpath/frames.h", "_fastpath/frames.pxi"),
+    (
+        "_fastpath/frames.h:rpi_cobs_decode",
+        "_fastpath/frames.h:rpi_frame_parse",
+        "_fastpath/frames.h:rpi_frame_scan",
+        "_fastpath/frames.h:rpi_decoder_",
+        "_fastpath/frames.h:rpi_timeline_",
+        "_fastpath/frames.h:rpi_widen",
+        "_fastpath/frames.pxi:parse_",
+        "_fastpath/frames.pxi:_frame_parse",
+        "_fastpath/frames.pxi:feed",
+        "_fastpath/frames.pxi:counts",
+    ),
     seeds,
     check,
     longest=400,

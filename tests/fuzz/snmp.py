@@ -108,6 +108,8 @@ def check_v2c(data: bytes) -> bool:
         return check_oid(choices.rest())
     if kind == 1:
         octets = choices.rest()
+        if octets[:1] == b"\xee":  # more than a message may have
+            octets *= 65536 // len(octets) + 1
     else:
         community = b"public" if choices.byte() < 230 else choices.take(choices.below(9))
         version = b"\1" if choices.byte() < 250 else choices.take(2)
@@ -143,7 +145,7 @@ def check_oid(octets: bytes) -> bool:
 
 
 def v2c_seeds() -> list[bytes]:
-    oids = [bytes([0]) + encode_oid(oid) for oid in OIDS]
+    oids = [bytes([0]) + encode_oid(oid) for oid in OIDS] + [b"\0" + bytes([1]) * 140, b"\1\xee"]
     whole = encode_v2c(b"public", RESPONSE, REQUEST_ID, REPLY)
     failed = encode_v2c(b"public", RESPONSE, REQUEST_ID, OIDS, 2, 1)
     built = bytes([2, 0, 0, 0, 0]) + ANSWER
@@ -276,11 +278,20 @@ def v3_seeds() -> list[bytes]:
     ]
 
 
+SHARED = tuple(
+    f"_fastpath/snmp.pxi:_snmp_{name}"
+    for name in ("enter", "done", "signed", "take_", "unsigned", "arc_text", "oid_text", "value", "open")
+)
 V2C = Target(
     "snmp_v2c",
     "a message is taken that a second decoder, written from the RFCs, refuses or reads otherwise; it does not read the same when it "
     "is encoded again; the session takes an answer to another question; an OID has two spellings",
-    ("_fastpath/snmp.pxi",),
+    (
+        *SHARED,
+        "_fastpath/snmp.pxi:decode_v2c",
+        "_fastpath/snmp.pxi:decode_oid",
+        "drivers/pdu/snmp_session.py:_open_v2c",
+    ),
     v2c_seeds,
     check_v2c,
 )
@@ -288,7 +299,14 @@ V3 = Target(
     "snmp_v3",
     "as v2c, and: the session takes an answer that is unsigned, unencrypted, of another engine, user or message id (but for Reports, "
     "which carry no value), or whose digest does not hold",
-    ("_fastpath/snmp.pxi", "drivers/pdu/usm.py"),
+    (
+        *SHARED,
+        "_fastpath/snmp.pxi:decode_v3",
+        "_fastpath/snmp.pxi:decode_scoped",
+        "drivers/pdu/usm.py:unwrap",
+        "drivers/pdu/usm.py:_in_window",
+        "drivers/pdu/snmp_session.py:_open_v3",
+    ),
     v3_seeds,
     check_v3,
 )
