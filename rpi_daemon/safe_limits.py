@@ -542,7 +542,7 @@ class SafeLimits:
         for pdu in self.tasks:
             failed |= await self._restore_pdu(pdu, chosen, by)
         failed |= await self._restore_caps(by, lowering=False)
-        self.release(self.released - failed.keys())
+        self.release(self.released.difference(failed))
         if len(self.released) == self.rack.n:
             self.mode = Mode.ADVISORY
         try:
