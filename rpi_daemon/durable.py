@@ -1,5 +1,6 @@
 """Small files that a crash leaves whole: the old one or the new; and, of what must not be lost, a second copy."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ def create(path: Path, flags: int) -> int:
     descriptor = os.open(path, flags | os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     if os.geteuid() == 0:
         owner = path.parent.stat()
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        with contextlib.suppress(PermissionError):  # a root that may not: it has the folder to itself
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
     return descriptor
 
 

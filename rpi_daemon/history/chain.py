@@ -220,7 +220,8 @@ def _like_parent(folder: Path) -> None:
     """As `durable.create`, for a folder."""
     if os.geteuid() == 0:
         owner = folder.parent.stat()
-        os.chown(folder, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        with contextlib.suppress(PermissionError):
+            os.chown(folder, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def pattern(kind: str) -> str:

@@ -34,6 +34,7 @@ from rpi_daemon.audit import (
 )
 from rpi_daemon.clock import ManualClock, SystemClock
 from rpi_daemon.history.chain import Event, Head
+from rpi_daemon.history.events import EventLog
 from rpi_daemon.records import (
     CapDesired,
     CapReading,
@@ -283,6 +284,17 @@ def test_the_whole_folder_taken_away_is_found_and_the_head_too_only_from_outside
     (tmp_path / HEAD_FILE).unlink()
     assert broken(tmp_path) == (), "nothing here tells any more that there was a chain"
     assert broken(tmp_path, head) == ("the end is missing: number 2 had been written, the last one here is 0",)
+
+
+def test_heads_in_the_events_are_compared_too(tmp_path: Path) -> None:
+    head = run(tmp_path, nothing).head
+    events = EventLog(tmp_path / "history", keep_days=400.0)
+    events.append([Event(1_799_020_790 * 10**9, 0, "audit.head", {"head": str(head)})])
+    events.close()
+    assert broken(tmp_path) == ()
+    shutil.rmtree(tmp_path / FOLDER)
+    (tmp_path / HEAD_FILE).unlink()
+    assert broken(tmp_path) == ("the end is missing: number 2 had been written, the last one here is 0",)
 
 
 def test_a_head_that_is_gone_or_damaged_is_said(tmp_path: Path) -> None:
