@@ -148,6 +148,7 @@ class Prophet:
     """A forecaster that knows the running maximum of the next 5 s."""
 
     reason = ""
+    poisoned = ""
     weights: Mapping[str, FloatArray] = {}
     request_weights: Mapping[str, FloatArray] = {}
 
