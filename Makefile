@@ -49,7 +49,7 @@ fuzz: $(VENV)/.installed
 
 # 200 kills of the daemon at random, and 150 power cuts: half an hour; keeps bench/results/kills.json.
 kills: $(VENV)/.installed
-	RPI_KILLS=1 RPI_FIGURES=1 $(BIN)/pytest tests/scenarios/test_faults_power.py $(PYTEST_ARGS); failed=$$?; $(BIN)/python bench/figures.py; exit $$failed
+	RPI_KILLS=200 RPI_CUTS=150 RPI_FIGURES=1 $(BIN)/pytest tests/scenarios/test_faults_power.py $(PYTEST_ARGS); failed=$$?; $(BIN)/python bench/figures.py; exit $$failed
 
 # All faults at random for an hour of virtual time, then a self-test of its invariants; SOAK_ARGS="--seconds 600 --seed 7" for another.
 soak: $(VENV)/.installed
