@@ -1,6 +1,6 @@
 """`make fuzz`: a million inputs for each target; figures to bench/results/fuzz.json.
 
-`PYTHONPATH=tests python -P -m fuzz.run [TARGET ...] [--inputs N] [--seed S]`. Needs clang and the extra `fuzz` (atheris, coverage).
+`PYTHONPATH=tests python -P -m fuzz.run [TARGET ...] [--inputs N] [--seed S] [--keep]`. Needs clang and the extra `fuzz` (atheris, coverage).
 """
 
 import argparse
@@ -15,13 +15,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fuzz.branches import measured
+from fuzz.page import write_page
 from fuzz.target import Target
-from fuzz.targets import PLACES, kept
+from fuzz.targets import CORPUS, PLACES, kept
 from fuzz.targets import target as target_of
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "fuzz"
 RESULT = Path(os.environ.get("FUZZ_RESULT", ROOT / "bench" / "results" / "fuzz.json"))
+KEPT_BYTES = 6000  # of a target
 PATIENCE_S = 3 * 3600.0
 
 
@@ -78,6 +81,9 @@ def main() -> int:
     options.add_argument("targets", nargs="*", choices=[[], *PLACES], default=[])
     options.add_argument("--inputs", type=int, default=1_000_000)
     options.add_argument("--seed", type=int, default=5)
+    options.add_argument(
+        "--keep", action="store_true", help="add the smallest inputs that reached something new to tests/fuzz/corpus"
+    )
     given = options.parse_args()
     figures = json.loads(RESULT.read_text())["targets"] if RESULT.exists() else {}
     bad = 0
@@ -88,15 +94,32 @@ def main() -> int:
             target = target_of(name)
             seen = fuzz(target, core, given.inputs, given.seed, folder)
             bad += "died" in seen or any(seen[kind] for kind in ("crashes", "hangs", "wrong_accepts"))
-            print(name, json.dumps(seen, indent=1)[:6000], flush=True)
+            if given.keep:
+                keep(name)
+            seen["branches"] = measured(target, BUILD / "corpus" / name)
             figures[name] = {
                 "wrong_accept_is": target.oracle,
                 "measured": datetime.now(UTC).strftime("%Y-%m-%d"),
                 **seen,
             }
+            print(name, json.dumps(seen, indent=1)[:6000], flush=True)
             if given.inputs >= 1_000_000:
                 RESULT.write_text(json.dumps({"command": "make fuzz", "targets": figures}, indent=1) + "\n")
+                write_page(figures)
     return 1 if bad else 0
+
+
+def keep(name: str) -> None:
+    """Fill the kept inputs of a target up with the smallest that libFuzzer found worth keeping."""
+    path, known = CORPUS / f"{name}.txt", set(kept(name))
+    text = path.read_text() if path.exists() else ""
+    for data in sorted(
+        (path.read_bytes() for path in (BUILD / "corpus" / name).iterdir()), key=lambda data: (len(data), data)
+    ):
+        line = base64.b64encode(data).decode() + "\n"
+        if data and data not in known and len(text) + len(line) <= KEPT_BYTES:
+            text += line
+    path.write_text(text)
 
 
 if __name__ == "__main__":
