@@ -24,13 +24,18 @@ from fault_figures import Figures
 from scenario_rack import PATIENCE_S, Daemon, Place, RackProcess, on_pdu, running
 
 from rpi_daemon.audit import FOLDER, read_audit, verify_audit
+from rpi_daemon.config.load import load_config
 from rpi_daemon.durable import copy_of, read_twice
 from rpi_daemon.found import FoundLimits
 from rpi_daemon.history.events import read_events, verify
 from rpi_daemon.history.weeks import History
-from rpi_daemon.records import LimitWrite
+from rpi_daemon.proof import PROOF_FILE, Proofs
+from rpi_daemon.records import LimitWrite, PduIdentity
+from rpi_daemon.retrain.standing import library_of
 from rpi_daemon.safe_limits import FOUND_FILE
+from rpi_daemon.service import SETTLE_FILE
 from rpi_daemon.standing import STANDING_FILE, Standing
+from rpi_daemon.trap_queue import QUEUE_FILE
 
 KILLS, CUTS = int(os.environ.get("RPI_KILLS", "3")), int(os.environ.get("RPI_CUTS", "3"))
 FULL = "RPI_KILLS" in os.environ or "RPI_CUTS" in os.environ
@@ -167,9 +172,36 @@ class Cut:
     minutes: int
 
 
+KINDS = {
+    FOUND_FILE, f"{FOUND_FILE}.copy", STANDING_FILE, f"{STANDING_FILE}.copy", PROOF_FILE, f"{PROOF_FILE}.copy",
+    SETTLE_FILE, QUEUE_FILE, "models/standing.json", "audit-head",
+}  # fmt: skip
+SINK = """
+[[trap_sink]]
+id = "away"
+host = "127.0.0.1"
+port = 9
+version = "2c"
+community_file = "community"
+allow_insecure = true
+"""
+
+
 @pytest.fixture(scope="module")
-def cut(place: Place, rack: RackProcess, tmp_path_factory: pytest.TempPathFactory) -> Cut:
-    config, state = place.write(), place.folder / "state"
+def everything(place: Place, rack: RackProcess) -> Path:
+    """A configuration with which every kind of file comes to stand in the state folder."""
+    config, state = place.write(actuator=SINK), place.folder / "state"
+    state.mkdir(exist_ok=True)
+    identity = PduIdentity("APC", "AP8681", "6.8.2", "5A1234E00001", 24, False)
+    Proofs.read(state).add(state, identity, "192.0.2.1/161", "of a profile")
+    library = library_of(load_config(config))
+    library._write(library.standing())  # as after a promotion and its roll-back
+    return config
+
+
+@pytest.fixture(scope="module")
+def cut(everything: Path, place: Place, rack: RackProcess, tmp_path_factory: pytest.TempPathFactory) -> Cut:
+    config, state = everything, place.folder / "state"
     with running(lambda: Daemon(config)) as daemon:
         daemon.normal()
         writing(daemon, rack)
@@ -202,12 +234,15 @@ def _torn(octets: bytes, at: int, turn: int, rng: np.random.Generator) -> bytes:
 
 
 @pytest.mark.fault(25)
-def test_fault_25_power_loss(place: Place, rack: RackProcess, cut: Cut, figure: Figures, kept: dict[str, Any]) -> None:
+def test_fault_25_power_loss(
+    place: Place, everything: Path, rack: RackProcess, cut: Cut, figure: Figures, kept: dict[str, Any]
+) -> None:
     """Two kinds by turns: logs torn anywhere after what was acknowledged (nothing of that may be lost), and one file after
     the other torn anywhere, which no power cut does to files that were synced: then it must start all the same."""
     rng = np.random.default_rng(25)
-    config, state = place.write(), place.folder / "state"
+    config, state = everything, place.folder / "state"
     files = sorted(str(p.relative_to(cut.folder)) for p in cut.folder.rglob("*") if p.is_file() and p.stat().st_size)
+    assert set(files) >= KINDS
     logs = [name for name in files if name.endswith("-wal")]
     lost_events = lost_records = lost_blocks = 0
     starts_s: list[float] = []
