@@ -137,7 +137,7 @@ class Soak:
         config = load_checked(self.rack.write_config())
         await self.rack.start(config)
         self.checks = Checks(self.rack, config, rack_model(config))
-        self.checks.newest = self._newest
+        self.checks.newest, self.checks.state = self._newest, lambda: self.folder / self._state
         self.rack.on_write, self.rack.on_look = self.checks.wrote, self.checks.looked
         background = self._background = [loop.create_task(self.rack.turn()), loop.create_task(self._watch())]
         self._supervisor = loop.create_task(self._supervise())
@@ -229,6 +229,7 @@ class Soak:
         self.checks.counts["calms"] += 1
         self.recovered_s.append((self.clock.mono_ns() - begun_ns) / NS_PER_S)
         self._look_at_losses()
+        self.checks.look_at_audit()
 
     def _look_at_losses(self) -> None:
         """(f) Since this life began, by board."""

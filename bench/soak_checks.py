@@ -4,7 +4,7 @@
 |---|---|
 | a | no message of ours takes what our limits allow on a breaker, phase or rack above its derated rating |
 | b | no write with the kill switch engaged, in advisory, to an outlet that is not ours or was given back, with the lease expired, where somebody else writes; no raise where limits are held |
-| c | every write is read back before the next to the same outlet |
+| c | every write is on disk in the audit before it, but protective ones while the disk is full, and read back before the next to the same outlet; the audit's chain is whole |
 | d | a limit that cuts off is never written below draw + margin |
 | e | as many descriptors after a life of the daemon as before it |
 | f | scans that are counted as lost are the ones that were lost |
@@ -25,8 +25,10 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+from soak_audit import asked_w, broken
 from soak_rack import SoakRack, Written
 
 from rpi_daemon.clock import NS_PER_S
@@ -89,6 +91,8 @@ class Checks:
         self._foreign_since: dict[str, int] = {}
         self._counted: dict[str, int] = {}
         self._tick_ns: int | None = None
+        self.disk_full = False
+        self.state: Callable[[], Path] = Path  # the daemon's state folder
         self.newest: Callable[[], tuple[Snapshot, RackModel] | None] = lambda: None  # of the daemon's ticks
 
     def _rows(self) -> list[tuple[str, object]]:
@@ -143,6 +147,7 @@ class Checks:
                 self._raised_while_held(pdu, write)
                 self._below_draw(pdu, write)
                 self._not_read_back(pdu, write)
+                self._not_audited(write)
                 self._count(write)
             given_back = write.outlet in self._alien and self.standing.commanding
             if write.asked_w is not None and _same(write.after_w, write.asked_w) and not given_back:
@@ -257,14 +262,26 @@ class Checks:
             self.violate("c", f"{write.outlet}: {before[1]} W was not read back before {write.asked_w} W")
         self._unread[write.outlet] = self.now_ns(), write.asked_w
 
+    def _not_audited(self, write: Written) -> None:
+        if write.asked_w is None or self.disk_full or (write.outlet in self._alien and self.standing.commanding):
+            return
+        known, to_w = asked_w(self.state(), write.outlet)
+        if not known or (to_w is not None and not -STEP_W <= to_w - write.asked_w <= STEP_W):
+            self.violate("c", f"{write.outlet}: {write.asked_w} W written, the audit on disk says {to_w}")
+
+    def look_at_audit(self) -> None:
+        """(c) The chain is whole."""
+        if wrong := broken(self.state()):
+            self.violate("c", f"the audit is broken: {wrong[:3]}")
+
     def look_at_reads(self) -> None:
         """(c) What was written must have been read back by now, where the wire was well all the time."""
-        for name, (t_ns, asked_w) in list(self._unread.items()):
+        for name, (t_ns, limit_w) in list(self._unread.items()):
             pdu = name.partition("/")[0]
             if self.now_ns() - t_ns > READ_BACK_S * NS_PER_S:
                 del self._unread[name]
                 if not self._disturbed(pdu):
-                    self.violate("c", f"{name}: {asked_w} W was not read back within {READ_BACK_S} s")
+                    self.violate("c", f"{name}: {limit_w} W was not read back within {READ_BACK_S} s")
 
     # -- (d)
 

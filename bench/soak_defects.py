@@ -12,6 +12,7 @@ from soak_rack import VirtualSampler
 
 from rpi_daemon import guard, pipeline
 from rpi_daemon.actuator import Actuator
+from rpi_daemon.audit import DAEMON, Asked, Audit
 from rpi_daemon.drivers.pdu.snmp import SnmpPdu
 from rpi_daemon.guard import GuardConfig
 from rpi_daemon.pdu_task import PduTask
@@ -44,6 +45,13 @@ def _no_read_back() -> Any:
         return {}, self._clock.mono_ns()
 
     return patch.object(SnmpPdu, "_read_back", nothing)
+
+
+def _no_audit() -> Any:
+    async def asked(self: Audit, device: str, intents: Any, by: Any = DAEMON) -> Asked:
+        return Asked(0, True, 0, by.who)
+
+    return patch.object(Audit, "asked", asked)
 
 
 @contextlib.contextmanager
@@ -103,6 +111,7 @@ DEFECTS = {
     ),
     "hold": Defect("b", "raises limits that are held", _not_held, ("board_unplugged", "sensor_silent", "load_step")),
     "read_back": Defect("c", "believes what a device says", _no_read_back, ("load_step",)),
+    "audit": Defect("c", "writes without a record", _no_audit, ("load_step",)),
     "draw": Defect(
         "d", "does not look at the draw", lambda: patch.object(LimitsInForce, "seen_w", lambda *_: 0.0), ("load_step",)
     ),

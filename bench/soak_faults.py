@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -212,8 +213,10 @@ def _disk_full(soak: "Soak", rng: Random) -> Begun:
     """No file may grow: every write fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    soak.checks.disk_full = True
 
     def end() -> None:
+        soak.checks.disk_full = False
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return Begun("disk", "the disk is full", rng.uniform(1.0, 30.0), end)
@@ -225,6 +228,41 @@ def _kill_switch(soak: "Soak", rng: Random) -> Begun:
     if not os.path.lexists(path):
         rng.choice((path.mkdir, path.touch, lambda: path.symlink_to("nowhere")))()
     return Begun("kill", "kill switch by hand", rng.uniform(0.3, 15.0), soak.release)
+
+
+def _kill_command(soak: "Soak", rng: Random) -> Begun:
+    soak.command({"command": "kill", "reason": "soak"})
+    return Begun("kill", "operator: kill", rng.uniform(0.3, 15.0), soak.release)
+
+
+def _kill_signal(soak: "Soak", rng: Random) -> Begun:
+    soak.loop.deliver(signal.SIGUSR1)
+    return Begun("kill", "SIGUSR1", rng.uniform(0.3, 15.0), soak.release)
+
+
+RELOADS = {  # what somebody makes of the configuration, good and bad
+    "lower_hold_s = 5.0": ("lower_hold_s = 3.0", "lower_hold_s = -1", "lower_hold_s = 'soon'", "lower_hold = 5.0"),
+    "rating_w = 6400.0": ("rating_w = 6000.0", "rating_w = 0.0", "rating_w = 500.0"),
+    "static_safe_w = 380.0": ("static_safe_w = 360.0", "static_safe_w = 9000.0"),
+    "[rack]": ("[rack", "[rick]", ""),
+    'primary = "mixture"': ('primary = "ewma"', 'primary = "oracle"'),
+    'id = "pdu-c"': ('id = "pdu-a"', 'id = "pdu-d"'),
+}
+
+
+def _reload(soak: "Soak", rng: Random) -> Begun:
+    before = rng.choice(list(RELOADS))
+    after = rng.choice(RELOADS[before])
+    path = soak.folder / "config.toml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(before, after, 1), encoding="utf-8")
+    soak.loop.deliver(signal.SIGHUP)
+
+    def end() -> None:
+        path.write_text(text, encoding="utf-8")
+        soak.loop.deliver(signal.SIGHUP)
+
+    return Begun("config", f"SIGHUP with {after!r} in place of {before!r}", rng.uniform(1.0, 15.0), end)
 
 
 def _hang(soak: "Soak", rng: Random) -> Begun:
@@ -318,6 +356,9 @@ FAULTS: dict[str, tuple[float, Fault]] = {  # name -> how often, beside the othe
         {"command": "limit_set", "outlet": "nobody", "limit_w": -1, "ttl_s": "x"}, {"command": "status"},
         {"command": "acknowledge"}, {"command": "hint", "load": 7}, {"command": "mode", "mode": None},
         {"command": "model_promote", "name": "../../etc"}, {"command": "no such"}]))),
+    "kill_command": (0.4, _kill_command),
+    "kill_signal": (0.3, _kill_signal),
+    "reload": (1.0, _reload),
     "restart": (0.5, _restart),
     "sigkill": (0.5, _kill),
 }  # fmt: skip

@@ -84,8 +84,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._signals.clear()
 
     def deliver(self, sig: int) -> None:
-        """As if the process had been sent this signal."""
-        self._signals[sig]()
+        """As if the process had been sent this signal; nobody takes it where none has asked for it."""
+        if (handle := self._signals.get(sig)) is not None:
+            handle()
 
     def _defect(self, _loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
         error = context.get("exception")
