@@ -51,9 +51,10 @@ fuzz: $(VENV)/.installed
 kills: $(VENV)/.installed
 	RPI_KILLS=200 RPI_CUTS=150 RPI_FIGURES=1 $(BIN)/pytest tests/scenarios/test_faults_power.py $(PYTEST_ARGS); failed=$$?; $(BIN)/python bench/figures.py; exit $$failed
 
-# All faults at random for an hour of virtual time, then a self-test of its invariants; SOAK_ARGS="--seconds 600 --seed 7" for another.
+# All faults at random: an hour of virtual time in some minutes, half an hour of real time on an otherwise idle machine, then a
+# self-test of the invariants. SOAK_ARGS="--seconds 600 --real 0 --seed 7" for another. As root for a disk that can be filled.
 soak: $(VENV)/.installed
-	$(BIN)/python bench/soak.py --keep $(SOAK_ARGS)
+	$(BIN)/python bench/soak.py --keep --real 1800 $(SOAK_ARGS)
 	$(BIN)/python bench/soak.py --self-test
 
 # Half an hour, on an otherwise idle machine; BENCH_ARGS=--quick for a first look that keeps nothing. See bench/README.md.

@@ -10,12 +10,13 @@ import gc
 import json
 import logging
 import os
+import resource
 import shutil
 import signal
 import sys
 import tempfile
 from collections import Counter, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from random import Random
 from random import seed as seed_all
@@ -27,6 +28,7 @@ from soak_checks import RECOVERED_S, Checks, Violation, descriptors
 from soak_defects import DEFECTS
 from soak_faults import FAULTS, Begun
 from soak_rack import SoakRack, prepare
+from soak_real import soak_real
 from virtual_time import START_MONO_NS, VirtualClock, VirtualLoop, run_virtually
 
 from rpi_daemon import service as service_module
@@ -89,6 +91,16 @@ class Soak:
 
     def kill_file(self) -> Path:
         return self.folder / self._state / KILL_FILE
+
+    @contextlib.contextmanager
+    def disk_free(self) -> Iterator[None]:
+        """For what the soak itself writes while it keeps the disk full."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     def release(self) -> None:
         """The kill switch is let go, as `resume` does it."""
@@ -243,7 +255,8 @@ class Soak:
     async def _supervise(self) -> None:
         """As systemd: another daemon when one ends."""
         while True:
-            self.rack.write_config(self._state)
+            with self.disk_free():
+                self.rack.write_config(self._state)
             self._cut = False
             for pdu in self.rack.pdus.values():
                 pdu.cut = False
@@ -457,6 +470,13 @@ def main() -> int:
     )
     parser.add_argument("--each", type=float, default=600.0, help="of virtual time for each seed; 600 if not given")
     parser.add_argument("--seed", type=int, default=1, help="the first seed; 1 if not given")
+    parser.add_argument(
+        "--real",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="then so long on real time, in processes of their own",
+    )
     parser.add_argument("--keep", action="store_true", help=f"write the result to {RESULT.relative_to(ROOT)}")
     options = parser.parse_args()
     if options.self_test:
@@ -467,15 +487,20 @@ def main() -> int:
     each_s = min(options.each, seconds)
     injected: Counter[str] = Counter()
     rows = []
-    for seed in range(options.seed, options.seed + max(1, round(seconds / each_s))):
+    seeds = range(options.seed, options.seed + max(1, round(seconds / each_s))) if seconds > 0.0 else ()
+    for seed in seeds:
         # every second seed has a budget of writes that a storm uses up
         run, violations = soak(seed, each_s, writes_per_day=20_000 if seed % 2 else 150)
         tell(run, violations)
         injected += run.injected
         rows.append(_row(run, violations))
         print(rows[-1], flush=True)
+    more: dict[str, Any] = {"injected": dict(sorted(injected.items()))}
+    if options.real > 0.0:
+        real = soak_real(options.seed, options.real)
+        rows.append(real.row())
+        more["injected_real"] = dict(sorted(real.injected.items()))
     found = sum(row["violations"] for row in rows)
-    more = {"injected": dict(sorted(injected.items()))}
     result = report("soak", rows, {"violations": float(found)}, options.json, more)
     if options.keep:
         RESULT.write_text(as_kept(result) + "\n", encoding="utf-8")

@@ -250,7 +250,9 @@ RELOADS = {  # what somebody makes of the configuration, good and bad
 }
 
 
-def _reload(soak: "Soak", rng: Random) -> Begun:
+def _reload(soak: "Soak", rng: Random) -> Begun | None:
+    if soak.checks.disk_full:
+        return None  # nobody could write the file
     before = rng.choice(list(RELOADS))
     after = rng.choice(RELOADS[before])
     path = soak.folder / "config.toml"
@@ -259,7 +261,8 @@ def _reload(soak: "Soak", rng: Random) -> Begun:
     soak.loop.deliver(signal.SIGHUP)
 
     def end() -> None:
-        path.write_text(text, encoding="utf-8")
+        with soak.disk_free():
+            path.write_text(text, encoding="utf-8")
         soak.loop.deliver(signal.SIGHUP)
 
     return Begun("config", f"SIGHUP with {after!r} in place of {before!r}", rng.uniform(1.0, 15.0), end)
