@@ -311,20 +311,70 @@ def static_safe_writes(
     """STATIC_SAFE for one PDU from its own reading: at start, at stop and when the control loop is gone.
 
     Only opted-in outlets; lowerings first; a limit that cuts off is not set below draw + margin, nor when neither the
-    PDU itself nor `readings` tells the draw. Outlets that already stand there are left out.
+    PDU itself nor `readings` tells the draw. Where one is left standing higher for that, raises on its breakers get the
+    room that it leaves. Outlets that already stand there are left out.
     """
-    writes: list[LimitWrite] = []
+    wanted_w: dict[int, float] = {}  # rack index -> limit
+    left_w: dict[int, float] = {}
     for i in _away_from_static_safe(rack, pdu, reading):
-        number = rack.number_of[i]
-        state = reading.limits[number]
         to_w = float(rack.static_safe_w[i])
-        if state.kind in (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT):
-            taken_w = to_w - to_w % state.step_w if state.step_w else to_w
-            if not taken_w >= _drawn_w(reading, readings, i, number) + config.trip_margin_share * rack.rating_w[i]:
-                continue
-        writes.append(LimitWrite(outlet=number, limit_w=to_w))
-    rises = {w.outlet: (reading.limits[w.outlet].limit_w or 0.0) < w.limit_w for w in writes}
-    return tuple(sorted(writes, key=lambda w: (rises[w.outlet], w.outlet)))
+        if _may_stand_at(to_w, rack, reading, config, readings, i):
+            wanted_w[i] = to_w
+        else:
+            stands_w = _stands_w(reading, rack.number_of[i])
+            left_w[i] = float(rack.rating_w[i]) if stands_w is None else stands_w
+    stand_w = {i: _stands_w(reading, rack.number_of[i]) for i in wanted_w}  # none: any limit is a lowering
+    rises = {i: stands_w for i, stands_w in stand_w.items() if stands_w is not None and stands_w < wanted_w[i]}
+    for i, part in _part_beside(rack, left_w, rises).items():
+        to_w = math.floor(rises[i] + part * (wanted_w[i] - rises[i]))
+        worth = to_w - rises[i] > max(1.0, reading.limits[rack.number_of[i]].step_w or 0.0)
+        if worth and _may_stand_at(to_w, rack, reading, config, readings, i):
+            wanted_w[i] = to_w
+        else:
+            del wanted_w[i]
+    order = sorted(wanted_w, key=lambda i: (i in rises, rack.number_of[i]))
+    return tuple(LimitWrite(outlet=rack.number_of[i], limit_w=wanted_w[i]) for i in order)
+
+
+def _stands_w(reading: PduReading, number: int) -> float | None:
+    """The limit that stands; None where there is none, or it is not known."""
+    state = reading.limits[number]
+    return None if state.enabled is False else state.limit_w
+
+
+def _may_stand_at(
+    to_w: float, rack: RackModel, reading: PduReading, config: GuardConfig, readings: Readings | None, i: int
+) -> bool:
+    """Whether this limit, as the device rounds it, would not cut the outlet off."""
+    number = rack.number_of[i]
+    state = reading.limits[number]
+    if state.kind not in (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT):
+        return True
+    taken_w = to_w - to_w % state.step_w if state.step_w else to_w
+    least_w = _drawn_w(reading, readings, i, number) + config.trip_margin_share * float(rack.rating_w[i])
+    return taken_w >= least_w
+
+
+def _part_beside(rack: RackModel, left_w: dict[int, float], rises: dict[int, float]) -> dict[int, float]:
+    """The part of its way up to STATIC_SAFE that each raise may go beside limits that are left higher; whole ones left out.
+
+    The other outlets count with STATIC_SAFE. A row allows its continuous rating in watts, and all of STATIC_SAFE in any
+    case; where it has none in watts, no more than that.
+    """
+    stands_w = rack.static_safe_w.copy()
+    for i, watts in (*left_w.items(), *rises.items()):
+        stands_w[i] = watts
+    raise_w = np.maximum(0.0, rack.static_safe_w - stands_w)
+    part = np.ones(rack.n)
+    for c in rack.constraints:
+        if not any(c.share[i] > 0.0 and left_w[i] > rack.static_safe_w[i] for i in left_w):
+            continue
+        cap_w = max(float(c.share @ rack.static_safe_w), (c.rating_w or 0.0) * c.derate)
+        wanted_w = float(c.share @ raise_w)
+        free_w = cap_w - float(c.share @ stands_w)
+        if wanted_w > max(free_w, 0.0):
+            part[c.share > 0.0] = np.minimum(part[c.share > 0.0], max(0.0, free_w / wanted_w))
+    return {i: float(part[i]) for i in rises if part[i] < 1.0}
 
 
 def _drawn_w(reading: PduReading, readings: Readings | None, i: int, number: int) -> float:

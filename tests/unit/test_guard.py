@@ -261,6 +261,21 @@ def test_static_safe_from_one_poll_never_cuts_a_load_off() -> None:
     assert away_from_static_safe(rack, "pdu-1", _poll({1: trip})) == []
 
 
+def test_static_safe_raises_no_limit_into_the_room_of_one_that_must_stay_higher() -> None:
+    rack = make_rack(4, [constraint("b", [0, 1, 2], 4, w=1000.0)], static_safe_w=200.0)
+    high, low = LimitState(500.0, True, LimitKind.TRIP_OFF), LimitState(100.0, True, LimitKind.TRIP_OFF)
+    drawn = {1: 450.0, 2: 50.0, 3: 50.0, 4: 50.0}
+    poll = _poll({1: high, 2: low, 3: low, 4: low}, drawn)
+    # 800 W less 500 W and twice 100 W: half of the way up; outlet 4 is on no breaker with outlet 1
+    assert static_safe_writes(rack, "pdu-0", poll, GuardConfig()) == (
+        LimitWrite(2, 150.0), LimitWrite(3, 150.0), LimitWrite(4, 200.0),
+    )  # fmt: skip
+    there = _poll({1: high, 2: replace(low, limit_w=150.0), 3: replace(low, limit_w=150.0)}, drawn)
+    assert static_safe_writes(rack, "pdu-0", there, GuardConfig()) == ()
+    beyond = _poll({1: replace(high, limit_w=700.0), 2: low, 3: low}, {**drawn, 1: 650.0})
+    assert static_safe_writes(rack, "pdu-0", beyond, GuardConfig()) == ()
+
+
 def test_static_safe_from_one_poll_knows_the_step_of_the_device() -> None:
     """A threshold in whole amperes: 550 W is 2 A x 230 V on the device, and that is right."""
     rack = make_rack(3, static_safe_w=550.0)
