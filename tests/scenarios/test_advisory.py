@@ -14,7 +14,7 @@ def test_advisory_writes_nothing_and_ready_follows_the_comparison(place: Place, 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(address))
         with running(lambda: Daemon(place.write(mode="advisory"), env={"NOTIFY_SOCKET": str(address)})) as daemon:
-            assert _heard(notify, address) == b"READY=1"
+            assert _but_pings(notify, address) == b"READY=1"
             ready = datetime.now(UTC)
             compared = daemon.logged("static_safe.compared")
             assert datetime.fromisoformat(compared["timestamp"]) < ready
@@ -31,11 +31,16 @@ def test_advisory_writes_nothing_and_ready_follows_the_comparison(place: Place, 
             assert {o["rule"] for o in status["outlets"]} == {"advisory"}
             assert _heard(notify, address) == b"WATCHDOG=1"
             assert daemon.stop() == 0
-            while (word := _heard(notify, address)) == b"WATCHDOG=1":
-                pass
-            assert word == b"STOPPING=1"
+            assert _but_pings(notify, address) == b"STOPPING=1"
     assert rack.sets() == {"pdu-a": 0, "pdu-b": 0}
     assert rack.limits_w() == before
+
+
+def _but_pings(notify: socket.socket, address: Path) -> bytes:
+    """The next word that is none: a start on a busy machine takes longer than a ping."""
+    while (word := _heard(notify, address)) == b"WATCHDOG=1":
+        pass
+    return word
 
 
 def _heard(notify: socket.socket, address: Path) -> bytes:
