@@ -128,7 +128,7 @@ class Features:
             if board.window is not None and now_ns - board.t_ns <= STALE_NS:
                 rows[:, board.outlets] = board.window
                 t_mono_ns = max(t_mono_ns, board.t_ns)
-        stuck = self._stuck.stuck
+        stuck = self._stuck.stuck & (rows[core.F_QUALITY] != Quality.STALE)
         if stuck.any():
             rows[:, stuck] = np.nan
             rows[core.F_COUNT : core.F_SATURATED + 1, stuck] = 0.0

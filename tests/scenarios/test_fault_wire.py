@@ -86,6 +86,7 @@ def test_fault_04_what_was_refused_and_applied_counts_as_written(figure: Figures
 def test_fault_05_one_bad_value_and_a_batch_too_big(figure: Figures) -> None:
     async def scene() -> tuple[int, int, int]:
         async with pdu_with(Faults()) as (driver, simulator):
+            await write(driver, 299.0)  # the first one switches thresholds on
             _, plain = await write(driver, 300.0)
             simulator.faults = Faults(refuse=(7,))
             result, requests = await write(driver, 310.0)
