@@ -292,11 +292,11 @@ def _numbers(figures: list[Mapping[str, Any]]) -> set[int]:
 
 def _reach(figure: Mapping[str, Any]) -> str:
     sign = ">= " if figure["at_least"] else "<= " if figure["reach"] else ""
-    return f"{sign}{figure['reach']:g} {figure['unit']}"
+    return f"{sign}{figure['reach']:g} {figure['unit']}".strip()
 
 
 def _measured(figure: Mapping[str, Any]) -> str:
-    return f"{figure['value']:.3g} {figure['unit']}" + ("" if figure["met"] else ", **missed**")
+    return f"{figure['value']:.3g} {figure['unit']}".strip() + ("" if figure["met"] else ", **missed**")
 
 
 def _there(test: str) -> bool:
