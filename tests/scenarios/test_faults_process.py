@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from config_examples import TWO_OUTLETS
 from fault_figures import Figures
 from retrain_rig import MINUTE_NS, T0, keep_loads, ratings_of
 from scenario_rack import PATIENCE_S, Daemon, Place, RackProcess, cli, running, unaccounted
@@ -34,34 +35,7 @@ from rpi_daemon.pipeline import Snapshot, TickInputs
 from rpi_daemon.records import Mode, SafeState
 from rpi_daemon.sensing import wiring
 
-RACK = """\
-[guard]
-recover_s = 1.0
-[[board]]
-id = "b"
-port = "/dev/ttyACM0"
-channels = ["current:a/1", "current:a/2", "voltage:L1"]
-[[pdu]]
-id = "a"
-profile = "raritan_px"
-host = "192.0.2.1"
-user = "u"
-auth_key_env = "KEY"
-priv_key_env = "KEY"
-[[outlet]]
-pdu = "a"
-numbers = "1-2"
-load = "n{n}"
-rating_w = 2000.0
-static_safe_w = 500.0
-closed_loop = true
-[[constraint]]
-id = "breaker"
-kind = "breaker"
-rating_a = 10.0
-rating_w = 2000.0
-outlets = ["a/*"]
-"""
+RACK = "[guard]\nrecover_s = 1.0\n" + TWO_OUTLETS
 MS = 1_000_000
 RATING_W = 2000.0
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from config_examples import TWO_OUTLETS
 from structlog.testing import capture_logs
 
 import rpi_daemon.models.forecaster  # noqa: F401  (onnxruntime keeps descriptors: open before a test begins)
@@ -19,36 +20,15 @@ from rpi_daemon.records import Mode, SafeState
 from rpi_daemon.sensing import wiring
 from rpi_daemon.service import log_overloads
 
-CONFIG = """\
+CONFIG = (
+    """\
 [guard]
 recover_s = 1.0
 [forecast]
 primary = "persistence"
-[[board]]
-id = "b"
-port = "/dev/ttyACM0"
-channels = ["current:a/1", "current:a/2", "voltage:L1"]
-[[pdu]]
-id = "a"
-profile = "raritan_px"
-host = "192.0.2.1"
-user = "u"
-auth_key_env = "KEY"
-priv_key_env = "KEY"
-[[outlet]]
-pdu = "a"
-numbers = "1-2"
-load = "n{n}"
-rating_w = 2000.0
-static_safe_w = 500.0
-closed_loop = true
-[[constraint]]
-id = "breaker"
-kind = "breaker"
-rating_a = 10.0
-rating_w = 2000.0
-outlets = ["a/*"]
 """
+    + TWO_OUTLETS
+)
 MS = 1_000_000
 GAIN = 0.01
 

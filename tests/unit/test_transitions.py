@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from config_examples import TWO_OUTLETS
 from structlog.testing import capture_logs
 
 import rpi_daemon.models.forecaster  # noqa: F401  (onnxruntime keeps descriptors: open before a test begins)
@@ -34,30 +35,7 @@ recover_s = 1.0
 primary = "persistence"
 [history]
 enabled = false
-[[board]]
-id = "b"
-port = "/dev/null"
-channels = ["current:a/1", "current:a/2", "voltage:L1"]
-[[pdu]]
-id = "a"
-profile = "raritan_px"
-host = "192.0.2.1"
-user = "u"
-auth_key_env = "KEY"
-priv_key_env = "KEY"
-[[outlet]]
-pdu = "a"
-numbers = "1-2"
-load = "n{n}"
-rating_w = 2000.0
-static_safe_w = 500.0
-closed_loop = true
-[[constraint]]
-id = "breaker"
-kind = "breaker"
-rating_a = 10.0
-outlets = ["a/*"]
-"""
+""" + TWO_OUTLETS.replace("/dev/ttyACM0", "/dev/null")
 MS = 1_000_000
 ABOUT = {  # what a cause about a part of the rack is about here
     "sensor_stale": "a/1", "sensor_stuck": "a/1", "voltage_lost": "a/1", "transformer_reversed": "a/1", "breaker_blind": "breaker",
