@@ -30,7 +30,7 @@ POWER_W = np.random.default_rng(1).uniform(0.0, 500.0, (24, 3 * MINUTE + 1))
 @pytest.fixture(scope="module")
 def state(place: Place) -> Iterator[Path]:
     """The state folder on a file system of 2 MB."""
-    with mounted(place.folder / "state", "-o", "size=2m") as disk:
+    with mounted(place.folder / "state", "-o", "size=2m,mode=0750") as disk:
         yield disk
 
 
