@@ -1,7 +1,7 @@
 """Which share of a decoder's branches its inputs took: coverage.py for Python, gcov for C and for what Cython makes of it.
 
 Of the C that Cython makes a branch counts where the source decides: `if`, `while`, `for`, comparisons chained by `and`/`or`. What Cython
-adds (reference counts, tests for an exception that a call may have raised) is not the decoder's, and is left out.
+adds (reference counts, unpacking, parsing of arguments, tests for an exception that a call may have raised) is not the decoder's, and is left out.
 """
 
 import gzip
@@ -24,6 +24,7 @@ DECISION = re.compile(r"\b(if|while|for|switch|case)\b")
 ADDED = re.compile(
     r"__PYX_ERR|__Pyx_RefNanny|Py_(X?DECREF|INCREF)|__Pyx_X?(DECREF|GOTREF|GIVEREF)|unlikely\(!__pyx_t|PyErr_Occurred|CYTHON_|PyMethod_Check"
     r"|__pyx_kwds_len|__pyx_nargs|__pyx_temp|values\[|== Py_None"
+    r"|CheckExact|__pyx_cur_scope|\bsize (!=|>|>=) |__Pyx_Iter|index=0|\bitem = |exc_type|likely\(!__pyx_t"
 )
 DEFINITION = re.compile(r"^(?:cdef|cpdef|def)\b.*?(\w+)\(")
 

@@ -12,7 +12,89 @@ from rpi_daemon.config.schema import Config
 from rpi_daemon.errors import ConfigError
 
 NAME = "fuzz.toml"
-LINES = BASE.splitlines()
+EXAMPLES = Path(__file__).parents[2] / "config" / "examples"
+MORE = """
+[[cap]]
+load = "n1"
+host = "bmc.example"
+user = "u"
+password_env = "RPI_PDU_AUTH"
+tls_ca_file = "nobody.pem"
+allow_insecure = true
+[[telemetry]]
+load = "n1"
+url = "http://h:9100/metrics"
+[[telemetry]]
+load = "n2"
+driver = "feed"
+[[trap_sink]]
+id = "s"
+host = "h"
+version = "2c"
+community_env = "RPI_PDU_AUTH"
+[[trap_sink]]
+id = "s"
+host = "h"
+user = "u"
+auth_key_file = "credential:../x"
+priv_key_env = "NONE"
+[[pdu]]
+id = "m"
+profile = "x"
+driver = "modbus_tcp"
+host = "h"
+[[pdu]]
+id = "r"
+profile = "x"
+driver = "modbus_rtu"
+serial_port = "/dev/ttyS0"
+[[board]]
+id = "i"
+driver = "iio"
+channels = ["current:a/2", "voltage:DC", "current:b/9"]
+iio_gains = [1.0]
+[[board]]
+id = "y"
+driver = "replay"
+channels = ["current:a/1"]
+calibration = "nobody.json"
+[[board]]
+id = "z"
+channels = ["current:a/1"]
+[daemon]
+read_group = "nobody-s-group"
+[retrain]
+hours = "01:00-01:00"
+history_days = 1.0
+min_history_days = 2.0
+[[outlet]]
+pdu = "a"
+numbers = "2-3"
+rating_w = 100.0
+static_safe_w = 200.0
+meter = "q/1"
+load = "n2"
+[[outlet]]
+pdu = "q"
+numbers = "1"
+load = "n8"
+rating_w = 10000.0
+static_safe_w = 9000.0
+[[load]]
+id = "n7"
+[[constraint]]
+id = "breaker"
+kind = "phase"
+rating_w = 1.0
+outlets = ["a/*", "q/*", "zz/1"]
+[[telemetry]]
+load = "n9"
+url = "https://h/metrics"
+user = "u"
+"""
+BASES = [
+    text.splitlines() for text in (BASE, BASE + MORE, *(path.read_text() for path in sorted(EXAMPLES.glob("*.toml"))))
+]
 SECTIONS = ("[daemon]", "[sampling]", "[guard]", "[history]", "[forecast]", "[retrain]", "[[schedule]]", "[[load]]", "[[cap]]",
             "[[telemetry]]", "[[trap_sink]]", "[[constraint]]", "[[pdu]]", "[[board]]", "[[outlet]]", "[rack]")  # fmt: skip
 KEYS = tuple(
@@ -31,8 +113,8 @@ def text_of(choices: Choices) -> str:
     """The small good configuration with lines changed, moved and added; or any text."""
     if choices.below(4) == 0:
         return choices.rest().decode("utf-8", "replace")
-    lines = list(LINES)
-    for _ in range(1 + choices.below(6)):
+    lines = list(choices.one(BASES) if choices.byte() >= 128 else BASES[0])
+    for _ in range(choices.below(6)):
         kind, at = choices.below(7), choices.byte() % (len(lines) + 1)
         key = choices.one(KEYS)
         value = (
@@ -82,9 +164,9 @@ def check_safe(config: Config) -> None:
 
 
 def seeds() -> list[bytes]:
-    found = [b"\0" + BASE.encode(), b"\1"]
-    found += [bytes([1, 0, kind, 9 * kind, 30, 3, 0, 5]) for kind in range(7)]
-    found += [bytes([1, 0, 5, 255, i, 7 * i % 33, 0, i % 16]) for i in range(0, 120, 6)]
+    found = [b"\0" + BASE.encode(), b"\1", *(bytes([1, 255, i]) for i in range(len(BASES)))]
+    found += [bytes([1, 0, 1, kind, 9 * kind, 30, 3, 0, 5]) for kind in range(7)]
+    found += [bytes([1, 0, 1, 5, 255, i, 7 * i % 33, 0, i % 16]) for i in range(0, 120, 6)]
     found += [b"\0[a]\n[a]", b"\0a = {b = [1, 2", b"\0x = '''\n", b"\0a.b.c = 1\n[[a.b]]"]
     return found
 

@@ -136,6 +136,9 @@ def control_seeds() -> list[bytes]:
         asked(1, command="kill", reason="smoke"), asked(1, command="resume"), asked(1, command="mode", mode="closed_loop"),
         asked(1, command="mode", mode="advisory"), asked(1, command="limit_restore", outlets=["a/1"]), asked(1, command="acknowledge"),
         asked(0, command="status"), asked(0, command="kill"), asked(2, command="model_promote", name="x"), asked(2, command="reload"),
+        asked(1, command="limit_set", outlet="a/9", limit_w=60, ttl_s=5), asked(1, command="limit_set", outlet="a/1", limit_w=True, ttl_s=5),
+        asked(1, command="limit_restore", outlets="a/1"), asked(1, command="hint", load="x"), asked(1, command="mode", mode="x"),
+        asked(1, command="traps_test", sink=5), asked(2, command="model_promote"), asked(2, command="retrain_decided", decision=1),
         asked(1, command="traps_test", sink=None), asked(2, command="retrain_decided", decision={}), asked(1, command="model_roll_back"),
         *(bytes([i % 3, 0, 1, 0, i % 17, i % 6]) + bytes([0, i % 27, i % 14]) * 5 for i in range(0, 60, 3)),
     ]  # fmt: skip
