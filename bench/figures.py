@@ -281,8 +281,11 @@ def faults_table(faults: list[Mapping[str, Any]], figures: list[Mapping[str, Any
         "",
         f"{met} of {len(faults)} faults are within all of their figures, {len(_numbers(figures))} are measured.",
     ]
-    for where in sorted({f"{row['machine']}, at commit {row['commit']}, {row['date']}" for row in figures}):
-        lines += ["", f"Measured on {where}."]
+    for where in sorted({(row["machine"], row["date"]) for row in figures}):
+        rows = [row for row in figures if (row["machine"], row["date"]) == where]
+        commits = ", ".join(sorted({row["commit"] for row in rows}))
+        load = max(float(row["load_1min"]) for row in rows)
+        lines += ["", f"Measured on {where[0]}, load average up to {load:.1f}, at {commits}, {where[1]}."]
     return "\n".join(lines)
 
 

@@ -87,7 +87,7 @@ def keep(figures: list[Figure], test: str, results: Path = RESULTS) -> None:
             **asdict(figure),
             "met": figure.met,
             "test": test,
-            "commit": bench.commit(),
+            "commit": _commit(),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "machine": told,
             "load_1min": machine["load_1min"],
@@ -111,3 +111,9 @@ def keep(figures: list[Figure], test: str, results: Path = RESULTS) -> None:
 @cache
 def _common() -> ModuleType:
     return load_bench("common")
+
+
+@cache
+def _commit() -> str:
+    """Asked before the first figure is kept: the results are in the checkout as well."""
+    return str(_common().commit())

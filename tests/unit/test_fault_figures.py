@@ -75,10 +75,11 @@ def test_figures_of_several_processes_are_merged(tmp_path: Path) -> None:
 def test_the_table_says_missed_and_not_measured() -> None:
     row = {
         "number": 1, "what": "found", "value": 0.9, "reach": 0.75, "unit": "s", "at_least": False, "met": False,
-        "test": "tests/x.py::test", "commit": "c", "date": "2026-01-01", "machine": "m",
+        "test": "tests/x.py::test", "commit": "c", "date": "2026-01-01", "machine": "m", "load_1min": "0.5",
     }  # fmt: skip
     faults = [{"number": n, "what": f"fault {n}", "does": "this"} for n in (1, 2)]
     lines = load_bench("figures").faults_table(faults, [row]).splitlines()
     assert lines[2] == "| 1 | fault 1 | this | found | <= 0.75 s | 0.9 s, **missed** | `tests/x.py::test` |"
     assert lines[3] == "| 2 | fault 2 | this | | | not measured yet | |"
     assert lines[5] == "0 of 2 faults are within all of their figures, 1 are measured."
+    assert lines[7] == "Measured on m, load average up to 0.5, at c, 2026-01-01."
