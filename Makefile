@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find rpi_daemon _fastpath drivers models config -type f ! -name '*.so' ! -name '*.pyc' ! -name core.c) setup.py
-PEER_PACKAGES := clang gcc-aarch64-linux-gnu libc6-dev-arm64-cross libmodbus-dev libsnmp-dev prometheus-node-exporter qemu-user rt-tests smitools snmp snmpd snmptrapd stress-ng systemd
+PEER_PACKAGES := clang debootstrap dpkg-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross libmodbus-dev libsnmp-dev prometheus-node-exporter qemu-user rt-tests smitools snmp snmpd snmptrapd stress-ng systemd systemd-container
 # a module of tests goes to one worker: its simulated rack serves all of them
 PYTEST_WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 PYTEST_ARGS ?=

@@ -53,4 +53,4 @@ sed -e "s|@VERSION@|$version|; s|@ARCHITECTURE@|$architecture|; s|@MAINTAINER@|$
 chmod 700 "$root/etc/rpi-daemon/credentials"
 (cd "$root" && find usr lib -type f -print0 | sort -z | xargs -0 md5sum > DEBIAN/md5sums)
 find "$root" -newermt "@$SOURCE_DATE_EPOCH" -print0 | xargs -0 -r touch --no-dereference --date="@$SOURCE_DATE_EPOCH"
-dpkg-deb --root-owner-group -Zxz -z"${DEB_COMPRESSION:-6}" --build "$root" "dist/rpi-daemon_${version}_$architecture.deb"
+dpkg-deb --root-owner-group ${DEB_COMPRESSION:--Zxz -z6} --build "$root" "dist/rpi-daemon_${version}_$architecture.deb"

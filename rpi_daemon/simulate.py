@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from rpi_daemon.config.load import read_config
-from rpi_daemon.config.schema import Board, Cap, Config, Pdu, Telemetry
+from rpi_daemon.config.schema import Board, Cap, Config, Pdu, Telemetry, secret_path
 from rpi_daemon.devices import MODBUS_PORT, SNMP_PORT, register_map, snmp_profile
 from rpi_daemon.drivers.caps import bmc_sim
 from rpi_daemon.drivers.caps.bmc_sim import BmcShape, BmcSimulator, Certificate, kept_certificate
@@ -81,8 +81,10 @@ def make_keys(config: Config) -> None:
     for section in (*config.pdu, *config.cap):
         for name in ("password",) if isinstance(section, Cap) else ("auth_key", "priv_key", "community"):
             file = getattr(section, f"{name}_file")
-            if file is not None and not config.path(file).exists():
-                descriptor = os.open(config.path(file), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            path = secret_path(file, config.path("")) if file is not None else None
+            if path is not None and not path.exists():
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with os.fdopen(descriptor, "w") as out:
                     out.write(secrets.token_hex(16))
 

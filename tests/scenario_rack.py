@@ -196,11 +196,14 @@ class Child:
 
     command: Sequence[str] = RPI
 
-    def __init__(self, arguments: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, arguments: Sequence[str], log: Path, env: Mapping[str, str] | None = None, within: Sequence[str] = ()
+    ) -> None:
+        """`within`: the command that starts it elsewhere, nsenter(1) for one."""
         self.log_path = log
         with log.open("w") as errors:
             self.process = subprocess.Popen(
-                [*self.command, *arguments],
+                [*within, *self.command, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -236,8 +239,8 @@ class Child:
 class RackProcess(Child):
     """`rpi-daemon sim`: its boards and PDUs, and the faults that they are told to have."""
 
-    def __init__(self, config: Path, *arguments: str) -> None:
-        super().__init__(["sim", "--config", str(config), *arguments], config.parent / "rack.log")
+    def __init__(self, config: Path, *arguments: str, within: Sequence[str] = ()) -> None:
+        super().__init__(["sim", "--config", str(config), *arguments], config.parent / "rack.log", within=within)
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._listener = threading.Thread(target=self._listen, name="rack listener")
         self._listener.start()

@@ -24,7 +24,7 @@ def root(tmp_path: Path) -> Path:
     shutil.copytree(Path("/lib/systemd/system"), units, symlinks=True)
     for name in SERVICES:
         shutil.copy(UNITS / name, units)
-    for program in ("usr/bin/rpi-daemon", "bin/kill", "bin/sleep", "bin/systemctl"):
+    for program in ("usr/bin/rpi-daemon", "usr/bin/env", "bin/kill", "bin/sleep", "bin/systemctl"):
         (tmp_path / program).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / program).touch(mode=0o755)
     return tmp_path
