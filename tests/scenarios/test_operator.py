@@ -1,6 +1,7 @@
 """4 and 5: kill switch, found values back, limits by hand, announcements; all through the command line."""
 
 import json
+import math
 import signal
 from collections.abc import Iterator
 
@@ -91,7 +92,7 @@ def test_limit_set_caps_an_outlet_and_ends_by_itself(rack: RackProcess, daemon: 
 
 def _room_above_w(status: Status) -> float:
     row = outlet_of(status, "pdu-b/3")
-    return float(row["limit_w"] - row["power_w"])
+    return math.nan if None in (row["limit_w"], row["power_w"]) else float(row["limit_w"] - row["power_w"])
 
 
 def test_hint_raises_the_limit_before_the_rise(daemon: Daemon) -> None:
