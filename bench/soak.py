@@ -115,6 +115,7 @@ class Soak:
         while self.clock.mono_ns() < end_ns:
             self.clock.advance_to(self.clock.mono_ns() + 20_000_000)
             self.rack.step()
+            self.checks.sampled()
         for pdu in self.rack.pdus:
             self.checks.disturb(pdu)
         self._hung_ns = self.clock.mono_ns()

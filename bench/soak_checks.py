@@ -48,7 +48,8 @@ SEEN_LATE_S = 2.0  # ... and a repeated message on older ones
 MARGIN_SHARE = 0.05  # guard.trip_margin_share
 NOISE_W = 12.0  # of a reading that a decision rests on, against the truth
 LEASE_S = 10.0
-HISTORY = 40  # draws that are kept: 2 s
+AUDIT_AGAIN_S = 1.5  # the disk is tried again once a second
+HISTORY = 120  # draws that are kept: 2 s at the least
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class Checks:
         self._counted: dict[str, int] = {}
         self._tick_ns: int | None = None
         self.disk_full = False
+        self.disk_free_ns = -(1 << 62)  # since when
         self.state: Callable[[], Path] = Path  # the daemon's state folder
         self.newest: Callable[[], tuple[Snapshot, RackModel] | None] = lambda: None  # of the daemon's ticks
 
@@ -263,11 +265,20 @@ class Checks:
         self._unread[write.outlet] = self.now_ns(), write.asked_w
 
     def _not_audited(self, write: Written) -> None:
-        if write.asked_w is None or self.disk_full or (write.outlet in self._alien and self.standing.commanding):
+        if write.asked_w is None or (write.outlet in self._alien and self.standing.commanding):
+            return
+        if self._protective(write) and (self.disk_full or self.now_ns() - self.disk_free_ns < AUDIT_AGAIN_S * NS_PER_S):
             return
         known, to_w = asked_w(self.state(), write.outlet)
         if not known or (to_w is not None and not -STEP_W <= to_w - write.asked_w <= STEP_W):
             self.violate("c", f"{write.outlet}: {write.asked_w} W written, the audit on disk says {to_w}")
+
+    def _protective(self, write: Written) -> bool:
+        """STATIC_SAFE, or the lowering of a limit that is enforced: it waits for no disk."""
+        if not self.standing.loop_runs or write.before_w is None or write.asked_w is None:
+            return not self.standing.loop_runs
+        static = self.snapshot is not None and self.snapshot.safe.state >= SafeState.STATIC_SAFE
+        return static or (write.outlet in self.cuts and write.asked_w < write.before_w + STEP_W)
 
     def look_at_audit(self) -> None:
         """(c) The chain is whole."""

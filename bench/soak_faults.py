@@ -217,6 +217,7 @@ def _disk_full(soak: "Soak", rng: Random) -> Begun:
 
     def end() -> None:
         soak.checks.disk_full = False
+        soak.checks.disk_free_ns = soak.clock.mono_ns()
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return Begun("disk", "the disk is full", rng.uniform(1.0, 30.0), end)
