@@ -38,6 +38,10 @@ class Proofs:
         """Whether the bench has passed on this very device, with this firmware and this profile (`devices.profile_digest`)."""
         return self.devices.get(_device(identity, address)) == _facts(identity, profile_digest)
 
+    def name(self, profile_digest: str) -> bool:
+        """Whether it has passed on any device with this profile."""
+        return any(facts.get("profile_sha256") == profile_digest for facts in self.devices.values())
+
     def add(self, folder: Path, identity: PduIdentity, address: str, profile_digest: str) -> None:
         """Write down, durably, that it has passed now. Raises OSError."""
         self.devices[_device(identity, address)] = _facts(identity, profile_digest)

@@ -16,7 +16,7 @@ from rpi_daemon.cap_task import CapTask
 from rpi_daemon.clock import Clock
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import Cap, Config, Pdu
-from rpi_daemon.devices import address_of, cap_driver, pdu_driver, profile_digest, used_pdus
+from rpi_daemon.devices import address_of, cap_driver, pdu_driver, profile_digest, profile_of, used_pdus
 from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.durable import keep_damaged, read_twice, write_twice
 from rpi_daemon.errors import ConfigError, DeviceError, RpiError
@@ -244,6 +244,10 @@ class SafeLimits:
     def _go_without(self, options: Pdu, proofs: Proofs, error: DeviceError) -> None:
         """A PDU that was met in an earlier run is away: its task asks on, and the rest of the rack is not kept waiting."""
         pdu = options.id
+        digest = profile_digest(self._config, options)
+        proven = profile_of(self._config, options).proven != "none" or proofs.name(digest)
+        if not (proven or options.accept_unproven):
+            self.opt_out(pdu, UNPROVEN)  # as in the run that met it: its return is no reason to start again
         self.tasks[pdu] = task = self._task(options, meet=partial(self._meet, options, proofs))
         task.away(str(error))
         if outlets := [self.rack.number_of[self.rack.outlet_ids.index(name)] for name in self.outlets_of_ours(pdu)]:
@@ -409,7 +413,8 @@ class SafeLimits:
         Compares only in advisory mode, or with the kill switch engaged. Raises DeviceError, naming every PDU that failed.
         """
         self.stands.clear()
-        pdus = [pdu for pdu, task in self.tasks.items() if task.met or when != "start"]
+        # one that only meters, and has been away since the start, is nobody's to be left safe
+        pdus = [p for p, task in self.tasks.items() if task.met or (when != "start" and self.outlets_of_ours(p))]
         results = await asyncio.gather(*(self.static_safe_on(pdu, when) for pdu in pdus), return_exceptions=True)
         failed = [result for result in results if isinstance(result, BaseException)]
         if failed and all(isinstance(error, DeviceError) for error in failed):

@@ -1,0 +1,87 @@
+"""PDUs that are away at the start: what stays ours of them."""
+
+import asyncio
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+
+from rpi_daemon.audit import Audit
+from rpi_daemon.clock import SystemClock
+from rpi_daemon.config.load import parse_config
+from rpi_daemon.devices import profile_digest
+from rpi_daemon.found import FoundLimits
+from rpi_daemon.guard import GuardConfig
+from rpi_daemon.proof import PROOF_FILE
+from rpi_daemon.safe_limits import UNPROVEN, SafeLimits
+
+CONFIG = """\
+[daemon]
+mode = "closed_loop"
+state_dir = "state"
+[[pdu]]
+id = "a"
+profile = "apc_rpdu2"
+host = "127.0.0.1"
+port = 9
+version = "2c"
+community_file = "word"
+allow_insecure = true
+accept_unproven = {accept}
+timeout_s = 0.05
+[[outlet]]
+pdu = "a"
+numbers = "1-2"
+load = "n{{n}}"
+rating_w = 600.0
+static_safe_w = 300.0
+closed_loop = true
+[[constraint]]
+id = "breaker"
+kind = "breaker"
+rating_w = 2000.0
+outlets = ["a/*"]
+"""
+
+
+def _away(folder: Path, accept: str = "false") -> SafeLimits:
+    """What is known once its PDU, met in an earlier run, did not answer at the start."""
+    (folder / "state").mkdir(exist_ok=True)
+    (folder / "word").touch(mode=0o600)
+    (folder / "word").write_text("word", encoding="utf-8")
+    config = parse_config(CONFIG.format(accept=accept), "t", base_dir=folder)
+
+    async def start() -> SafeLimits:
+        limits = SafeLimits(config, GuardConfig(), SystemClock(), Audit(folder, SystemClock(), keep_days=1.0))
+        limits.found = FoundLimits({"a": {}})
+        async with contextlib.AsyncExitStack() as stack:
+            await limits.open_pdus(stack)
+            await limits.static_safe("start")
+        return limits
+
+    return asyncio.run(start())
+
+
+def test_a_pdu_that_was_never_proven_meters_only_when_it_comes_back_too(tmp_path: Path) -> None:
+    limits = _away(tmp_path)
+    assert limits.meters_only == {"a": UNPROVEN}
+    assert not limits.rack.opted_in.any()
+    assert limits.differs == {}
+    asyncio.run(limits.static_safe("stop"))
+
+
+@pytest.mark.parametrize("accept", ["true", "false"])
+def test_one_that_may_be_written_stays_ours_while_it_is_away(tmp_path: Path, accept: str) -> None:
+    if accept == "false":
+        (tmp_path / "word").touch(mode=0o600)
+        (tmp_path / "word").write_text("word", encoding="utf-8")
+        config = parse_config(CONFIG.format(accept=accept), "t", base_dir=tmp_path)
+        facts = {"model": "m", "firmware": "f", "profile_sha256": profile_digest(config, config.pdu[0])}
+        (tmp_path / "state").mkdir()
+        text = json.dumps({"schema": 1, "devices": {"APC/1": facts}})
+        (tmp_path / "state" / PROOF_FILE).write_text(text, encoding="utf-8")
+    limits = _away(tmp_path, accept)
+    assert limits.meters_only == {}
+    assert limits.rack.opted_in.all()
+    assert limits.differs == {"a": [1, 2]}
