@@ -57,7 +57,6 @@ slack_share = 0.0
 _why_not = systemd_box.why_not()
 pytestmark = [
     pytest.mark.peers,
-    pytest.mark.xdist_group("systemd"),
     pytest.mark.skipif(_why_not is not None, reason=f"no container with systemd: {_why_not}"),
 ]
 
