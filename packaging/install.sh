@@ -19,10 +19,10 @@ fail() { say "install.sh: $*" >&2; exit 1; }
 [ ! -e /var/lib/dpkg/info/rpi-daemon.list ] || [ -n "$root" ] || fail "the Debian package rpi-daemon is installed: use apt"
 
 install_all() {
-    local work wheel
+    local wheel
     case $python in /root/* | /home/*) fail "$python: the service cannot see home folders; name another Python: PYTHON=/usr/bin/python3" ;; esac
     work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
+    trap 'rm -rf "$work"' EXIT # so it is no local name
     "$python" -m venv "$work/venv" || fail "$python has no venv: apt install python3-venv"
     wheel=$(ls dist/rpi_daemon-*.whl 2> /dev/null | tail -1) || true
     [ -n "$wheel" ] || fail "no wheel in dist: make wheel (as yourself, not as root)"
