@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import sqlite3
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from rpi_daemon.errors import RpiError
 from rpi_daemon.history.weeks import (
     ASIDE,
     BUSY_S,
+    WEEK_NS,
     delete_files,
     is_damaged,
     old_files,
@@ -38,7 +38,6 @@ _BEGUN: Final = "SELECT 1 FROM sqlite_master WHERE name = 'start'"
 _STARTS: Final = "SELECT seq, hash FROM start"
 _START: Final = b"\0" * 32
 SHORTENED: Final = "chain.shortened"  # the record that says which files were deleted as too old
-WEEK_NS: Final = 7 * 86_400 * NS_PER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +183,7 @@ class ChainLog:
 
     def _delete_old(self, connection: sqlite3.Connection, event: Event) -> None:
         """Files that are too old, once a record says that the chain begins later: nobody else can take its begin away."""
-        oldest = f"{self._kind}-{week_of(time.time_ns() - self._keep_ns)}"
-        old = old_files(self._folder, pattern(self._kind), oldest, self._path)
+        old = old_files(self._folder, pattern(self._kind), self._keep_ns, self._path)
         if not old:
             return
         kept = [path for path in sorted(self._folder.glob(pattern(self._kind))) if path not in old]

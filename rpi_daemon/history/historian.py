@@ -340,8 +340,7 @@ class Historian:
             return self._connection
         self._close_file()
         self._folder.mkdir(parents=True, exist_ok=True)
-        oldest = path_of(self._folder, time.time_ns() - self._keep_ns).name
-        self.counters.files_deleted += delete_files(old_files(self._folder, PATTERN, oldest, path))
+        self.counters.files_deleted += delete_files(old_files(self._folder, PATTERN, self._keep_ns, path))
         self._connection, self._path = open_for_writing(path), path
         return self._connection
 

@@ -5,6 +5,7 @@ import errno
 import functools
 import itertools
 import json
+import math
 import os
 import sqlite3
 import time
@@ -29,6 +30,7 @@ log = structlog.get_logger(__name__)
 SCHEMA: Final = 1
 PATTERN: Final = "history-*.sqlite"
 ASIDE: Final = ".corrupt-"
+WEEK_NS: Final = 7 * 86_400 * NS_PER_S
 BESIDE_SUFFIX: Final = ".new"
 PAGE: Final = 1024  # octets: blocks are some KB, and each commit writes the pages that it touched twice
 LOG_PAGES: Final = 8192  # of the write-ahead log before they go to the file: some 80 minutes of 48 outlets
@@ -255,10 +257,22 @@ def set_aside(path: Path, why: str) -> None:
     log.error("history.set_aside", path=str(aside), error=why)
 
 
-def old_files(folder: Path, pattern: str, oldest: str, in_use: Path) -> list[Path]:
-    """The files of weeks before `oldest`, set-aside ones among them."""
+def old_files(folder: Path, pattern: str, keep_ns: int, in_use: Path) -> list[Path]:
+    """The files of weeks that ended more than `keep_ns` ago, set-aside ones among them.
+
+    By the clock alone, one that jumps ahead would take everything: a week goes only where as many newer ones are there as
+    `keep_ns` spans.
+    """
+    kind = pattern.partition("*")[0]
+    oldest = f"{kind}{week_of(max(0, time.time_ns() - keep_ns))}"
+    weeks = {path.name for path in folder.glob(pattern)} | {in_use.name}
     found = [*folder.glob(pattern), *folder.glob(f"{pattern}{ASIDE}*[0-9]")]
-    return [path for path in found if path.name < oldest and path != in_use]
+
+    def outlived(path: Path) -> bool:
+        week = path.name.partition(ASIDE)[0]
+        return sum(other > week for other in weeks) >= math.ceil(keep_ns / WEEK_NS)
+
+    return [path for path in found if path.name < oldest and path != in_use and outlived(path)]
 
 
 def delete_files(paths: Sequence[Path]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.history.chain import ChainLog, read_chain, verify_chain
 from rpi_daemon.history.events import Event, EventLog, read_events, verify
 
 T0 = 1_799_020_790 * NS_PER_S  # Sunday 2027-01-03 23:59:50 UTC
@@ -102,10 +103,11 @@ def weekly(folder: Path, weeks: int = 4) -> None:
     log.close()
 
 
-def test_old_weeks_are_deleted_and_the_rest_of_the_chain_holds(tmp_path: Path) -> None:
+def test_old_weeks_are_deleted_and_the_rest_of_the_chain_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weekly(tmp_path, 3)
-    old = EventLog(tmp_path, keep_days=-60.0)  # as if it were 60 days later
-    late_ns = time.time_ns() + 70 * 86_400 * NS_PER_S
+    late_ns = T0 + 100 * 86_400 * NS_PER_S
+    monkeypatch.setattr(time, "time_ns", lambda: late_ns)
+    old = EventLog(tmp_path, keep_days=7.0)
     old.append([Event(late_ns, 9, "state", {})])
     old.close()
     assert (old.deleted, len(list(tmp_path.glob("*.sqlite")))) == (3, 1)
@@ -168,3 +170,22 @@ def test_a_file_that_was_deleted_under_the_daemon_is_begun_anew(tmp_path: Path) 
     log.append([Event(T0, 2, "state", {})])
     log.close()
     assert [event.seq for event in read_events(tmp_path, 0, END)] == [2]
+
+
+@pytest.mark.parametrize("kind", ["events", "audit"])
+def test_a_clock_that_jumps_ahead_deletes_no_newer_week_than_time_going_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """An RTC without a battery says 2077: what is left is what 30 days need, and the chain says what went."""
+    log = ChainLog(tmp_path, kind=kind, keep_days=30.0)
+    for week in (*range(8), 50 * 52):
+        at_ns = T0 + week * 7 * 86_400 * NS_PER_S
+        monkeypatch.setattr(time, "time_ns", lambda at_ns=at_ns: at_ns)
+        log.append([Event(at_ns, week, "state", {"week": week})])
+    log.close()
+    kept = [event.data["week"] for event in read_chain(tmp_path, 0, END, ["state"], kind=kind)]
+    assert kept == [4, 5, 6, 7, 50 * 52]
+    chain = verify_chain(tmp_path, kind=kind)
+    assert chain.broken == ()
+    assert chain.first is not None
+    assert chain.first.seq > 1

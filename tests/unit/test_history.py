@@ -121,16 +121,38 @@ def test_a_span_reaches_over_the_end_of_a_week(folder: Path) -> None:
 
 def test_old_weeks_are_deleted_as_files(tmp_path: Path) -> None:
     now_ns = time.time_ns()
-    old, kept = (path_of(tmp_path, now_ns - days * 86_400 * NS_PER_S) for days in (60, 20))
-    for path in (old, kept):
+    weeks = [path_of(tmp_path, now_ns - 7 * k * 86_400 * NS_PER_S) for k in range(1, 9)]
+    for path in weeks:
         path.touch()
-    historian = Alone(tmp_path, LAYOUT, keep_days=30.0)
+    assert one_tick(tmp_path, now_ns) == 8 - len([path for path in weeks if path.exists()])
+    assert [path.exists() for path in weeks[:4]] == [True] * 4, "30 days reach back into the fourth or fifth week"
+    assert [path.exists() for path in weeks[5:]] == [False] * 3
+
+
+def one_tick(folder: Path, now_ns: int) -> int:
+    """The files that a historian of 30 days deletes when it writes."""
+    historian = Alone(folder, LAYOUT, keep_days=30.0)
     historian.start()
     historian.tick(now_ns, MONO0, power(0), {})
     historian.close()
-    assert not old.exists()
-    assert kept.exists()
-    assert historian.counters.files_deleted == 1
+    return historian.counters.files_deleted
+
+
+@pytest.mark.parametrize("years", [1, 50])
+def test_a_clock_that_jumps_ahead_deletes_no_newer_week_than_time_going_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, years: int
+) -> None:
+    now_ns = time.time_ns()
+    weeks = [path_of(tmp_path, now_ns - 7 * k * 86_400 * NS_PER_S) for k in range(8)]
+    for path in weeks:
+        path.touch()
+    jumped_ns = now_ns + years * 365 * 86_400 * NS_PER_S
+    monkeypatch.setattr(time, "time_ns", lambda: jumped_ns)
+    assert one_tick(tmp_path, jumped_ns) == 4
+    assert [path.exists() for path in weeks] == [True] * 4 + [False] * 4, (
+        "with the new one they are the five of 30 days"
+    )
+    assert one_tick(tmp_path, jumped_ns) == 0
 
 
 def test_a_damaged_file_is_set_aside_and_a_new_one_begun(historian: Alone, folder: Path) -> None:
@@ -216,12 +238,11 @@ def test_a_set_aside_file_goes_with_its_week(tmp_path: Path) -> None:
         old.with_name(old.name + suffix).write_text("no database")
     set_aside(old, "damaged")
     assert len(list(tmp_path.glob("*.corrupt-*"))) == 2, "the file and its log"
-    historian = Alone(tmp_path, LAYOUT, keep_days=30.0)
-    historian.start()
-    historian.tick(time.time_ns(), MONO0, power(0), {})
-    historian.close()
+    assert one_tick(tmp_path, time.time_ns()) == 0, "nothing newer is there"
+    for k in range(1, 5):
+        path_of(tmp_path, time.time_ns() - 7 * k * 86_400 * NS_PER_S).touch()
+    assert one_tick(tmp_path, time.time_ns()) == 1
     assert list(tmp_path.glob("*.corrupt-*")) == []
-    assert historian.counters.files_deleted == 1
 
 
 def test_weeks_are_those_of_the_calendar() -> None:
