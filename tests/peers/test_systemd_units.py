@@ -60,3 +60,14 @@ def test_a_service_is_little_exposed(name: str) -> None:
     assert level is not None, done.stderr
     assert float(level[1]) <= EXPOSURE
     assert done.returncode == 0
+
+
+def test_the_start_limit_is_cleared_before_the_daemon_is_tried_anew() -> None:
+    """Else the start is refused, a unit that has failed already fails no second time, and it stays down for good."""
+    text = (UNITS / SERVICES[1]).read_text()
+    commands = [line.partition("=")[2].lstrip("-+") for line in text.splitlines() if line.startswith("ExecStartPost=")]
+    assert commands[-2:] == [
+        f"/bin/systemctl reset-failed {SERVICES[0]}",
+        f"/bin/systemctl --no-block start {SERVICES[0]}",
+    ]
+    assert "ExecStart=-" in text, "a PDU that is away for good must not keep the daemon from being tried"
