@@ -118,8 +118,11 @@ class PduTask(DeviceTask[PduReport]):
         """Write one batch and read it back; also used at start and stop, when `run` is not running.
 
         Nothing is written before its audit record is durable, but what is protective where the disk fails. None: nothing
-        was written at all; `refused` says why.
+        was written at all; `refused` says why. Raises DeviceError, also for a device that was not met yet: it may be
+        another one.
         """
+        if not self.met:
+            raise DeviceError(f"PDU {self.pdu!r} has not answered since the start")
         async with self._wire:
             # the kill switch: asked once the wire is ours, and by the driver again before each message
             allowed = self._without(writes, self._forbidden, by)

@@ -387,3 +387,23 @@ def test_what_is_forbidden_or_fails_is_on_record_with_the_reason() -> None:
 
 def _found(limit_w: float) -> LimitState:
     return LimitState(limit_w, True, LimitKind.ALARM, (("1.3.6", 2, round(limit_w)),))
+
+
+def test_nothing_is_written_to_a_device_that_was_not_met() -> None:
+    """Whatever answers there now may be another PDU: no found limit goes to it, and it does not count as reachable."""
+
+    async def act() -> None:
+        bench = Bench()
+
+        async def another() -> None:
+            raise DeviceError("it is another device")
+
+        bench.task = PduTask(
+            "pdu", bench.device, bench.clock, poll_s=0.01, forbidden=lambda _: None, audit=bench.audit, meet=another
+        )
+        bench.task.away("silent at start")
+        with pytest.raises(DeviceError, match="has not answered since the start"):
+            await bench.task.write_exclusive([LimitWrite(1, 100.0)], By("operator x"))
+        assert (bench.device.batches, bench.device.limits_w[1], bench.task.reachable) == ([], 500.0, False)
+
+    asyncio.run(act())
