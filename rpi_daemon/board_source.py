@@ -59,6 +59,7 @@ class Reopening:
         self._task: asyncio.Task[None] | None = None
         self._retry_ns = 0
         self._absent_until_ns = 0  # a drill
+        self._defect = ""  # the newest that was told
         self._silence = -1  # a pipe at its end, in place of a device that will never say that it is gone
 
     def maintain(self, sampler: Sampler, present: Callable[[], bool] = lambda: True) -> None:
@@ -101,15 +102,20 @@ class Reopening:
         self._silence = -1
 
     async def _reopen(self, sampler: Sampler) -> None:
-        self._end_silence()
-        self._source.close()
         try:
+            self._end_silence()
+            self._source.close()
             await asyncio.to_thread(self._source.open)
+            sampler.attach(self._source.fileno())
         except RpiError as error:
             log.debug("board.absent", board=self._board, error=str(error))
-            return
-        sampler.attach(self._source.fileno())
-        log.info("board.back", board=self._board)
+        except Exception as error:  # noqa: BLE001  a defect of ours costs this board, which is asked again, and no other
+            if repr(error) != self._defect:
+                log.error("board.defect", board=self._board, error=repr(error))
+            self._defect = repr(error)
+        else:
+            self._defect = ""
+            log.info("board.back", board=self._board)
 
 
 class SerialBoard:

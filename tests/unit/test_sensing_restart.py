@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rack_examples import ONE_RACK, ONE_ROW
+from structlog.testing import capture_logs
 
+from rpi_daemon._fastpath import core
 from rpi_daemon._fastpath.core import (
     SCAN_FIRST,
     BoardDescription,
@@ -21,10 +23,10 @@ from rpi_daemon._fastpath.core import (
     encode_data_frame,
     encode_description,
 )
-from rpi_daemon.board_source import SerialBoard
-from rpi_daemon.clock import SystemClock
+from rpi_daemon.board_source import REOPEN_S, Reopening, SerialBoard
+from rpi_daemon.clock import NS_PER_S, ManualClock, SystemClock
 from rpi_daemon.config.schema import Board, Sampling
-from rpi_daemon.drivers.sensors.serial import SerialOptions
+from rpi_daemon.drivers.sensors.serial import SerialOptions, SerialSource
 from rpi_daemon.features import Features
 from rpi_daemon.records import Quality
 from rpi_daemon.sensing import BoardLink
@@ -172,3 +174,35 @@ def test_no_window_reaches_over_a_reboot_of_the_board(tmp_path: Path) -> None:
         assert_only_fresh([row for row in seen if row[0] >= 800], 600, 30.0)
         assert run.link.sampler.counters()["reboots"] == 1
     wire.close()
+
+
+class Unopenable(SerialSource):
+    """A port that fails as no port should."""
+
+    def __init__(self) -> None:
+        super().__init__(SerialOptions("/dev/null"))
+        self.tries = 0
+
+    def open(self) -> None:
+        self.tries += 1
+        raise OSError(28, "No space left on device")
+
+
+def test_a_defect_in_opening_again_is_told_once_and_tried_on() -> None:
+    async def act() -> None:
+        clock, source = ManualClock(NS_PER_S), Unopenable()
+        ring = core.Ring(bytearray(core.Ring.bytes_needed(2, 1000)), n_channels=2, capacity=1000)
+        sampler, reopening = core.Sampler(ring), Reopening("b", source, clock)
+        with capture_logs() as said:
+            for _ in range(3):
+                clock.advance(REOPEN_S)
+                reopening.maintain(sampler)
+                assert reopening._task is not None
+                await reopening._task
+        assert source.tries == 3
+        assert [(line["event"], line["error"]) for line in said] == [
+            ("board.defect", "OSError(28, 'No space left on device')")
+        ]
+        reopening.close()
+
+    asyncio.run(act())
