@@ -200,8 +200,10 @@ class Pinger:
         self._thread.start()
 
     def stop(self) -> None:
+        """Safe to call when it was never started."""
         self._end.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def be_patient(self, seconds: float) -> None:
         """Systemd waits for so long between two pings, until `be_strict`: where one step holds the interpreter."""

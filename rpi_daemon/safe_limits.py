@@ -225,20 +225,23 @@ class SafeLimits:
     # -- devices
 
     async def open_pdus(self, stack: contextlib.AsyncExitStack) -> bool:
-        """Connect, identify, and note what was found; True if a PDU is met for the first time. `stack` closes them."""
-        proofs = self.proofs()
+        """Connect, identify, and note what was found; True if a PDU is met for the first time. `stack` closes them.
+
+        All at once: one whose name or address leads nowhere keeps the others from STATIC_SAFE no longer than itself.
+        """
+        proofs, pdus = self.proofs(), used_pdus(self._config)
+        results = await asyncio.gather(*(self.open_pdu(pdu, proofs, stack) for pdu in pdus), return_exceptions=True)
         first_met = False
-        for options in used_pdus(self._config):
+        for options, result in zip(pdus, results, strict=True):
             known = self.found.met(options.id)
-            try:
-                reading = await self.open_pdu(options, proofs, stack)
-            except DeviceError as error:
-                if not known:
-                    raise
-                self._go_without(options, proofs, error)
-                continue
-            self.found = self.found.with_pdu(options.id, reading)
-            first_met = first_met or not known
+            if isinstance(result, PduReading):
+                self.found = self.found.with_pdu(options.id, result)
+                first_met = first_met or not known
+            elif known and isinstance(result, DeviceError):
+                self._go_without(options, proofs, result)
+            else:
+                raise result
+        self.tasks = {pdu.id: self.tasks[pdu.id] for pdu in pdus}  # in the configuration's order
         return first_met
 
     def _go_without(self, options: Pdu, proofs: Proofs, error: DeviceError) -> None:

@@ -149,6 +149,7 @@ class Service:
         """
         limits = self.limits
         async with self._stack:
+            self._stack.callback(self.pinger.stop)  # the very last: a disk may take its time to close files
             self._prepare()
             self._begin_pinging()
             boards = asyncio.create_task(self._open_boards(), name="boards")
@@ -250,7 +251,6 @@ class Service:
         """From here on systemd hears of us while the event loop goes round."""
         self.heartbeats.watch("loop", LOOP_S, lambda: self._turned_ns)
         self.pinger.start()
-        self._stack.callback(self.pinger.stop)
         turning = asyncio.create_task(self._turn(), name="turns")
         self._stack.push_async_callback(_end, [turning])
 
@@ -325,7 +325,7 @@ class Service:
             link.open(known.boards.get(board.id))
             self.boards.append(link)
             log.info("board.sampling", board=board.id, scheduling=link.sampler.scheduling())
-        setups = [await link.describe() for link in self.boards]
+        setups = await asyncio.gather(*(link.describe() for link in self.boards))  # one that is away takes 3 s
         now = {link.board.id: link.description for link in self.boards if link.description is not None}
         if now != known.boards:
             await asyncio.to_thread(KnownBoards(now).save, self.state_dir)

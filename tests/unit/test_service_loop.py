@@ -11,6 +11,7 @@ import pytest
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.drivers.base import PduDriver
+from rpi_daemon.errors import DeviceError
 from rpi_daemon.found import FoundCaps
 from rpi_daemon.heartbeats import Heartbeats
 from rpi_daemon.pdu_task import PduTask
@@ -179,3 +180,24 @@ def test_a_cap_that_was_given_back_is_not_written_by_what_still_waits(tmp_path: 
     daemon.limits.release(frozenset({"pdu/1"}))
     assert daemon.limits._cap_forbidden("load", False) == "it was given back"
     assert daemon.limits._cap_forbidden("load", True) is None
+
+
+def test_systemd_hears_of_it_until_the_last_file_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk may keep the end waiting for longer than the watchdog waits."""
+    daemon = Ticking(tmp_path, 0.0, 0)
+    pinging: list[bool] = []
+    close = daemon.audit.close
+
+    def closed() -> bool:
+        pinging.append(daemon.pinger._thread.is_alive())
+        return close()
+
+    async def none(_: object) -> bool:
+        raise DeviceError("no PDU answers")
+
+    monkeypatch.setattr(daemon.audit, "close", closed)
+    monkeypatch.setattr(daemon.limits, "open_pdus", none)
+    with pytest.raises(DeviceError, match="no PDU answers"):
+        asyncio.run(daemon.run())
+    assert pinging == [True]
+    assert not daemon.pinger._thread.is_alive()
