@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from rpi_daemon.config.checks import snmp_mistakes
 from rpi_daemon.config.load import parse_config
-from rpi_daemon.config.schema import Allocator, Constraint, Pdu, shorten_numbers
+from rpi_daemon.config.schema import CREDENTIAL, Allocator, Constraint, Pdu, shorten_numbers
 from rpi_daemon.devices import device_mistakes, endpoint_of
 from rpi_daemon.discover import Finding, Told, document, look, report
 from rpi_daemon.errors import ConfigError
@@ -195,12 +195,12 @@ def discover_pdu(keys: Mapping[str, Any], output: Path | None, requests_per_s: f
     """
     if output is not None and output.exists():
         raise ConfigError(f"--output: {output} is there already; name a new file")
-    pdu = _way_in(keys)
+    where = output or Path(f"{keys['id']}.toml")
+    pdu = _way_in(keys, where.parent)
     with _bar() as told:
-        endpoint = replace(endpoint_of(pdu, Path()), requests_per_s=requests_per_s)
+        endpoint = replace(endpoint_of(pdu, where.parent), requests_per_s=requests_per_s)
         finding = asyncio.run(look(endpoint, unit=pdu.unit, told=told))
     text = config_text(finding, pdu)
-    where = output or Path(f"{pdu.id}.toml")
     parse_config(text, str(where), base_dir=where.parent, more=device_mistakes)
     document_ = {**document(finding), "config": text, "output": None if output is None else str(output)}
     if output is None:
@@ -217,15 +217,22 @@ def discover_pdu(keys: Mapping[str, Any], output: Path | None, requests_per_s: f
     )
 
 
-def _way_in(keys: Mapping[str, Any]) -> Pdu:
-    """The [[pdu]] table that the options amount to, with every mistake in them told at once."""
-    paths = {name: str(Path(value).resolve()) for name, value in keys.items() if name.endswith("_file") and value}
+def _way_in(keys: Mapping[str, Any], base_dir: Path) -> Pdu:
+    """The [[pdu]] table that the options amount to, with every mistake in them told at once.
+
+    Files of secrets are given from where we stand; `credential:NAME` stays what it is, for the service.
+    """
+    paths = {
+        name: str(Path(value).resolve())
+        for name, value in keys.items()
+        if name.endswith("_file") and value and not value.startswith(CREDENTIAL)
+    }
     given = {name: value for name, value in {**keys, **paths}.items() if value is not None}
     try:  # the profile is not known yet
         pdu = Pdu.model_validate({"profile": "unknown", **given, "allow_insecure": keys["version"] == "2c"})
     except ValidationError as error:
         raise ConfigError("\n".join(f"{_option(item['loc'])}: {item['msg']}" for item in error.errors())) from None
-    if mistakes := [f"{_option(loc)}: {text}" for loc, text in snmp_mistakes(pdu, Path(), os.environ)]:
+    if mistakes := [f"{_option(loc)}: {text}" for loc, text in snmp_mistakes(pdu, base_dir, os.environ)]:
         raise ConfigError("\n".join(mistakes))
     return pdu
 

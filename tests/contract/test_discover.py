@@ -119,6 +119,19 @@ def command(name: str, config: Path, *options: str) -> dict[str, Any]:
     return answer
 
 
+def test_credentials_stay_names_that_the_service_understands(snmprec_folder: Path, keys: Path) -> None:
+    (keys / "credentials").mkdir()
+    (keys / "key").rename(keys / "credentials" / "a.key")
+    recording = str(snmprec_folder / "eatonpdu_2.snmprec")
+    way_in = ["--user", "rack", "--auth-key-file", "credential:a.key", "--priv-key-file", "credential:a.key"]
+    served = [str(keys / "credentials" / "a.key") if word == str(keys / "key") else word for word in served_v3(keys)]
+    with simulated("--snmprec", recording, "--profile", "eaton_epdu", *served) as port:
+        found = discover(port, *way_in, "-o", str(keys / "rack.toml"))
+    assert found.exit_code == 0, found.output
+    pdu = load_checked(keys / "rack.toml").pdu[0]
+    assert (pdu.auth_key_file, pdu.priv_key_file) == ("credential:a.key", "credential:a.key")
+
+
 def test_by_v3_it_says_what_the_limit_is_and_who_proves_the_profile(snmprec_folder: Path, keys: Path) -> None:
     recording = str(snmprec_folder / "eatonpdu_2.snmprec")
     with simulated("--snmprec", recording, "--profile", "eaton_epdu", *served_v3(keys)) as port:

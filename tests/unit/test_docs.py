@@ -12,6 +12,7 @@ from benches import load_bench
 
 from rpi_daemon import errors
 from rpi_daemon._fastpath.core import Ring, Sampler
+from rpi_daemon.alarms import CAUSES as ALARM_OF
 from rpi_daemon.alarms import KINDS
 from rpi_daemon.cli import main
 from rpi_daemon.config.load import parse_config
@@ -127,7 +128,7 @@ def test_the_readmes_configuration_is_good(tmp_path: Path) -> None:
 
 
 def test_every_log_event_is_explained() -> None:
-    explained = set(re.findall(r"`([a-z_.]+)`", "".join(cells[0] for cells in rows(operating(), "event"))))
+    explained = set(re.findall(r"`([a-z_.]+)`", "".join(cells[0] for cells in rows(reference(), "event"))))
     used = set()
     for path in (ROOT / "rpi_daemon").rglob("*.py"):
         used |= set(
@@ -157,7 +158,7 @@ def test_every_status_key_told_is_there() -> None:
         )
     ) + (ROOT / "drivers/hosts/feed.py").read_text(encoding="utf-8")
     counters = Sampler(Ring(np.zeros(Ring.bytes_needed(1, 100), np.uint8), n_channels=1, capacity=100)).counters()
-    told = [word for cells in rows(operating(), "key") for word in re.findall(r"`([a-z_0-9]+)", " ".join(cells))]
+    told = [word for cells in rows(reference(), "key") for word in re.findall(r"`([a-z_0-9]+)", " ".join(cells))]
     assert len(told) > 30
     for word in told:
         assert f'"{word}"' in sources or word in {*counters, *TELEMETRY, "tick_ms", "write_ms", "limit"}, word
@@ -177,8 +178,35 @@ def seconds(cell: str) -> float:
     return 0.0 if cell == "at once" else float(cell.removesuffix(" s"))
 
 
+def test_operations_say_what_to_do_in_every_alarm() -> None:
+    told = {}
+    for kind, severity, _, does, do, ends in rows(operating(), "alarm"):
+        assert does, kind
+        assert do, kind
+        told[kind.strip("`")] = severity, 0.0 if ends.startswith("at once") else float(ends.split()[1])
+    assert told == {kind: (k.severity.name.lower(), k.clear_s) for kind, k in KINDS.items()}
+
+
+def test_operations_tell_every_cause_of_an_alarm_of_sensors_and_daemon() -> None:
+    alarms = {cells[0].strip("`"): cells for cells in rows(operating(), "alarm")}
+    ids = " ".join(cells[0] for cells in rows(operating(), "id"))
+    for cause, kind in ALARM_OF.items():
+        if kind in ("sensor_fault", "daemon_fault"):
+            assert f"`{cause}`" in (ids if kind == "daemon_fault" else alarms[kind][2]), cause
+
+
+def test_nothing_in_the_daemon_switches_an_outlet() -> None:
+    """Promise 3 of docs/safety.md."""
+    callers = [path for path in (ROOT / "rpi_daemon").rglob("*.py") if ".switch(" in path.read_text(encoding="utf-8")]
+    assert callers == []
+
+
 def operating() -> str:
     return (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+
+
+def reference() -> str:
+    return (ROOT / "docs/reference.md").read_text(encoding="utf-8")
 
 
 def test_figures_come_from_the_results() -> None:
