@@ -115,21 +115,44 @@ def _lines(record: Event, wanted: Collection[str]) -> list[str]:
     number = f" {data['n']}" if "n" in data else ""
     items = [(what, item) for what, item in _items(data) if not wanted or what in wanted]
     if not items:
-        rest = {key: value for key, value in data.items() if key not in ("who", "n")}
-        return [f"{head}{number}  " + " ".join(f"{key}={value}" for key, value in rest.items())]
+        return [f"{head}{number}  {_rest(data)}"]
     words = {"asked": _asked, "refused": _asked, "ended": _ended}[record.name]
     why = "".join(f"; {data[key]}" for key in ("why", "words") if key in data)
     return [f"{head}{number}  {what}  {words(item)}{why}" for what, item in items]
 
 
+def _rest(data: Mapping[str, Any]) -> str:
+    """What neither a write nor its end says; of a command its name and what came with it, once."""
+    rest = {key: value for key, value in data.items() if key not in ("who", "n")}
+    words = []
+    fields = rest.pop("fields", {})
+    if "command" in rest:
+        words.append(str(rest.pop("command")))
+        rest = {**{key: value for key, value in fields.items() if key != "command"}, **rest}
+        if rest.get("words") == rest.get("reason"):
+            rest.pop("words", None)
+    return " ".join([*words, *(f"{key}={_plain(value)}" for key, value in rest.items())])
+
+
+def _plain(value: object) -> str:
+    """For people; `--json` has every digit."""
+    if isinstance(value, float):
+        return f"{round(value, 1):.10g}"
+    if isinstance(value, list | tuple):
+        return "[" + "; ".join(map(_plain, value)) + "]"
+    if isinstance(value, str) and " " in value:
+        return f'"{value}"'
+    return str(value)
+
+
 def _asked(item: Mapping[str, Any]) -> str:
     told = [
-        f"{name} {item[key]:g} W"
+        f"{name} {_watts(item[key])}"
         for name, key in (("request", "request_w"), ("margin", "margin_w"), ("grant", "grant_w"))
         if item[key] is not None
     ]
     if item["forecast_w"] is not None:
-        told.insert(0, f"forecast {item['forecast_w']:g} W ({item['quantile']:g})")
+        told.insert(0, f"forecast {_watts(item['forecast_w'])} ({item['quantile']:g})")
     text = f"{item['kind'] or 'limit'} {_watts(item['before_w'])} -> {_watts(item['to_w'])}, {item['reason']} ({item['rule']})"
     return text + (f": {', '.join(told)}" if told else "")
 
@@ -139,8 +162,8 @@ def _ended(item: Mapping[str, Any]) -> str:
         return f"{_watts(item['read_back_w'])}, NOT verified: {item['refused']}"
     if not item["verified"]:
         return f"{_watts(item['read_back_w'])}, NOT verified; {_watts(item['asked_w'])} was asked for"
-    return f"{_watts(item['read_back_w'])} read back, {item['verified_after_ms']:g} ms after it was asked for"
+    return f"{_watts(item['read_back_w'])} read back, {_plain(item['verified_after_ms'])} ms after it was asked for"
 
 
 def _watts(value: float | None) -> str:
-    return "none" if value is None else f"{value:g} W"
+    return "none" if value is None else f"{_plain(float(value))} W"

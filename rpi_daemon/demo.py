@@ -5,6 +5,7 @@ import json
 import os
 import queue
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -259,17 +260,35 @@ def _print_summary(summary: Mapping[str, Any], keep: Path | None) -> None:
 
 @contextlib.contextmanager
 def demo_folder(keep: Path | None) -> Iterator[Path]:
-    """Where the demo lives: the named folder, or one in memory that goes away."""
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-        yield keep.resolve()
-        return
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="rpi-demo-", dir=base))
+    """Where the demo lives: the named folder, or one in memory that goes away. What began in it ends in order, by a signal too."""
+    with _ended_by_signals():
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            yield keep.resolve()
+            return
+        base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        folder = Path(tempfile.mkdtemp(prefix="rpi-demo-", dir=base))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP (a terminal that is closed) leave the block as Ctrl-C does: else a daemon would go on without its rack."""
+
+    def leave(number: int, _: object) -> None:
+        for ending in before:
+            signal.signal(ending, signal.SIG_IGN)  # a second one must not cut the end short
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield folder
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

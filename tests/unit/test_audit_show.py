@@ -1,0 +1,48 @@
+"""`rpi-daemon audit show`: what a line says, for people."""
+
+from typing import Any
+
+import pytest
+
+from rpi_daemon.audit_show import _lines
+from rpi_daemon.history.chain import Event
+
+
+def line(name: str, data: dict[str, Any]) -> str:
+    (only,) = _lines(Event(t_ns=0, t_mono_ns=0, name=name, data=data, seq=7), frozenset())
+    return only
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        (
+            "command",
+            {
+                "who": "operator alice", "command": "limit_set", "uid": 1000, "words": "fan broken",
+                "fields": {"command": "limit_set", "outlet": "pdu-a/7", "limit_w": 300.0, "ttl_s": 60.0, "reason": "fan broken"},
+            },
+            '7  operator alice  command  limit_set outlet=pdu-a/7 limit_w=300 ttl_s=60 reason="fan broken" uid=1000',
+        ),
+        (
+            "command",
+            {"who": "operator bob", "command": "hint", "uid": 1, "fields": {"command": "hint", "delta_w": 171.9605917368965}},
+            "7  operator bob  command  hint delta_w=172 uid=1",
+        ),
+        (
+            "configuration",
+            {"who": "operator root", "changed": ["rack.nominal_v: 230.0 -> 231.0", "b: 1 -> 2"], "sha256": "ab"},
+            "7  operator root  configuration  changed=[\"rack.nominal_v: 230.0 -> 231.0\"; \"b: 1 -> 2\"] sha256=ab",
+        ),
+        (
+            "ended",
+            {
+                "who": "daemon", "n": 3, "device": "pdu-a",
+                "outcomes": [{"outlet": 1, "refused": None, "verified": True, "read_back_w": 12345.678, "verified_after_ms": 10.7071}],
+            },
+            "7  daemon  ended 3  pdu-a/1  12345.7 W read back, 10.7 ms after it was asked for",
+        ),
+    ],
+)  # fmt: skip
+def test_a_record_is_one_line_without_digits_that_nobody_reads(name: str, data: dict[str, Any], told: str) -> None:
+    assert line(name, data) == told
