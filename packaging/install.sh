@@ -53,7 +53,9 @@ stop_service() {
     ran=
     [ -z "$root" ] || return 0
     ! systemctl --quiet is-active rpi-daemon || ran=yes
-    systemctl stop rpi-daemon rpi-daemon-failsafe 2> /dev/null || true
+    # one after the other: a stop that a PDU did not take begins the failsafe unit, which holds the PDUs and starts the daemon again
+    systemctl stop rpi-daemon 2> /dev/null || true
+    systemctl stop rpi-daemon-failsafe 2> /dev/null || true
 }
 
 uninstall_all() {

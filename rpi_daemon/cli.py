@@ -357,8 +357,13 @@ def mode(name: str, config_path: Path, as_json: bool) -> None:
 @json_option
 def reload(dry_run: bool, config_path: Path, as_json: bool) -> None:
     """Let the running daemon read its configuration again: all of it is taken over between two ticks, or nothing is."""
-    with client(config_path, RELOAD_S) as daemon:
-        answer = daemon.ask("reload", dry_run=dry_run)
+    try:
+        with client(config_path, RELOAD_S) as daemon:
+            answer = daemon.ask("reload", dry_run=dry_run)
+    except RpiError as error:
+        if error.exit_code == ConfigError.exit_code and not as_json:
+            click.echo("refused: nothing of it is taken over, the configuration before it stays in force")
+        raise
     words = [f"{answer['config']}: {'would be' if dry_run else 'is'} in force", *answer["text"]]
     show(answer, as_json, "\n".join(words if answer["text"] else [f"{words[0]}; nothing has changed"]))
 

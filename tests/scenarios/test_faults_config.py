@@ -224,6 +224,7 @@ def test_a_mistake_is_told_everywhere(daemon: Daemon, config: Path) -> None:
     config.write_text(wrong, encoding="utf-8")
     refused = cli(config, "reload")
     assert refused.returncode == 3
+    assert "the configuration before it stays in force" in refused.stdout
     assert [line.partition(": ")[2].partition(":")[0] for line in refused.stderr.splitlines()] == [
         "rack.nominal_v",
         "constraint[3]",
