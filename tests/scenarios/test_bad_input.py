@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from scenario_rack import RPI, Daemon, Place, RackProcess, cli, free_udp_ports, running
 
 from rpi_daemon.cli import main
+from rpi_daemon.known_boards import BOARDS_FILE
 from rpi_daemon.models.forecaster import SHIPPED
 
 NOBODY = 65534
@@ -135,6 +136,7 @@ def test_a_pdu_that_was_controlled_before_is_protected_though_a_board_is_missing
         rack.until(lambda s: s["limits_w"]["pdu-b"]["1"] != 550.0, "a limit of our own")
         daemon.process.kill()
         daemon.wait()
+    (fresh.folder / "state" / BOARDS_FILE).unlink()  # else the board is known, and waited for
     code, line = refused(fresh.write(port_a="nobody.tty"))
     assert (code, "no serial port" in line) == (4, True)
     limits = rack.limits_w()
