@@ -316,8 +316,8 @@ def _note_end(limits: SafeLimits, end: PduEnd, error: str) -> None:
     if (reading := limits.stands.get(end.pdu)) is not None:
         end.away = away_from_static_safe(limits.rack, end.pdu, reading)
         end.limits_w = {n: s.limit_w if s.enabled is not False else None for n, s in reading.limits.items()}
-    if reason := limits.meters_only.get(end.pdu):
-        end.outlets, end.error = 0, reason
+    if reason := limits.meters_only.get(end.pdu):  # but it was ours a moment ago, and stands where the daemon left it
+        end.away, end.error = None, reason
 
 
 def _caps_of_ours(limits: SafeLimits, config: Config) -> list[Cap]:

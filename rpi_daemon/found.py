@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rpi_daemon.records import CapReading, LimitKind, LimitState, LimitWrite, PduReading
@@ -21,13 +21,20 @@ class FoundLimits:
     lost: frozenset[str] = (
         frozenset()
     )  # PDUs of which it was known and is not any more: docs/decisions/damaged-found-limits.md
+    serials: Mapping[str, str] = field(default_factory=dict)  # by PDU, of those that tell one: whose limits they are
 
-    def with_pdu(self, pdu: str, reading: PduReading) -> "FoundLimits":
+    def with_pdu(self, pdu: str, reading: PduReading, serial: str = "") -> "FoundLimits":
         """Add a PDU's limits; an outlet whose limit could be read before stays as it was first found."""
         if pdu in self.lost:
             return self  # what stands there now may be ours
         kept = {number: state for number, state in self.pdus.get(pdu, {}).items() if state.raw}
-        return replace(self, pdus={**self.pdus, pdu: {**reading.limits, **kept}})
+        serials = {pdu: serial, **self.serials} if serial else self.serials
+        return replace(self, pdus={**self.pdus, pdu: {**reading.limits, **kept}}, serials=serials)
+
+    def another(self, pdu: str, serial: str) -> str | None:
+        """The serial number of the device whose limits were found, where that is not this one."""
+        known = self.serials.get(pdu, "")
+        return known if known and serial and serial != known else None
 
     def met(self, pdu: str) -> bool:
         """Whether a daemon has spoken to this PDU before."""
@@ -71,7 +78,8 @@ class FoundLimits:
             }
             for pdu, limits in self.pdus.items()
         }
-        return _text({"pdus": pdus, "lost": sorted(self.lost)}, pdus)
+        named = {f"serial number of {pdu}": serial for pdu, serial in self.serials.items()}
+        return _text({"pdus": pdus, "lost": sorted(self.lost), "serials": dict(self.serials)}, {**pdus, **named})
 
     @classmethod
     def from_json(cls, text: str) -> "FoundLimits":
@@ -79,7 +87,13 @@ class FoundLimits:
         with _readable("limits"):
             data = _content(text, "pdus")
             pdus = {p: {int(k): _state(v) for k, v in limits.items()} for p, limits in data["pdus"].items()}
-            return cls(pdus, frozenset(data.get("lost", ())))
+            # of a device that was taken out by hand it goes, too: the next one there is met for the first time
+            serials = {p: serial for p, serial in data.get("serials", {}).items() if p in pdus}
+            for pdu, serial in serials.items():
+                name = f"serial number of {pdu}"
+                if data["sha256"][name] != _digest(name, serial):
+                    raise ValueError(f"the digest of the {name} does not fit")
+            return cls(pdus, frozenset(data.get("lost", ())), serials)
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,7 +235,7 @@ class SafeLimits:
         for options, result in zip(pdus, results, strict=True):
             known = self.found.met(options.id)
             if isinstance(result, PduReading):
-                self.found = self.found.with_pdu(options.id, result)
+                self.found = self.found.with_pdu(options.id, result, self.identities[options.id].serial)
                 first_met = first_met or not known
             elif known and isinstance(result, DeviceError):
                 self._go_without(options, proofs, result)
@@ -299,7 +299,17 @@ class SafeLimits:
         if not identity.proven and not options.accept_unproven:
             return reading, UNPROVEN
         if why_not := _no_limits(reading):
+            if any(self.found.knows(pdu, number) for number in self.found.pdus.get(pdu, {})):
+                # a device that boots beside us: taken for a meter, it would stand at its own limits for the whole run
+                raise DeviceError(
+                    f"PDU {pdu!r} had limits and tells none now: {why_not.partition(';')[0]}, or it still starts"
+                )
             return reading, why_not
+        if known := self.found.another(pdu, identity.serial):
+            return reading, (
+                f"its serial number is {identity.serial}, that of the PDU first met there is {known}: another device, or two"
+                f" addresses that changed places; meters only. If that is right, take {pdu!r} out of {FOUND_FILE} and start again"
+            )
         if moved := self.found.moved(pdu, reading):
             return reading, (
                 f"outlets {moved} stand at other places of the device than when it was first met: a feed or tower is away, or"

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import pytest
 from disks import mounted
 from scenario_rack import Daemon, Place, RackProcess, cli, on_pdu, running
 
-from rpi_daemon.durable import copy_of
+from rpi_daemon.durable import copy_of, write_twice
+from rpi_daemon.found import FoundLimits
 from rpi_daemon.records import LimitWrite
+from rpi_daemon.safe_limits import FOUND_FILE
 from rpi_daemon.standing import STANDING_FILE
 
 OURS = [f"pdu-a/{n}" for n in range(1, 6)] + [f"pdu-b/{n}" for n in range(1, 7)]
@@ -209,3 +211,24 @@ def test_it_starts_without_what_takes_long_to_import() -> None:
     script = "import sys; import rpi_daemon.failsafe; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     assert not heavy & set(done.stdout.split())
+
+
+def test_another_device_at_the_address_is_not_written_and_is_no_success(killed: Gone, rack: RackProcess) -> None:
+    """As after two PDUs have changed places: what is safe for one may cut off the other's loads."""
+    path = killed.state / FOUND_FILE
+    found = FoundLimits.from_json(path.read_text())
+    assert set(found.serials) == {"pdu-a", "pdu-b"}
+    write_twice(path, replace(found, serials={**found.serials, "pdu-a": "SN-1"}).to_json())
+    sets = rack.sets()
+    code, told = failsafe(killed)
+    (a, b) = told["pdus"]
+    assert (code, told["ok"], a["ok"], b["ok"]) == (4, False, False, True)
+    assert "that of the PDU first met there is SN-1: another device, or two addresses that changed places" in a["error"]
+    assert rack.sets()["pdu-a"] == sets["pdu-a"]
+    assert rack.sets()["pdu-b"] > sets["pdu-b"]
+    with running(lambda: Daemon(killed.config, name="another")) as daemon:
+        assert daemon.logged("pdu.meters_only")["pdu"] == "pdu-a"
+        daemon.until(lambda s: s["summary"]["ticks"] > 0, "the first tick")
+        assert daemon.stop() == 0
+    assert rack.sets()["pdu-a"] == sets["pdu-a"]
+    write_twice(path, found.to_json())

@@ -123,3 +123,23 @@ def test_an_outlet_whose_limit_stands_elsewhere_now_is_another_outlet() -> None:
     assert found.moved("pdu-0", now) == [2]
     assert found.moved("pdu-0", _reading({2: replace(elsewhere, raw=())})) == []
     assert found.moved("pdu-1", now) == []
+
+
+def test_a_device_is_known_by_its_serial_number() -> None:
+    found = FoundLimits({}).with_pdu("pdu-0", _reading({1: _state(800.0, 8)}), "SN-A")
+    found = found.with_pdu("pdu-0", _reading({1: _state(700.0, 7)}), "SN-B").with_pdu("pdu-1", _reading({}))
+    assert found.serials == {"pdu-0": "SN-A"}, "the one that was met first"
+    assert FoundLimits.from_json(found.to_json()) == found
+    assert [found.another("pdu-0", serial) for serial in ("SN-A", "SN-B", "")] == [None, "SN-A", None]
+    assert found.another("pdu-1", "SN-B") is None, "it told none"
+
+
+def test_a_changed_serial_number_is_no_other_device() -> None:
+    found = FoundLimits({}).with_pdu("pdu-0", _reading({1: _state(800.0, 8)}), "SN-A")
+    with pytest.raises(ValueError, match="serial number of pdu-0"):
+        FoundLimits.from_json(found.to_json().replace("SN-A", "SN-B"))
+    data = json.loads(found.to_json())
+    del data["pdus"]["pdu-0"], data["sha256"]["pdu-0"]
+    assert FoundLimits.from_json(json.dumps(data)) == FoundLimits({}), "taken out by hand"
+    old = {key: value for key, value in json.loads(found.to_json()).items() if key != "serials"}
+    assert FoundLimits.from_json(json.dumps(old)).serials == {}, "as an older version wrote it"

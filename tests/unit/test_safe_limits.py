@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -11,9 +12,11 @@ from rpi_daemon.audit import Audit
 from rpi_daemon.clock import SystemClock
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.devices import profile_digest
+from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.found import FoundLimits
 from rpi_daemon.guard import GuardConfig
 from rpi_daemon.proof import PROOF_FILE
+from rpi_daemon.records import LimitKind, LimitState, PduIdentity, PduReading
 from rpi_daemon.safe_limits import UNPROVEN, SafeLimits
 
 CONFIG = """\
@@ -85,3 +88,42 @@ def test_one_that_may_be_written_stays_ours_while_it_is_away(tmp_path: Path, acc
     assert limits.meters_only == {}
     assert limits.rack.opted_in.all()
     assert limits.differs == {"a": [1, 2]}
+
+
+class Booting:
+    """A PDU whose agent answers before its thresholds are there."""
+
+    def __init__(self) -> None:
+        self.limits: dict[int, LimitState] = {}
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def identify(self) -> PduIdentity:
+        return PduIdentity("APC", "m", "f", "1", 2, True)
+
+    async def read(self) -> PduReading:
+        return PduReading(1, None, {1: 10.0, 2: 10.0}, {}, {}, self.limits)
+
+
+def test_a_pdu_that_boots_beside_us_is_no_meter_for_the_rest_of_the_run(tmp_path: Path) -> None:
+    """After a power cut both start; its limits come later, and are ours then."""
+    (tmp_path / "word").touch(mode=0o600)
+    (tmp_path / "word").write_text("word", encoding="utf-8")
+    config, device = parse_config(CONFIG.format(accept="true"), "t", base_dir=tmp_path), Booting()
+    state = LimitState(500.0, True, LimitKind.ALARM, raw=(("1.2", 2, 5),))
+
+    async def start() -> None:
+        limits = SafeLimits(config, GuardConfig(), SystemClock(), Audit(tmp_path, SystemClock(), keep_days=1.0))
+        limits.found = FoundLimits({"a": {1: state, 2: state}})
+        limits.drivers["a"] = cast(PduDriver, device)
+        async with contextlib.AsyncExitStack() as stack:
+            assert not await limits.open_pdus(stack)
+            assert (limits.tasks["a"].met, limits.tasks["a"].reachable, limits.meters_only) == (False, False, {})
+            device.limits = {1: state, 2: state}
+            await limits.tasks["a"]._poll()
+        assert (limits.tasks["a"].met, limits.tasks["a"].reachable) == (True, True)
+        assert limits.rack.opted_in.all()
+
+    asyncio.run(start())
