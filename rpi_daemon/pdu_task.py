@@ -1,7 +1,7 @@
 """One PDU's I/O task: newest desired limits, polls, back-off and circuit breaker. It never makes another PDU wait."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -17,6 +17,14 @@ FAILURES_TO_OPEN = 1  # the session has retried already; 2 x 250 ms of silence i
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Meet:
+    """What comes before everything else with a device that was away at start. Both raise DeviceError."""
+
+    identify: Callable[[], Awaitable[None]]  # open it, and see whether it is what it was
+    make_safe: Callable[[], Awaitable[None]]  # STATIC_SAFE, verified
+
+
 class PduTask(DeviceTask[PduReport]):
     """Owns one driver. `submit` hands it the newest desired state and returns at once; reports wait in an inbox."""
 
@@ -29,11 +37,11 @@ class PduTask(DeviceTask[PduReport]):
         poll_s: float,
         forbidden: Callable[[LimitWrite], str | None],
         audit: Audit,
-        meet: Callable[[], Awaitable[None]] | None = None,
+        meet: Meet | None = None,
     ) -> None:
         """`forbidden`: why a write may not go out now, None where it may.
 
-        `meet`: opens and checks the device when it answers at last, in place of the driver's `open`.
+        `meet`: the device was away at start; what is done once it answers, in place of the driver's `open`.
         """
         super().__init__(clock)
         self.pdu = pdu
@@ -173,12 +181,21 @@ class PduTask(DeviceTask[PduReport]):
         }
         return result
 
+    async def _first_met(self, meet: Meet) -> None:
+        """Nothing is written to it before it is known for what it was, and nothing else before STATIC_SAFE."""
+        await meet.identify()
+        self._meet = None
+        try:
+            await meet.make_safe()
+        except BaseException:
+            self._meet = meet
+            raise
+
     async def _poll(self) -> None:
+        if self._meet is not None:
+            await self._first_met(self._meet)
         async with self._wire:
-            if self._meet is not None:
-                await self._meet()
-                self._meet = None
-            elif not self.reachable:
+            if not self.reachable:
                 await self._driver.open()  # its address, engine or session may be another by now
             reading = await self._driver.read()
         self.limits = reading.limits

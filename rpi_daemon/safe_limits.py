@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from rpi_daemon.errors import ConfigError, DeviceError, RpiError
 from rpi_daemon.found import FoundCaps, FoundLimits
 from rpi_daemon.guard import KILL_FILE, GuardConfig, KillSwitch, away_from_static_safe, static_safe_writes
 from rpi_daemon.host import process_age_s
-from rpi_daemon.pdu_task import Lease, PduTask
+from rpi_daemon.pdu_task import Lease, Meet, PduTask
 from rpi_daemon.proof import Proofs
 from rpi_daemon.records import (
     ApplyResult,
@@ -251,19 +251,26 @@ class SafeLimits:
         proven = profile_of(self._config, options).proven != "none" or proofs.name(digest)
         if not (proven or options.accept_unproven):
             self.opt_out(pdu, UNPROVEN)  # as in the run that met it: its return is no reason to start again
-        self.tasks[pdu] = task = self._task(options, meet=partial(self._meet, options, proofs))
+        self.tasks[pdu] = task = self._task(
+            options, meet=Meet(partial(self._identify, options, proofs), partial(self._make_safe, pdu))
+        )
         task.away(str(error))
         if outlets := [self.rack.number_of[self.rack.outlet_ids.index(name)] for name in self.outlets_of_ours(pdu)]:
             self.differs[pdu] = outlets
 
-    async def _meet(self, options: Pdu, proofs: Proofs) -> None:
+    async def _identify(self, options: Pdu, proofs: Proofs) -> None:
         """It is back. Raises DeviceError where it is another device than it was, or may not be written any more."""
         _, why_not = await self._identified(options, proofs)
         if why_not is not None and self.outlets_of_ours(options.id):
             raise DeviceError(f"{why_not}; start the daemon again to go on with it as it is")
         if why_not is not None:
             self._why_not[options.id] = why_not  # for outlets that a reload opts in
-        self.differs.pop(options.id, None)  # from here on the loop tells of its limits
+
+    async def _make_safe(self, pdu: str) -> None:
+        """As at start; from then on the loop goes by what it would hold."""
+        await self.static_safe_on(pdu, "back")
+        if not self.differs:
+            self.say_static_safe()
 
     def proofs(self) -> Proofs:
         """The devices on which the bench has passed; none where the file that says so is damaged."""
@@ -317,7 +324,7 @@ class SafeLimits:
             )
         return reading, None
 
-    def _task(self, options: Pdu, meet: Callable[[], Awaitable[None]] | None = None) -> PduTask:
+    def _task(self, options: Pdu, meet: Meet | None = None) -> PduTask:
         pdu = options.id
         return PduTask(
             pdu,

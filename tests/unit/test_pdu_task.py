@@ -11,7 +11,7 @@ from rpi_daemon.audit import NOT_DURABLE, By
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.drivers.base import MayWrite, always
 from rpi_daemon.errors import DeviceError
-from rpi_daemon.pdu_task import Lease, PduTask
+from rpi_daemon.pdu_task import Lease, Meet, PduTask
 from rpi_daemon.records import (
     ApplyResult,
     Decision,
@@ -399,7 +399,13 @@ def test_nothing_is_written_to_a_device_that_was_not_met() -> None:
             raise DeviceError("it is another device")
 
         bench.task = PduTask(
-            "pdu", bench.device, bench.clock, poll_s=0.01, forbidden=lambda _: None, audit=bench.audit, meet=another
+            "pdu",
+            bench.device,
+            bench.clock,
+            poll_s=0.01,
+            forbidden=lambda _: None,
+            audit=bench.audit,
+            meet=Meet(another, another),
         )
         bench.task.away("silent at start")
         with pytest.raises(DeviceError, match="has not answered since the start"):
