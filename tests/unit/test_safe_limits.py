@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -121,7 +122,7 @@ def test_a_pdu_that_boots_beside_us_is_no_meter_for_the_rest_of_the_run(tmp_path
         async with contextlib.AsyncExitStack() as stack:
             assert not await limits.open_pdus(stack)
             assert (limits.tasks["a"].met, limits.tasks["a"].reachable, limits.meters_only) == (False, False, {})
-            device.limits = {1: state, 2: state}
+            device.limits = dict.fromkeys((1, 2), replace(state, limit_w=300.0))  # STATIC_SAFE already
             await limits.tasks["a"]._poll()
         assert (limits.tasks["a"].met, limits.tasks["a"].reachable) == (True, True)
         assert limits.rack.opted_in.all()
