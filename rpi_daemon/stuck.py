@@ -14,6 +14,7 @@ ZERO_SHARE: Final = 0.02  # of the rated amps: a flat current nearer to zero may
 STILL_SHARE: Final = 0.01  # of the rating: a draw that stays within it stands still
 MOVED_SHARE: Final = 0.05  # of the rating: a meter that goes this far has seen a load move
 GAP_NS: Final = 1 * NS_PER_S  # without a window: what was seen before it says nothing of what comes after
+MOVED_A: Final = 0.15  # and more than one step of a meter that tells tenths of an ampere
 POLLS: Final = 3  # in a row that have to say so: one odd reply of a meter accuses nobody
 LAG_NS: Final = 5 * NS_PER_S  # a PDU averages and tells late: what it still says of the time before is no movement
 FLAT_LAG_NS: Final = (
@@ -36,7 +37,7 @@ class StuckSensors:
         self._alternating = alternating
         self._zero_a = ZERO_SHARE * rating_w / nominal_v
         self._still_w = STILL_SHARE * rating_w
-        self._moved_w = MOVED_SHARE * rating_w
+        self._moved_w = np.maximum(MOVED_SHARE * rating_w, MOVED_A * nominal_v)
         self._window_ns = np.zeros(n, np.int64)  # when the newest window ended
         self._count_a = np.full(n, np.nan)  # of the newest scan, while all are the same
         self._flat_ns = np.zeros(n, np.int64)  # since when

@@ -218,6 +218,18 @@ def test_a_late_meter_accuses_nobody() -> None:
             assert Quality.STUCK not in quality(readings), (delay, second)
 
 
+def test_one_step_of_a_meter_that_tells_tenths_of_an_ampere_accuses_nobody() -> None:
+    """A small outlet whose draw lies at the edge of such a step: 23 W are much of its rating, and nothing of its draw."""
+    sensors = StuckSensors(np.array([300.0]), np.array([VOLTS]), alternating=True)
+    one, good = np.arange(1), np.array([False])
+    for tick in range(6000):
+        watts = 148.6 if tick // 200 % 2 else 150.2
+        sensors.window(one, tick * TICK_NS, np.array([watts]), np.array([-1.0]), np.array([1.0]), good)
+        if tick % 10 == 0:
+            sensors.meter(0, tick * TICK_NS, round(watts / VOLTS, 1) * VOLTS)
+        assert not sensors.stuck[0], tick
+
+
 @pytest.mark.fault(9)
 def test_fault_09_recorded_loads_are_hardly_ever_accused(figure: Figures) -> None:
     """Every recorded series as the board's reading; as the PDU's: the mean of its last 2 s, 3 s late, in whole watts.
