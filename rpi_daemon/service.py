@@ -9,7 +9,7 @@ import signal
 import stat
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -187,7 +187,8 @@ class Service:
                 await self._loop(pipeline, running)
             finally:
                 notify("STOPPING=1")
-                self._say_stopping()
+                with _come_what_may("say stopping"):
+                    self._say_stopping()
                 self.heartbeats.dismiss_all()
                 self.heartbeats.watch("loop", STOP_S, lambda: self._turned_ns)
                 limits.lease = None
@@ -199,7 +200,9 @@ class Service:
                     cap_task.stop()
                 await asyncio.wait(running, timeout=STOP_TIMEOUT_S)
                 await _end(running)
-                left = await limits.leave_caps(pipeline.capping.static_safe())
+                left = False
+                with _come_what_may("caps"):
+                    left = await limits.leave_caps(pipeline.capping.static_safe())
                 left = await self._leave() and left
                 self._note_settle_times()
                 self.settle.save()
@@ -623,8 +626,9 @@ class Service:
 
         A limit that cuts off needs the draw of now: many a device does not meter what it limits.
         """
-        await self._read_meters()
-        self.limits.known = self.pipeline.features.step(self.clock.mono_ns(), self.clock.utc_ns())
+        with _come_what_may("draws"):
+            await self._read_meters()
+            self.limits.known = self.pipeline.features.step(self.clock.mono_ns(), self.clock.utc_ns())
         try:
             await self.limits.static_safe("stop")
         except RpiError as error:
@@ -658,6 +662,15 @@ def late_ticks(before: int, gap_ns: int) -> int:
     if gap_ns > LATE_TICK_NS:
         return before + 1
     return before if gap_ns < TICK_NS // 2 else 0
+
+
+@contextlib.contextmanager
+def _come_what_may(step: str) -> Iterator[None]:
+    """What fails here, perhaps the very defect that ends the daemon, must not keep STATIC_SAFE from the rack."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        log.error("stop.defect", step=step, error=repr(error))
 
 
 async def _end(tasks: "Sequence[asyncio.Task[Any]]") -> None:

@@ -4,9 +4,11 @@ import asyncio
 import gc
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.config.load import parse_config
@@ -201,3 +203,24 @@ def test_systemd_hears_of_it_until_the_last_file_is_closed(tmp_path: Path, monke
         asyncio.run(daemon.run())
     assert pinging == [True]
     assert not daemon.pinger._thread.is_alive()
+
+
+def test_the_defect_that_ends_the_daemon_does_not_keep_static_safe_from_the_rack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever broke the tick may break again where the draws of now are worked out."""
+    daemon, left = Ticking(tmp_path, 0.0, 0), []
+
+    class Broken:
+        def step(self, *_: object) -> None:
+            raise ZeroDivisionError("the defect")
+
+    async def static_safe(when: str) -> None:
+        left.append((when, daemon.limits.known))
+
+    daemon.pipeline = cast(Pipeline, SimpleNamespace(features=Broken()))
+    monkeypatch.setattr(daemon.limits, "static_safe", static_safe)
+    with capture_logs() as said:
+        assert asyncio.run(daemon._leave())
+    assert left == [("stop", None)]
+    assert [line["error"] for line in said if line["event"] == "stop.defect"] == ["ZeroDivisionError('the defect')"]
