@@ -140,8 +140,8 @@ class Checks:
             self.ticked(*newest)
         self.counts["messages"] += 1
         self.counts["writes"] += len(writes)
-        if self.standing.commanding:
-            self._alien |= {w.outlet for w in writes if _same(w.after_w, self._found_w[w.outlet])}
+        if self.standing.commanding:  # what a device then makes of a found limit, clamping it say, is its owner's, too
+            self._alien |= {w.outlet for w in writes if self._found_w[w.outlet] in (w.after_w, w.asked_w or math.inf)}
         self._in_forbidden_state(pdu, writes)
         self._over_budgets(writes)
         for write in writes:
