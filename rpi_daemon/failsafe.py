@@ -206,7 +206,8 @@ def _alone(found: InForce, command: str, by: By) -> Iterator[SafeLimits]:
     audit = Audit(found.folder, clock, keep_days=config.audit.keep_days, who=by.who)
     guard = GuardConfig(**config.guard.model_dump())
     limits = SafeLimits(config, guard, clock, audit, by=by, state_dir=found.folder)
-    with contextlib.ExitStack() as locks, logging_to_stderr("warning", config.daemon.log_format):
+    # the log ends after all that speaks: whatever it says belongs on stderr, beside a --json document on stdout
+    with logging_to_stderr("warning", config.daemon.log_format), contextlib.ExitStack() as locks:
         for address, pdu in {address_of(pdu): pdu.id for pdu in used_pdus(config)}.items():
             try:
                 locks.enter_context(pdu_lock(pdu, address))

@@ -80,7 +80,7 @@ def _moved(limits_w: dict[str, dict[str, float]]) -> bool:
 def failsafe(gone: Gone, *arguments: str) -> tuple[int, dict[str, Any]]:
     done = cli(gone.config, "failsafe", "--json", *arguments)
     assert "Traceback" not in done.stderr
-    return done.returncode, json.loads(done.stdout.splitlines()[-1])
+    return done.returncode, json.loads(done.stdout)
 
 
 def at_static_safe(rack: RackProcess) -> list[str]:
@@ -198,7 +198,7 @@ def test_advisory_compares(killed: Gone, place: Place, rack: RackProcess) -> Non
 def test_found_limits_come_back_without_a_daemon(killed: Gone, rack: RackProcess) -> None:
     """As at uninstall: they come back, and failsafe leaves them alone from then on."""
     done = cli(killed.config, "limit", "restore", "--offline", "--json")
-    document = json.loads(done.stdout.splitlines()[-1])
+    document = json.loads(done.stdout)
     assert (done.returncode, document["restored"], document["mode"]) == (0, 11, "advisory"), done.stderr
     assert rack.limits_w() == killed.found_w
     sets = rack.sets()
