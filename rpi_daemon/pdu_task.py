@@ -38,10 +38,12 @@ class PduTask(DeviceTask[PduReport]):
         forbidden: Callable[[LimitWrite], str | None],
         audit: Audit,
         meet: Meet | None = None,
+        again: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`forbidden`: why a write may not go out now, None where it may.
 
-        `meet`: the device was away at start; what is done once it answers, in place of the driver's `open`.
+        `meet`: the device was away at start; what is done once it answers. `again`: opens it after a silence, in place
+        of the driver's `open`.
         """
         super().__init__(clock)
         self.pdu = pdu
@@ -59,6 +61,7 @@ class PduTask(DeviceTask[PduReport]):
         self._forbidden = forbidden
         self._audit = audit
         self._meet = meet
+        self._again = again or driver.open
         self._pending: tuple[LimitWrite, ...] = ()
         self._measured_ns = 0
 
@@ -196,7 +199,7 @@ class PduTask(DeviceTask[PduReport]):
             await self._first_met(self._meet)
         async with self._wire:
             if not self.reachable:
-                await self._driver.open()  # its address, engine or session may be another by now
+                await self._again()  # its address, engine or session may be another by now, or the device itself
             reading = await self._driver.read()
         self.limits = reading.limits
         self.polls += 1

@@ -312,10 +312,9 @@ class SafeLimits:
                     f"PDU {pdu!r} had limits and tells none now: {why_not.partition(';')[0]}, or it still starts"
                 )
             return reading, why_not
-        if known := self.found.another(pdu, identity.serial):
+        if another := self._another(pdu, identity):
             return reading, (
-                f"its serial number is {identity.serial}, that of the PDU first met there is {known}: another device, or two"
-                f" addresses that changed places; meters only. If that is right, take {pdu!r} out of {FOUND_FILE} and start again"
+                f"{another}; meters only. If that is right, take {pdu!r} out of {FOUND_FILE} and start again"
             )
         if moved := self.found.moved(pdu, reading):
             return reading, (
@@ -334,7 +333,24 @@ class SafeLimits:
             forbidden=partial(self._forbidden, pdu),
             audit=self.audit,
             meet=meet,
+            again=partial(self._open_again, options),
         )
+
+    async def _open_again(self, options: Pdu) -> None:
+        """It was silent for a while. Raises DeviceError also where it is another device by now."""
+        driver = self.drivers[options.id]
+        await driver.open()
+        if another := self._another(options.id, await driver.identify()):
+            raise DeviceError(f"PDU {options.id!r}: {another}")
+
+    def _another(self, pdu: str, identity: PduIdentity) -> str | None:
+        """What tells that this is not the device whose limits were found."""
+        if known := self.found.another(pdu, identity.serial):
+            return (
+                f"its serial number is {identity.serial}, that of the PDU first met there is {known}: another device, or two"
+                " addresses that changed places"
+            )
+        return None
 
     def open_caps(self, stack: contextlib.AsyncExitStack, settle_s: Mapping[str, float]) -> None:
         """One task per server; each connects by itself, and first hears what earlier runs knew. `stack` closes them."""

@@ -14,6 +14,7 @@ from rpi_daemon.clock import SystemClock
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.devices import profile_digest
 from rpi_daemon.drivers.base import PduDriver
+from rpi_daemon.errors import DeviceError
 from rpi_daemon.found import FoundLimits
 from rpi_daemon.guard import GuardConfig
 from rpi_daemon.proof import PROOF_FILE
@@ -96,13 +97,14 @@ class Booting:
 
     def __init__(self) -> None:
         self.limits: dict[int, LimitState] = {}
+        self.serial = "1"
 
     async def open(self) -> None: ...
 
     async def close(self) -> None: ...
 
     async def identify(self) -> PduIdentity:
-        return PduIdentity("APC", "m", "f", "1", 2, True)
+        return PduIdentity("APC", "m", "f", self.serial, 2, True)
 
     async def read(self) -> PduReading:
         return PduReading(1, None, {1: 10.0, 2: 10.0}, {}, {}, self.limits)
@@ -128,3 +130,28 @@ def test_a_pdu_that_boots_beside_us_is_no_meter_for_the_rest_of_the_run(tmp_path
         assert limits.rack.opted_in.all()
 
     asyncio.run(start())
+
+
+def test_another_device_after_a_silence_is_not_taken_for_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / "word").touch(mode=0o600)
+    (tmp_path / "word").write_text("word", encoding="utf-8")
+    config, device = parse_config(CONFIG.format(accept="true"), "t", base_dir=tmp_path), Booting()
+    state = LimitState(500.0, True, LimitKind.ALARM, raw=(("1.2", 2, 5),))
+    device.limits = {1: state, 2: state}
+
+    async def act() -> None:
+        limits = SafeLimits(config, GuardConfig(), SystemClock(), Audit(tmp_path, SystemClock(), keep_days=1.0))
+        limits.drivers["a"] = cast(PduDriver, device)
+        async with contextlib.AsyncExitStack() as stack:
+            assert await limits.open_pdus(stack)
+            task = limits.tasks["a"]
+            task.away("silent")
+            device.serial = "2"
+            with pytest.raises(DeviceError, match="serial number is 2, that of the PDU first met there is 1"):
+                await task._poll()
+            assert not task.reachable
+            device.serial = "1"
+            await task._poll()
+            assert task.reachable
+
+    asyncio.run(act())
