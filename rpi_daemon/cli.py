@@ -286,17 +286,31 @@ def kill_switch(config_path: Path) -> Any:
 
 
 def folders(config_path: Path) -> tuple[Path, Path]:
-    """State and runtime folder. With mistakes in the file its daemon is found nevertheless, if one has those folders."""
+    """State and runtime folder. With mistakes in the file, or without the service's file, its daemon is found nevertheless."""
     from rpi_daemon.config.load import read_config, read_folders
+    from rpi_daemon.config.schema import Daemon
 
     try:
         config = read_config(config_path)  # an operator may not read the secrets
     except ConfigError:
-        state, runtime = read_folders(config_path)
+        if config_path == Path(DEFAULT_CONFIG) and _gone(config_path):
+            state, runtime = Path(Daemon().state_dir), Path(Daemon().runtime_dir)
+        else:
+            state, runtime = read_folders(config_path)
         if not (state.is_dir() and runtime.is_dir()):
             raise
         return state, runtime
     return config.path(config.daemon.state_dir), config.path(config.daemon.runtime_dir)
+
+
+def _gone(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 @main.command()

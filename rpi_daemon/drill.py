@@ -381,6 +381,8 @@ def run_drills(names: Sequence[str], box: Box, *, closed_loop: bool, say: Callab
             say(f"{name}: {(DRILLS[name].__doc__ or '').strip()}")
             drill.checks = []
             drill.run(name)
+            if not drill.checks:
+                say("  none            this rack has nothing of that kind: nothing was tried")
             report[name] = [
                 {"what": c.what, "passed": c.passed, "after_s": c.after_s, "within_s": c.within_s, "seen": c.seen}
                 for c in drill.checks

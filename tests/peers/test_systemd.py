@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -263,6 +264,28 @@ def test_a_crash_loop_is_given_up_and_the_failsafe_unit_makes_it_safe(site: Site
         assert site.state(FAILSAFE) == "activating"  # it holds on for a minute, and then starts the daemon
         site.box.run("systemctl", "stop", UNIT)
         site.until(lambda: site.state(FAILSAFE) in ("inactive", "failed"), "who stops the daemon stops that too")
+
+
+def test_who_starts_it_while_the_failsafe_unit_waits_for_a_silent_pdu_gets_a_daemon(site: Site) -> None:
+    site.work()
+    site.box.run("systemctl", "stop", UNIT)
+    site.rack.process.send_signal(signal.SIGSTOP)
+    try:
+        site.box.run("systemctl", "start", "--no-block", FAILSAFE)
+        site.until(
+            lambda: (
+                "failsafe"
+                in site.box.run("cat", f"/proc/{site.box.show(FAILSAFE)['MainPID']}/cmdline", check=False).stdout
+            ),
+            "it asks",
+        )
+        site.box.run("systemctl", "start", UNIT)
+        assert (site.state(), site.state(FAILSAFE)) == ("active", "inactive")
+        status = json.loads(site.box.run("rpi-daemon", "status", "--json").stdout)
+        assert "pdu_unreachable:pdu-a" in status["causes"]
+    finally:
+        site.rack.process.send_signal(signal.SIGCONT)
+    site.until(site.at_work, "limits follow the draw")
 
 
 def test_a_broken_configuration_ends_in_limits_of_the_last_good_one(site: Site) -> None:

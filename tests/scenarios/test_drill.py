@@ -114,3 +114,11 @@ def test_a_daemon_that_breaks_its_promises_fails(place: Place, tmp_path: Path) -
         "nothing was written for 3 s",
     ]
     assert (report["ok"], report["passed"], report["checks"]) == (False, 3, 6)
+
+
+def test_a_rack_without_boards_is_told_that_nothing_was_tried(place: Place, daemon: Daemon) -> None:
+    box = SystemdBox(load_config(place.write()).model_copy(update={"board": ()}))
+    told: list[str] = []
+    report = run_drills(["sensor-loss"], box, closed_loop=True, say=told.append)
+    assert report["checks"] == 0
+    assert told[-1] == "  none            this rack has nothing of that kind: nothing was tried"
