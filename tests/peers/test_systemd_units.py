@@ -46,6 +46,14 @@ def test_systemd_has_nothing_to_say_of_the_units(root: Path, drop_in: str) -> No
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_a_drop_in_for_other_paths_leaves_no_command_out() -> None:
+    def commands(file: Path) -> list[str]:
+        lines = [line for line in file.read_text().splitlines() if re.match(r"Exec\w+=.", line)]
+        return [line.removesuffix(" --config /srv/rpi-daemon/rack.toml") for line in lines]
+
+    assert commands(UNITS / "examples" / "paths.conf") == commands(UNITS / SERVICES[0])
+
+
 @pytest.mark.parametrize("line", ["MemoryMaximum=1G", "SystemCallFilter=@no-such-set", "WatchdogSec=soon"])
 def test_a_mistake_in_a_unit_would_be_seen(root: Path, line: str) -> None:
     unit = root / "usr" / "lib" / "systemd" / "system" / SERVICES[0]
