@@ -42,6 +42,7 @@ from rpi_daemon.log import Tee, listening
 from rpi_daemon.pipeline import Snapshot
 from rpi_daemon.records import Mode, RackModel
 from rpi_daemon.service import Service
+from rpi_daemon.standing import Standing
 
 RESULT = ROOT / "bench" / "results" / "soak.json"
 STORM_S = (40.0, 150.0)  # faults begin at random ...
@@ -292,7 +293,9 @@ class Soak:
         self.lives += 1
         self.checks.begin_life()
         standing = self.checks.standing
-        standing.mode, standing.released = Mode.CLOSED_LOOP, set()
+        before = Standing.read(self.folder / config.daemon.state_dir)
+        if before is None or before.ended:  # else what operators gave back stays so
+            standing.mode, standing.released = Mode.CLOSED_LOOP, set()
         self.board_rebooted = False
         self._lost_before = self.rack.lost()
         service = Service(config, clock=self.clock)

@@ -19,6 +19,12 @@ class DeviceError(RpiError):
     exit_code = 4
 
 
+class NotLeftError(DeviceError):
+    """The daemon ended in good order, but a PDU or server did not take STATIC_SAFE."""
+
+    exit_code = 10
+
+
 class AuthError(DeviceError):
     """Wrong community, user or key."""
 

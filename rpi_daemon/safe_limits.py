@@ -193,6 +193,24 @@ class SafeLimits:
         for pdu, reason in standing.meters_only.items():
             self.opt_out(pdu, reason)
 
+    def go_on_after_crash(self) -> None:
+        """What operators took out of closed loop, or gave back, stays so where the last run did not end in good order.
+
+        Never the other way round: where the configuration says advisory, nothing else does.
+        """
+        try:
+            before = Standing.read(self._state_dir)
+        except ConfigError as error:
+            log.error("standing.damaged", error=str(error))
+            return
+        if before is None or before.ended:
+            return
+        if before.mode is Mode.ADVISORY and before.config.daemon.mode == Mode.CLOSED_LOOP.value:
+            self.mode = Mode.ADVISORY
+        self.release(before.released & frozenset(self.rack.outlet_ids))
+        if self.released:
+            log.warning("standing.goes_on", mode=self.mode.value, given_back=sorted(self.released))
+
     def keep_to_found(self) -> None:
         """Without a loop nothing is met for the first time: what was never found was never written, and stays alone."""
         outlets = zip(self.rack.pdu_of, self.rack.number_of, strict=True)
@@ -214,6 +232,13 @@ class SafeLimits:
                 f"{self._state_dir / STANDING_FILE}: {error.strerror}; closed loop needs it on disk, so that `rpi-daemon"
                 " failsafe` knows what to make safe"
             ) from None
+
+    def save_ended(self) -> None:
+        """At the end of a stop in good order; a disk that takes nothing makes it look like a crash."""
+        try:
+            replace(self.standing(), ended=True).save(self._state_dir)
+        except OSError as error:
+            log.error("standing.not_saved", error=str(error))
 
     async def close_loop(self) -> None:
         """Closed loop, on everything that opted in. Raises RpiError where that cannot be kept on disk: nothing changes then."""

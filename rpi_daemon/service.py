@@ -28,7 +28,7 @@ from rpi_daemon.clock import NS_PER_S, Clock, StepWatch, SystemClock
 from rpi_daemon.config.schema import Config
 from rpi_daemon.control import SOCKET_NAME, ControlServer
 from rpi_daemon.devices import address_of, host_driver, used_pdus, write_budgets
-from rpi_daemon.errors import DeviceError, ModelError, RpiError
+from rpi_daemon.errors import DeviceError, ModelError, NotLeftError, RpiError
 from rpi_daemon.features import BoardSetup
 from rpi_daemon.guard import GuardConfig, HealthFlags, ladder, loadings
 from rpi_daemon.heartbeats import Heartbeats, Pinger, progress
@@ -154,6 +154,7 @@ class Service:
             self._begin_pinging()
             boards = asyncio.create_task(self._open_boards(), name="boards")
             self._stack.push_async_callback(_end, [boards])
+            limits.go_on_after_crash()
             if await limits.open_pdus(self._stack):
                 await boards
             limits.save_found(limits.found)
@@ -206,7 +207,8 @@ class Service:
                 left = await self._leave() and left
                 self._note_settle_times()
                 self.settle.save()
-        return 0 if left else DeviceError.exit_code
+                limits.save_ended()
+        return 0 if left else NotLeftError.exit_code
 
     def _prepare(self) -> None:
         """Folders, locks, signals: before anything is touched."""

@@ -25,6 +25,7 @@ class Standing:
     mode: Mode
     released: frozenset[str] = frozenset()  # outlets given back to their owner
     meters_only: Mapping[str, str] = field(default_factory=dict)  # PDUs that may not be written, and why
+    ended: bool = False  # in good order: the next start goes by its configuration alone
 
     def save(self, folder: Path) -> None:
         """Durably, twice; what stands there already is not written again. Raises OSError."""
@@ -47,6 +48,7 @@ class Standing:
             "mode": self.mode.value,
             "released": sorted(self.released),
             "meters_only": dict(self.meters_only),
+            "ended": self.ended,
             "read": {name: getattr(self.config, name) for name in SET_BY_LOADER},
             "config": self.config.model_dump(mode="json"),
         }
@@ -66,6 +68,7 @@ class Standing:
                 Mode(content["mode"]),
                 frozenset(content["released"]),
                 content["meters_only"],
+                content["ended"],
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{error!r}") from None

@@ -54,6 +54,6 @@ def test_at_stop_a_pdu_that_never_answered_is_named(place: Place, rack: RackProc
     rack.ask(pdu="pdu-b", faults={"drop": -1})
     with running(lambda: Daemon(place.write(), name="fourth")) as daemon:
         daemon.until(lambda s: len(s["outlets"]) > 0 and s["state"] == "HOLD", "a start without it")
-        assert daemon.stop() == 4
+        assert daemon.stop() == 10
         assert "PDU 'pdu-b' has not answered since the start" in daemon.logged("static_safe.not_left")["error"]
     rack.ask(pdu="pdu-b", faults={})

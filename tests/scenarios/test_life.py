@@ -1,9 +1,10 @@
 """1 and 2: start, closed loop, stop: what stands on the PDUs before, meanwhile and afterwards."""
 
+import signal
 import time
 
 import pytest
-from scenario_rack import Daemon, Place, RackProcess, limit_of, running, unaccounted
+from scenario_rack import Daemon, Place, RackProcess, cli, limit_of, running, unaccounted
 
 OURS = [f"pdu-a/{n}" for n in range(1, 6)] + [f"pdu-b/{n}" for n in range(1, 7)]
 THEIRS = "pdu-a/6"
@@ -58,9 +59,31 @@ def test_a_pdu_that_is_silent_at_stop_does_not_keep_static_safe_from_the_other(p
         daemon.normal()
         rack.until(lambda s: s["limits_w"]["pdu-b"]["1"] != STATIC_SAFE_W, "a limit of our own on pdu-b")
         rack.ask(pdu="pdu-a", faults={"drop": -1})
-        assert daemon.stop() == 4
+        assert daemon.stop() == 10
         (said,) = daemon.log("static_safe.not_left")
         assert str(place.ports[0]) in said["error"]
     rack.ask(pdu="pdu-a", faults={})
     limits = rack.limits_w()
     assert [limits[f"pdu-b/{n}"] for n in range(1, 7)] == pytest.approx([STATIC_SAFE_W] * 6, abs=1.0)
+
+
+def test_what_operators_gave_back_stays_so_after_a_crash_and_not_after_a_stop(place: Place, rack: RackProcess) -> None:
+    config = place.write()
+    with running(lambda: Daemon(config, name="crash-1")) as daemon:
+        daemon.normal()
+        assert cli(config, "limit", "restore", "pdu-b/4").returncode == 0
+        daemon.stop(signal.SIGKILL)
+    with running(lambda: Daemon(config, name="crash-2")) as daemon:
+        status = daemon.normal()
+        assert [o["id"] for o in status["outlets"] if not o["opted_in"]] == [THEIRS, "pdu-b/4"]
+        assert daemon.logged("standing.goes_on")["given_back"] == ["pdu-b/4"]
+        assert cli(config, "mode", "advisory").returncode == 0
+        daemon.stop(signal.SIGKILL)
+    sets = rack.sets()
+    with running(lambda: Daemon(config, name="crash-3")) as daemon:
+        assert daemon.normal()["mode"] == "advisory"
+        assert rack.sets() == sets
+        assert daemon.stop() == 0
+    with running(lambda: Daemon(config, name="stopped")) as daemon:
+        assert daemon.normal()["mode"] == "closed_loop"
+        assert daemon.stop() == 0
