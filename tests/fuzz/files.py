@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import re
 import struct
 import tempfile
 import zipfile
@@ -192,7 +193,8 @@ def check_snmprec(data: bytes) -> bool:
         must(oid == parse_oid(".".join(map(str, oid))) and 1 <= len(oid) <= 128 and max(oid) < 2**32, oid)
         if tag in RANGES:
             must(type(value) is int and RANGES[tag][0] <= value <= RANGES[tag][1], tag, value)
-            must(str(value).encode() in content, "a number that is not written there", value)
+            written = {int(number) for number in re.findall(rb"-?\d+", content)}  # with zeros before it, too
+            must(value in written, "a number that is not written there", value)
         elif tag == 64:
             must(type(value) is bytes and len(value) == 4, value)
         elif tag == 6:

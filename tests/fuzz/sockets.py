@@ -220,7 +220,7 @@ def check_page(data: bytes) -> bool:
         for labels, value in series.items()
     )
     must(repr(parse_page(again.encode() or b"\n", WANTED)) == repr(samples), again)
-    lines = [line.strip(" \t\r") for line in text.split("\n")]
+    lines = [line.lstrip(" \t").rstrip(" \t\r") for line in text.split("\n")]  # no name begins behind another character
     named = [
         line
         for line in lines
