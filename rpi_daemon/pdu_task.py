@@ -12,6 +12,7 @@ from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.errors import DeviceError
 from rpi_daemon.records import ApplyResult, Desired, LimitState, LimitWrite, PduReport
 
+UNSAFE_PROBE_S = 30.0  # for one that is back and does not take STATIC_SAFE: each look writes to it
 FAILURES_TO_OPEN = 1  # the session has retried already; 2 x 250 ms of silence is enough
 
 log = structlog.get_logger(__name__)
@@ -61,6 +62,8 @@ class PduTask(DeviceTask[PduReport]):
         self._forbidden = forbidden
         self._audit = audit
         self._meet = meet
+        self._meeting = False
+        self._probe_s = PROBE_S  # between two looks while it is away
         self._again = again or driver.open
         self._pending: tuple[LimitWrite, ...] = ()
         self._measured_ns = 0
@@ -187,12 +190,15 @@ class PduTask(DeviceTask[PduReport]):
     async def _first_met(self, meet: Meet) -> None:
         """Nothing is written to it before it is known for what it was, and nothing else before STATIC_SAFE."""
         await meet.identify()
-        self._meet = None
+        self._meet, self._meeting = None, True
         try:
             await meet.make_safe()
+            self._probe_s = PROBE_S
         except BaseException:
-            self._meet = meet
+            self._meet, self._probe_s = meet, UNSAFE_PROBE_S
             raise
+        finally:
+            self._meeting = False
 
     async def _poll(self) -> None:
         if self._meet is not None:
@@ -211,12 +217,12 @@ class PduTask(DeviceTask[PduReport]):
     def _pause_s(self) -> float:
         if self.reachable:
             return self._poll_s
-        return jittered(PROBE_S)
+        return jittered(self._probe_s)
 
     def _succeeded(self) -> None:
         self.last_ok_ns = self._clock.mono_ns()
         self.failures = 0
-        if not self.reachable:
+        if not self.reachable and not self._meeting:
             self.reachable = True
             log.info("pdu.reachable", pdu=self.pdu)
 

@@ -413,3 +413,34 @@ def test_nothing_is_written_to_a_device_that_was_not_met() -> None:
         assert (bench.device.batches, bench.device.limits_w[1], bench.task.reachable) == ([], 500.0, False)
 
     asyncio.run(act())
+
+
+def test_a_device_that_is_back_and_takes_no_static_safe_stays_away_and_is_asked_seldom() -> None:
+    async def act() -> None:
+        bench = Bench()
+        looks: list[int] = []
+
+        async def same() -> None:
+            looks.append(bench.clock.mono_ns())
+
+        async def denied() -> None:
+            await bench.task.write_now([LimitWrite(1, 100.0)])
+            assert not bench.task.reachable
+            raise DeviceError("it does not take STATIC_SAFE")
+
+        bench.task = PduTask(
+            "pdu",
+            bench.device,
+            bench.clock,
+            poll_s=0.01,
+            forbidden=lambda _: None,
+            audit=bench.audit,
+            meet=Meet(same, denied),
+        )
+        bench.task.away("silent at start")
+        with pytest.raises(DeviceError, match="does not take STATIC_SAFE"):
+            await bench.task._poll()
+        assert (bench.task.met, bench.task.reachable, len(looks)) == (False, False, 1)
+        assert 24.0 <= bench.task._pause_s() <= 36.0
+
+    asyncio.run(act())
