@@ -95,7 +95,7 @@ class Foresight:
         self._in_force = LimitsInForce(
             limit_w=rack.rating_w, verified_ns=np.ones(n, np.int64), kind=(LimitKind.ALARM,) * n, open_w=nothing,
             open_low_w=nothing, pending=np.zeros(n, np.bool_), uncontrolled=np.zeros(n, np.bool_), step_w=np.ones(n),
-            volts=nothing,
+            volts=nothing, disabled=np.zeros(n, np.bool_), last_w=nothing,
         )  # fmt: skip
         self._matcher, self._corrector = ResidualMatcher(n), Corrector(CorrectorConfig(), rack)
         self._mixture = Mixture(n, LstmForecaster(model, n))

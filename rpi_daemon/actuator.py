@@ -85,6 +85,7 @@ class Actuator:
         self._disputed_ns = np.full(n, NEVER_NS, dtype=np.int64)  # when somebody else last changed it
 
         self._limit_w = np.full(n, np.nan)
+        self._disabled = np.zeros(n, dtype=np.bool_)  # it says that no limit stands
         self._taken_w = np.full((2, n), np.nan)  # newest verified write: what was asked, and how the device rounded it
         self._verified_ns = np.zeros(n, dtype=np.int64)
         self._kind = [LimitKind.ALARM] * n
@@ -121,6 +122,7 @@ class Actuator:
                 self._step_w[i] = state.step_w
             self._volts[i] = math.nan if state.volts is None else state.volts
             self._limit_w[i] = now_w
+            self._disabled[i] = state.enabled is False
             if self._pending[i]:
                 continue
             moved = not math.isnan(before_w) and not abs(now_w - before_w) <= 0.5 * self._step_w[i]
@@ -146,6 +148,7 @@ class Actuator:
                 self._pending[i] = False
             if outcome.read_back_w is not None:
                 self._limit_w[i] = math.nan if outcome.disabled else outcome.read_back_w
+                self._disabled[i] = outcome.disabled
                 if not self._pending[i]:
                     self._open_w[i] = self._open_low_w[i] = math.nan
             # of what was not asked for here, a found limit put back, only a poll tells what it left either
@@ -197,6 +200,8 @@ class Actuator:
             uncontrolled=self._uncontrolled_until_ns > now_ns,
             step_w=self._step_w.copy(),
             volts=self._volts.copy(),
+            disabled=self._disabled.copy(),
+            last_w=self._taken_w[1].copy(),
         )
 
     def foreign_writers(self, now_ns: int) -> frozenset[str]:

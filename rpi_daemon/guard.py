@@ -229,6 +229,9 @@ def permit(
     allowed, whatever today's power factor makes of them in amps. Outlets that we do not write count with their grant; but
     of those opted in, a limit that the device enforces counts while it is the higher one: the load may draw up to it.
 
+    In HOLD an outlet that has no limit any more, by its device's word, gets one: at most what we last had there, or
+    STATIC_SAFE where we never had one. Where the limit is not known nothing is written in HOLD.
+
     `may_draw_w` [n]: what the server behind an outlet may still draw by its own cap, infinite while a cap is asked for and
     does not hold yet; NaN where no cap is in play. An outlet's limit is lowered after the cap, never below this.
     """
@@ -261,7 +264,9 @@ def permit(
     env = allocation.envelope
     cap = np.maximum(env.cap, env.used(rack.static_safe_w)) if static else env.cap
     free, tight, over = _room(env, cap, counted_w, raise_w)
-    most_w = np.where(frozen, old_w, standing_w)
+    bare = frozen & in_force.disabled & ~known
+    last_w = np.where(np.isnan(in_force.last_w), rack.static_safe_w, in_force.last_w)
+    most_w = np.where(bare, last_w, np.where(frozen, old_w, standing_w))
     limit_w = np.minimum(target_w, most_w + free * raise_w)
 
     least_w = in_force.seen_w(readings.power_w, readings.rms_a) + config.trip_margin_share * rack.rating_w
@@ -274,7 +279,10 @@ def permit(
         cut_off = cuts & ~(limit_w >= least_w)
         eased_w = np.where(cut_off & (least_w < most_w), least_w, np.nan)
     limit_w = np.where(cut_off, eased_w, limit_w)
-    limit_w = np.where(ours & (limit_w >= lowest_w) & (known | ~frozen), limit_w, np.nan)
+    settable = known | ~frozen | bare
+    if may_draw_w is not None:
+        settable &= ~(bare & (may_draw_w > most_w))
+    limit_w = np.where(ours & (limit_w >= lowest_w) & settable, limit_w, np.nan)
 
     # without a record on disk only what is protective goes
     unrecorded = np.isfinite(limit_w) & ("audit_not_durable" in status.causes and not static)
@@ -283,7 +291,7 @@ def permit(
 
     lower = limit_w < standing_w
     rule = np.where(limit_w < target_w, "room", "granted").astype(object)
-    rule[frozen & (target_w > standing_w)] = "hold"
+    rule[frozen & (target_w > most_w)] = "hold"
     if static:
         rule[:] = "static safe"
     rule[cut_off] = "draw + margin"

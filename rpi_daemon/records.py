@@ -584,6 +584,8 @@ class LimitsInForce:
     uncontrolled: BoolArray  # the device does not take our writes
     step_w: FloatArray  # of the device
     volts: FloatArray  # watts of one ampere where the limit is in amperes, else NaN
+    disabled: BoolArray  # the device says that no limit stands: known, other than a limit that could not be read
+    last_w: FloatArray  # the newest write that was verified, as the device rounded it
 
     def seen_w(self, power_w: FloatArray, current_a: FloatArray) -> FloatArray:
         """The draw as the limits see it, [n]: where one is in amperes, at the volts that it was turned into amperes with.

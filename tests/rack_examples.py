@@ -126,6 +126,8 @@ def make_limits(
     uncontrolled: Sequence[bool] | None = None,
     step_w: FloatArray | None = None,
     volts: FloatArray | None = None,
+    disabled: Sequence[bool] | None = None,
+    last_w: FloatArray | None = None,
 ) -> LimitsInForce:
     n = len(limit_w)
     return LimitsInForce(
@@ -138,6 +140,8 @@ def make_limits(
         uncontrolled=np.zeros(n, dtype=np.bool_) if uncontrolled is None else np.array(uncontrolled, dtype=np.bool_),
         step_w=np.ones(n) if step_w is None else step_w,
         volts=np.full(n, np.nan) if volts is None else volts,
+        disabled=np.zeros(n, dtype=np.bool_) if disabled is None else np.array(disabled, dtype=np.bool_),
+        last_w=np.full(n, np.nan) if last_w is None else last_w,
     )
 
 

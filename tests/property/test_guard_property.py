@@ -77,11 +77,15 @@ def cases(draw: st.DrawFn) -> Case:
     flags = draw(st.sampled_from([flags, HealthFlags(), HealthFlags()]))
     request_w = draw(watts(n))
     nothing = np.full(n, np.nan)
+    limit_w = _some_nan(draw, draw(watts(n, 2000.0)))
+    disabled = np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n)))
     limits = make_limits(
-        _some_nan(draw, draw(watts(n, 2000.0))),
+        np.where(disabled, np.nan, limit_w),
         kind=draw(st.lists(st.sampled_from(list(LimitKind)), min_size=n, max_size=n)),
         open_w=_some_nan(draw, draw(watts(n, 2000.0))),
         uncontrolled=draw(st.lists(st.booleans(), min_size=n, max_size=n)),
+        disabled=disabled,
+        last_w=_some_nan(draw, draw(watts(n, 2000.0))),
     )
     return Case(
         rack=rack,
@@ -144,9 +148,28 @@ def test_limits_stay_within_the_rating_and_above_zero(case: Case) -> None:
 @given(cases())
 def test_hold_only_falls_and_never_from_the_unknown(case: Case) -> None:
     case = replace(case, status=ladder(NORMAL, 5, HealthFlags(tick_overrun=True)), mode=Mode.CLOSED_LOOP)
-    got = case.permit()
+    got, limits = case.permit(), case.limits
     frozen = held(case.rack, case.status) & np.isfinite(got.limit_w)
-    assert np.all(got.limit_w[frozen] <= case.limits.limit_w[frozen] + EPSILON_W)
+    known = frozen & ~limits.disabled
+    assert np.all(got.limit_w[known] <= limits.limit_w[known] + EPSILON_W)
+    bare = frozen & limits.disabled  # no limit stands there: any is a fall
+    last_w = np.where(np.isfinite(limits.last_w), limits.last_w, case.rack.static_safe_w)
+    assert np.all(got.limit_w[bare] <= last_w[bare] + EPSILON_W)
+    grants = bare & ~np.isin(limits.kind, CUTS)  # one that cuts off may stand higher, at draw + margin
+    grant_w = np.fmax(case.allocation.grant_w, CONFIG.lowest_limit_w)
+    assert np.all(got.limit_w[grants] <= grant_w[grants] + EPSILON_W)
+
+
+@settings(max_examples=60)
+@given(cases())
+def test_hold_sets_a_limit_where_the_device_says_that_none_stands(case: Case) -> None:
+    """But one that would cut the load off, and of zero watts."""
+    case = replace(case, status=ladder(NORMAL, 5, HealthFlags(tick_overrun=True)), mode=Mode.CLOSED_LOOP)
+    got, limits = case.permit(), case.limits
+    for i in np.flatnonzero(writable(case.rack, case.status, limits) & limits.disabled):
+        if limits.kind[i] not in CUTS and not limits.last_w[i] < CONFIG.lowest_limit_w:
+            assert np.isfinite(got.limit_w[i])
+            assert got.protective[i] == limits.kind[i].enforced
 
 
 @settings(max_examples=60)

@@ -223,6 +223,29 @@ def test_fault_02_a_pdu_that_reboots_gets_its_limits_again(rack: RackProcess, da
     figure(2, "first answer to all limits written again", again_s - seen_s, 2.0, "s", busy=BUSY_S)
 
 
+@pytest.mark.fault(2)
+def test_fault_02_a_silent_reboot_leaves_it_without_limits_for_no_longer(
+    rack: RackProcess, daemon: Daemon, figure: Figures
+) -> None:
+    """It is back in HOLD, for it was unreachable: what has no limit gets one all the same."""
+    daemon.normal()
+    rack.ask(pdu="pdu-a", faults={"drop": -1}, reboot=True)
+    daemon.until(lambda s: "pdu_unreachable:pdu-a" in s["causes"], "pdu-a unreachable")
+    daemon.pause(3.0)
+    returned_s = time.time()
+    rack.ask(pdu="pdu-a", faults={})
+    back_s = _logged_s(daemon, "pdu.reachable", returned_s, pdu="pdu-a")
+    rack.until(
+        lambda s: all(s["limits_w"]["pdu-a"][str(n)] is not None for n in range(1, 6)), "limits on pdu-a", BUSY_S
+    )
+    again_s = time.time() - returned_s
+    status = daemon.status()
+    assert (status["state"], "pdu_unreachable:pdu-a" in status["causes"]) == ("HOLD", True)
+    assert not any(cause.startswith("foreign_writer") for cause in status["causes"])
+    daemon.normal()
+    figure(2, "first answer to all limits written again after a silent reboot", again_s - back_s, 2.0, "s", busy=BUSY_S)
+
+
 @pytest.mark.fault(3)
 def test_fault_03_sets_that_are_ignored_are_seen_and_given_up(
     rack: RackProcess, daemon: Daemon, figure: Figures

@@ -390,6 +390,23 @@ def test_after_a_reboot_nobody_is_blamed() -> None:
     assert bench.actuator.observe("pdu-0", _poll(3 * S, {1: 1000.0})) == ("pdu-0/1",)
 
 
+def test_a_limit_that_is_disabled_is_told_from_one_that_could_not_be_read() -> None:
+    bench = Bench()
+    (desired,) = bench.want(1, 600.0, need_w=600.0)
+    bench.answer(1, desired)
+    for limit_w, enabled, disabled in (
+        (600.0, False, True),
+        (None, None, False),
+        (None, False, True),
+        (600.0, None, False),
+    ):
+        state = LimitState(limit_w, enabled, LimitKind.ALARM)
+        bench.actuator.observe("pdu-0", PduReading(2 * S, None, {}, {}, {}, {1: state}, rebooted=True))
+        limits = bench.actuator.limits(2 * S)
+        assert (limits.disabled[0], np.isnan(limits.limit_w[0])) == (disabled, disabled or limit_w is None)
+        assert limits.last_w[0] == 600.0
+
+
 def test_a_device_that_keeps_the_threshold_disabled_is_no_foreign_writer() -> None:
     bench = Bench()
     disabled = LimitState(700.0, False, LimitKind.ALARM)

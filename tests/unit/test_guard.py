@@ -212,6 +212,30 @@ def test_a_pending_raise_is_not_permitted_any_more_in_hold() -> None:
     assert got.rule == ("hold",)
 
 
+def test_in_hold_an_outlet_whose_pdu_forgot_its_limit_gets_it_again() -> None:
+    """At most what stood there; STATIC_SAFE where we never had one; none where the limit is only not known, or would cut off."""
+    rack, kinds = make_rack(6, static_safe_w=300.0), [LimitKind.ALARM] * 4 + [LimitKind.TRIP_OFF] * 2
+    last_w = np.array([400.0, 900.0, np.nan, 400.0, 700.0, 500.0])
+    limits = make_limits(np.full(6, np.nan), kind=kinds, disabled=[True, True, True, False, True, True], last_w=last_w)
+    draw_w = np.array([100.0] * 4 + [500.0, 500.0])
+    got = _permit(rack, np.full(6, 600.0), limits, HealthFlags(pdu_unreachable=frozenset(rack.pdu_of)), draw_w)
+    assert got.limit_w.tolist() == pytest.approx([400.0, 660.0, 300.0, np.nan, 700.0, np.nan], nan_ok=True)
+    assert got.rule == ("hold", "granted", "hold", "granted", "hold", "draw + margin")
+
+
+@pytest.mark.parametrize(("cap_w", "limit_w"), [(np.nan, 400.0), (350.0, 400.0), (450.0, np.nan), (np.inf, np.nan)])
+def test_in_hold_it_gets_none_below_what_its_server_may_draw_by_its_cap(cap_w: float, limit_w: float) -> None:
+    rack, draw_w = make_rack(1), np.array([300.0])
+    limits = make_limits(np.array([np.nan]), disabled=[True], last_w=np.array([400.0]))
+    allocation = allocate(0, draw_w, rack, (), draw_w * np.nan, draw_w * np.nan, AllocatorConfig())
+    status = ladder(NORMAL, 0, HealthFlags(tick_overrun=True))
+    got = permit(
+        0, Mode.CLOSED_LOOP, status, rack, make_request(0, draw_w + 300.0), allocation, make_readings(0, draw_w), limits,
+        GuardConfig(), np.array([cap_w]),
+    )  # fmt: skip
+    assert got.limit_w.tolist() == pytest.approx([limit_w], nan_ok=True)
+
+
 def test_without_a_durable_audit_only_enforced_limits_fall_and_static_safe_goes() -> None:
     kinds = [LimitKind.ALARM, LimitKind.CURRENT_LIMIT, LimitKind.CURRENT_LIMIT]
     limits, flags = make_limits(np.array([500.0, 1000.0, 300.0]), kind=kinds), HealthFlags(audit_not_durable=True)
