@@ -47,6 +47,7 @@ from rpi_daemon.standing import Standing
 RESULT = ROOT / "bench" / "results" / "soak.json"
 STORM_S = (40.0, 150.0)  # faults begin at random ...
 FAULT_EVERY_S = 2.5  # ... one in this time on average; then all end, and the rack must recover
+SHOWN_S = 1.0  # what the last fault did has shown: a line stands still for 0.4 s, a cable is opened again within 0.3 s
 LOOK_S = 0.05
 LAST_S = 60.0  # of events that a violation is told with
 RESTART_S = 1.0  # systemd's RestartSec
@@ -140,6 +141,7 @@ class Soak:
         self._cut = True
         for pdu in self.rack.pdus.values():
             pdu.cut = True
+        self.loop.forget_signals()
         self._life.cancel()
 
     # -- the run
@@ -221,6 +223,7 @@ class Soak:
         begun_ns = self.clock.mono_ns()
         why: str | None = "no tick yet"
         asked_ns = 0
+        await asyncio.sleep(SHOWN_S)  # a loss is told by the frame after it
         while why is not None:
             await asyncio.sleep(0.2)
             self._check()
@@ -264,6 +267,7 @@ class Soak:
                 pdu.cut = False
             self._life = life = self.loop.create_task(self._live())
             await asyncio.wait([life])
+            self.loop.forget_signals()  # nobody is there to take one before the next begins
             self._judge_end(life)
             del life
             self.service = None
@@ -275,7 +279,6 @@ class Soak:
         self._life = self.service = None
         for board in self.rack.boards.values():
             board.sampler = None
-        self.loop.forget_signals()
         gc.unfreeze()
         gc.enable()
         gc.collect()

@@ -122,8 +122,8 @@ class _Group:
     """The varbinds that belong to one outlet's write, and what became of them."""
 
     write: LimitWrite
-    varbinds: list[Varbind] = field(default_factory=list)
-    count: int | None = None  # asked wire count of the threshold; None for a restore
+    varbinds: list[Varbind] = field(default_factory=list)  # each right by itself, should the device take one at a time
+    threshold: Varbind | None = None  # of a new limit; None for a restore
     refused: str | None = None
     t_sent_ns: int = 0
     sent: bool = False
@@ -150,6 +150,7 @@ class SnmpPdu:
         self._facts: dict[int, _Facts] | None = None
         self._facts_due_ns = 0
         self._masks: dict[int, int] = {}
+        self._followers: dict[int, int] = {}  # wire counts of the thresholds that must stay below ours, as last read
         self._uptime: tuple[int, float] | None = None  # (our clock in ns, the device's uptime in s); outlives `open`
         self._reboot_untold = False  # seen by a read that failed, for the next one to tell
 
@@ -165,6 +166,7 @@ class SnmpPdu:
         """What it was may not be so any more."""
         self._device = self._facts = None
         self._masks.clear()
+        self._followers.clear()
         self._polls = 0
 
     # -- who it is
@@ -325,7 +327,7 @@ class SnmpPdu:
         oids = [self._oid(facts.threshold.oid, outlet)]
         if limit.enable is not None:
             oids.append(self._oid(limit.enable.oid, outlet))
-        if limit.lower is not None and limit.lower.rule == "follow" and facts.lower is not None:
+        if facts.lower is not None and _follows(limit, facts):
             oids.append(self._oid(facts.lower.oid, outlet))
         return oids
 
@@ -399,6 +401,8 @@ class SnmpPdu:
         if limit.enable is not None:
             mask = self._mask(limit.enable, outlet, answers)
             enabled = None if mask is None else limit.enable.is_on(mask)
+        if _follows(limit, facts) and (follower := _integer(found[-1])) is not None:
+            self._followers[outlet] = follower
         limit_w = self._watts(limit, _integer(found[0]), outlet, facts)
         step = self._limit_step(limit, outlet, facts)
         step_w = None if step is None else float(step * limit.granularity)
@@ -582,7 +586,8 @@ class SnmpPdu:
         elif limit is None:
             group.refused = f"profile {self.profile.name!r} has no limit to write"
         elif write.restore is not None:
-            group.varbinds = [_varbind(*entry) for entry in write.restore.raw]
+            found = {entry[0]: _varbind(*entry) for entry in write.restore.raw}
+            group.varbinds = self._one_by_one(limit, write.outlet, facts[write.outlet], found)
             if not group.varbinds:
                 group.refused = "nothing to restore: the value found at first contact is not known"
         else:
@@ -603,16 +608,49 @@ class SnmpPdu:
         elif limit.enable is not None and mask is None:
             group.refused = "the device does not tell which thresholds are enabled"
         else:
-            group.count = count
-            group.varbinds = [Varbind(self._oid(known.threshold.oid, outlet), TAGS[known.threshold.type], count)]
-            if limit.lower is not None and limit.lower.rule == "follow" and known.lower is not None:
+            group.threshold = Varbind(self._oid(known.threshold.oid, outlet), TAGS[known.threshold.type], count)
+            new = [group.threshold]
+            if known.lower is not None and _follows(limit, known):
                 below = max(count - limit.granularity, limit.minimum)
-                group.varbinds.append(Varbind(self._oid(known.lower.oid, outlet), TAGS[known.lower.type], below))
+                new.append(Varbind(self._oid(known.lower.oid, outlet), TAGS[known.lower.type], below))
             if limit.enable is not None and mask is not None:
                 wanted = _wanted_mask(limit, known, mask, count)
                 if wanted != mask:  # an unchanged mask is not written: its flash wears as well
                     oid = self._oid(limit.enable.oid, outlet)
-                    group.varbinds.append(Varbind(oid, TAGS[limit.enable.type], limit.enable.encode(wanted)))
+                    new.append(Varbind(oid, TAGS[limit.enable.type], limit.enable.encode(wanted)))
+            group.varbinds = self._one_by_one(limit, outlet, known, {varbind.oid: varbind for varbind in new})
+
+    def _one_by_one(self, limit: Limit, outlet: int, facts: _Facts, new: Mapping[str, Varbind]) -> list[Varbind]:
+        """`new` in an order in which a device may take them one at a time: a session parts what is too big for it.
+
+        What must stay below goes first where the new threshold is below it. A mask goes last, lest it enables a threshold
+        that nobody chose, but first where it switches off.
+        """
+        if facts.threshold is None:
+            return list(new.values())
+        order = [self._oid(facts.threshold.oid, outlet)]
+        count = _integer(new.get(order[0]))
+        if facts.lower is not None and _follows(limit, facts):
+            stands = self._followers.get(outlet, facts.lower_count)
+            below = count is not None and stands is not None and count < stands
+            order.insert(0 if below else 1, self._oid(facts.lower.oid, outlet))
+        if limit.enable is not None:
+            oid = self._oid(limit.enable.oid, outlet)
+            order.insert(0 if self._switches_off(limit, limit.enable, outlet, new.get(oid)) else len(order), oid)
+        order += [oid for oid in new if oid not in order]
+        return [new[oid] for oid in order if oid in new]
+
+    def _switches_off(self, limit: Limit, enable: EnableMask, outlet: int, varbind: Varbind | None) -> bool:
+        """Whether a mask switches off our threshold that is on, or the lower one beside it."""
+        before = self._masks.get(outlet)
+        value = None if varbind is None else varbind.value
+        after = enable.decode(value) if isinstance(value, int | bytes) else None
+        if before is None or after is None or not enable.is_on(before):
+            return False
+        if not enable.is_on(after):
+            return True
+        bit = None if limit.lower is None else limit.lower.bit
+        return bit is not None and enable.is_on(before, bit) and not enable.is_on(after, bit)
 
     async def _send(self, groups: Sequence[_Group], may_write: MayWrite) -> bool:
         """Send every group, in as few messages as the device takes. Returns whether any of them was answered."""
@@ -685,10 +723,10 @@ class SnmpPdu:
         if group.sent and limit is not None:
             state = self._limit_state(limit, outlet, facts[outlet], answers)
             read_back_w, disabled = state.limit_w, state.enabled is False
-            if group.count is None:
+            if group.threshold is None:
                 verified = all(_same(varbind, answers.get(varbind.oid)) for varbind in group.varbinds)
             else:
-                taken = _same(group.varbinds[0], answers.get(group.varbinds[0].oid))
+                taken = _same(group.threshold, answers.get(group.threshold.oid))
                 verified = taken and state.enabled is True
                 if taken and state.enabled is False and refused is None:
                     refused = "the threshold was written, but the device keeps it disabled"
@@ -863,6 +901,11 @@ def _row_oids(rows: Rows) -> list[str]:
 def _digits_templates(rows: Rows) -> list[str]:
     columns: list[Scaled] = [*rows.columns().values(), *rows.thresholds]
     return [column.digits_oid for column in columns if column.digits_oid is not None]
+
+
+def _follows(limit: Limit, facts: _Facts) -> bool:
+    """Whether another threshold of the outlet is kept below ours."""
+    return limit.lower is not None and limit.lower.rule == "follow" and facts.lower is not None
 
 
 def _wanted_mask(limit: Limit, facts: _Facts, mask: int, count: int) -> int:

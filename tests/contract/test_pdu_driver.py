@@ -374,6 +374,27 @@ def test_too_big_halves_the_batch(profile: str, version: str) -> None:
     run(scene)
 
 
+@pytest.mark.parametrize("profile", ["apc_rpdu2", "raritan_px"])  # what is below follows; its mask switches it off
+def test_a_device_that_takes_one_value_at_a_time_takes_limits_up_and_down(profile: str) -> None:
+    """What must stay below the limit never stands above it in between, whatever the parts of a batch are."""
+
+    async def scene() -> None:
+        outlets = (1, 2, 3)
+        for most in (1, 3):
+            async with on_wire(simulated(profile), outlets=outlets) as b:
+                found = (await b.pdu.read()).limits
+                b.fault(too_big_above=most)
+                for limit_w in (300.0, 120.0, 260.0):
+                    result = await b.write(*((outlet, limit_w) for outlet in outlets))
+                    assert [(o.verified, o.refused) for o in result.outcomes] == [(True, None)] * 3
+                    assert b.simulator.limits_w()[2] == limit_w
+                back = [LimitWrite(o, state.limit_w or 0.0, restore=state) for o, state in found.items()]
+                assert all(outcome.verified for outcome in (await b.pdu.apply(back)).outcomes)
+                assert {o: (await b.pdu.read()).limits[o].raw for o in outlets} == {o: found[o].raw for o in outlets}
+
+    run(scene)
+
+
 @every
 def test_lost_late_and_doubled_answers_are_survived(profile: str, version: str) -> None:
     async def scene() -> None:
