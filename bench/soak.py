@@ -279,6 +279,7 @@ class Soak:
         self._life = self.service = None
         for board in self.rack.boards.values():
             board.sampler = None
+        self.loop.forget_signals()
         gc.unfreeze()
         gc.enable()
         gc.collect()
