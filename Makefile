@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find rpi_daemon _fastpath drivers models config -type f ! -name '*.so' ! -name '*.pyc' ! -name core.c) setup.py
 PEER_PACKAGES := clang debootstrap dpkg-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross libmodbus-dev libsnmp-dev prometheus-node-exporter qemu-user rt-tests smitools snmp snmpd snmptrapd stress-ng systemd systemd-container
 # a module of tests goes to one worker: its simulated rack serves all of them
-PYTEST_WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
+# three on two cores: most of a scenario is waiting
+PYTEST_WORKERS ?= --numprocesses 3 --dist loadfile
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
@@ -57,7 +58,7 @@ soak: $(VENV)/.installed
 	$(BIN)/python bench/soak.py --keep --real 1800 $(SOAK_ARGS)
 	$(BIN)/python bench/soak.py --self-test
 
-# Half an hour, on an otherwise idle machine; BENCH_ARGS=--quick for a first look that keeps nothing. See bench/README.md.
+# An hour, on an otherwise idle machine; BENCH_ARGS=--quick for a first look that keeps nothing. See bench/README.md.
 bench: $(VENV)/.installed
 	$(BIN)/python bench/all.py $(BENCH_ARGS)
 	$(BIN)/python bench/figures.py
@@ -80,6 +81,7 @@ dev: $(VENV)/.dependencies
 	touch $(VENV)/.installed
 
 $(VENV)/.dependencies: pyproject.toml
+	@echo "Python packages into $(VENV): a minute or two"
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -U pip setuptools wheel cython
 	$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print('\n'.join(p['dependencies'] + p['optional-dependencies']['dev']))" > $(VENV)/requirements.txt
@@ -87,6 +89,7 @@ $(VENV)/.dependencies: pyproject.toml
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+	@echo "Building rpi-daemon: a minute"
 	rm -rf build/lib* build/bdist*
 	$(BIN)/pip install -q --no-deps --no-build-isolation --force-reinstall .
 	touch $@

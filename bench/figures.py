@@ -254,16 +254,14 @@ def table(results: Mapping[str, Result]) -> str:
         measured = NOTHING if result is None else words(result["ratios"], result["rows"])
         lines.append(f"| {what} | {reach} | {measured} | `bench/{bench}.py` |")
     for machine in sorted({_machine(result) for result in results.values()}):
-        lines += ["", f"Measured on {machine}."]
+        commits = sorted({result["commit"] for result in results.values() if _machine(result) == machine})
+        lines += ["", f"Measured on {machine}; at {', '.join(commits)} (a bench is repeated when its part changes)."]
     return "\n".join(lines)
 
 
 def _machine(result: Result) -> str:
     machine = result["machine"]
-    return (
-        f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, Python {machine['python']},"
-        f" at commit {result['commit']}"
-    )
+    return f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, Python {machine['python']}"
 
 
 def faults_table(faults: list[Mapping[str, Any]], figures: list[Mapping[str, Any]]) -> str:
