@@ -18,6 +18,7 @@ from rpi_daemon.records import (
     FloatArray,
     LimitKind,
     LimitsInForce,
+    LimitState,
     LimitWrite,
     Mode,
     PduReading,
@@ -359,8 +360,34 @@ def _may_stand_at(
     if state.kind not in (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT):
         return True
     taken_w = to_w - to_w % state.step_w if state.step_w else to_w
-    least_w = _drawn_w(reading, readings, i, number) + config.trip_margin_share * float(rack.rating_w[i])
-    return taken_w >= least_w
+    return taken_w >= _drawn_w(rack, reading, readings, i) + _margin_w(rack, config, i)
+
+
+def cuts_off(state: LimitState) -> bool:
+    """Whether a limit, while it stands, cuts its outlet off."""
+    return state.kind in (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT) and state.enabled is not False
+
+
+def would_cut_off(
+    found: LimitState, rack: RackModel, reading: PduReading, config: GuardConfig, readings: Readings | None, i: int
+) -> str | None:
+    """Why the found limit of outlet `i` is not put back now; None where it may be. The draw is told as in `static_safe_writes`."""
+    if not cuts_off(found):
+        return None
+    margin_w = _margin_w(rack, config, i)
+    drawn_w = _drawn_w(rack, reading, readings, i)
+    if found.limit_w is not None and found.limit_w >= drawn_w + margin_w:
+        return None
+    limit = "not known in watts" if found.limit_w is None else f"{found.limit_w:.0f} W"
+    draw = "not known" if math.isnan(drawn_w) else f"{drawn_w:.0f} W (and {margin_w:.0f} W of margin)"
+    return (
+        f"a {found.kind} limit, found at {limit}, could cut its load off, whose draw is {draw};"
+        " lower the load and restore again, or set the limit on the PDU yourself"
+    )
+
+
+def _margin_w(rack: RackModel, config: GuardConfig, i: int) -> float:
+    return config.trip_margin_share * float(rack.rating_w[i])
 
 
 def _part_beside(rack: RackModel, left_w: dict[int, float], rises: dict[int, float]) -> dict[int, float]:
@@ -385,9 +412,10 @@ def _part_beside(rack: RackModel, left_w: dict[int, float], rises: dict[int, flo
     return {i: float(part[i]) for i in rises if part[i] < 1.0}
 
 
-def _drawn_w(reading: PduReading, readings: Readings | None, i: int, number: int) -> float:
+def _drawn_w(rack: RackModel, reading: PduReading, readings: Readings | None, i: int) -> float:
     """The draw as the outlet's limit sees it: the highest that the PDU and the readings tell, NaN if neither does."""
-    volts = reading.limits[number].volts
+    number = rack.number_of[i]
+    volts = reading.limits[number].volts if number in reading.limits else None
     told = [(reading.power_w.get(number), reading.current_a.get(number))]
     if readings is not None:
         told.append((float(readings.power_w[i]), float(readings.rms_a[i])))

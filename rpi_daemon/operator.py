@@ -122,7 +122,7 @@ class Operator:
             raise RpiError(f"mode {name!r} is not advisory or closed_loop")
         async with self.writing:
             if name == Mode.ADVISORY.value and self._service.limits.mode is Mode.CLOSED_LOOP:
-                await self._service.limits.restore(self._service.limits.rack.outlet_ids, by)
+                await self._service.limits.restore(self._service.limits.rack.outlet_ids, by, self._service.readings)
             elif name == Mode.CLOSED_LOOP.value:
                 await self._service.limits.close_loop()
         log.warning("mode", mode=self._service.limits.mode.value)
@@ -156,7 +156,8 @@ class Operator:
             raise RpiError(f"outlets is {names!r}; a list of outlet names is needed")
         named = [self._known_outlet(name) for name in names]
         async with self.writing:
-            restored, lost = await self._service.limits.restore(named or self._service.limits.rack.outlet_ids, by)
+            outlets = named or self._service.limits.rack.outlet_ids
+            restored, lost = await self._service.limits.restore(outlets, by, self._service.readings)
         log.warning("restored", outlets=named or "all", verified=restored, reason=request.get("reason"))
         return {"restored": restored, "verified": restored, "lost": lost, "mode": self._service.limits.mode.value}
 

@@ -10,7 +10,7 @@ from rpi_daemon.clock import NS_PER_S, Clock
 from rpi_daemon.device_task import PROBE_S, DeviceTask, jittered
 from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.errors import DeviceError
-from rpi_daemon.records import ApplyResult, Desired, LimitState, LimitWrite, PduReport
+from rpi_daemon.records import ApplyResult, Desired, LimitState, LimitWrite, PduReading, PduReport
 
 UNSAFE_PROBE_S = 30.0  # for one that is back and does not take STATIC_SAFE: each look writes to it
 FAILURES_TO_OPEN = 1  # the session has retried already; 2 x 250 ms of silence is enough
@@ -200,7 +200,13 @@ class PduTask(DeviceTask[PduReport]):
         finally:
             self._meeting = False
 
-    async def _poll(self) -> None:
+    async def read_now(self) -> PduReading:
+        """Poll beside `run`: what stands, and what is drawn, at this moment. Raises DeviceError, as `write_now`."""
+        if not self.met:
+            raise DeviceError(f"PDU {self.pdu!r} has not answered since the start")
+        return await self._poll()
+
+    async def _poll(self) -> PduReading:
         if self._meet is not None:
             await self._first_met(self._meet)
         async with self._wire:
@@ -213,6 +219,7 @@ class PduTask(DeviceTask[PduReport]):
         if reading.rebooted:
             log.warning("pdu.rebooted", pdu=self.pdu, uptime_s=reading.uptime_s)
         self._inbox.append(PduReport(self.pdu, reading=reading))
+        return reading
 
     def _pause_s(self) -> float:
         if self.reachable:

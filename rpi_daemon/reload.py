@@ -142,7 +142,7 @@ class Reload:
         try:
             if mode is Mode.CLOSED_LOOP and leaving.any():
                 names = [n for n, leaves in zip(limits.rack.outlet_ids, leaving, strict=True) if leaves]
-                await limits.restore(names, by)
+                await limits.restore(names, by, self._service.readings)
                 limits.mode = mode  # whatever is left of it
             standing = limits.standing_with(prepared.config, prepared.rack)
             await asyncio.to_thread(limits.save_standing, standing)

@@ -21,7 +21,15 @@ from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.durable import keep_damaged, read_twice, write_twice
 from rpi_daemon.errors import ConfigError, DeviceError, RpiError
 from rpi_daemon.found import FoundCaps, FoundLimits
-from rpi_daemon.guard import KILL_FILE, GuardConfig, KillSwitch, away_from_static_safe, static_safe_writes
+from rpi_daemon.guard import (
+    KILL_FILE,
+    GuardConfig,
+    KillSwitch,
+    away_from_static_safe,
+    cuts_off,
+    static_safe_writes,
+    would_cut_off,
+)
 from rpi_daemon.host import process_age_s
 from rpi_daemon.pdu_task import Lease, Meet, PduTask
 from rpi_daemon.proof import Proofs
@@ -590,9 +598,10 @@ class SafeLimits:
         ours = np.array([name not in outlets for name in self.rack.outlet_ids])
         self.rack = replace(self.rack, opted_in=self._opted_in & ours)
 
-    async def restore(self, outlets: Sequence[str], by: By) -> tuple[int, list[str]]:
+    async def restore(self, outlets: Sequence[str], by: By, readings: Readings | None = None) -> tuple[int, list[str]]:
         """Put found limits and caps back where we may write, and let go of them until `mode closed_loop`.
 
+        A found limit that would cut off what its outlet draws now, by the PDU's word and `readings`, is not put back.
         Returns how many are back, all of them verified, and the outlets whose found limit is lost: what stands there stays.
         Every PDU has its turn; what could not be put back stays ours,
         so that no limit is left there without a loop behind it, and DeviceError names it. Without any outlet of ours left
@@ -606,7 +615,7 @@ class SafeLimits:
         self.release(self.released | frozenset(outlets))
         failed = await self._restore_caps(by, lowering=True)
         for pdu in self.tasks:
-            failed |= await self._restore_pdu(pdu, chosen, by)
+            failed |= await self._restore_pdu(pdu, chosen, by, readings)
         failed |= await self._restore_caps(by, lowering=False)
         self.release(self.released.difference(failed))
         if len(self.released) == self.rack.n:
@@ -647,7 +656,7 @@ class SafeLimits:
                 failed |= dict.fromkeys(outlets, f"cap of {load}: {reason}")
         return failed
 
-    async def _restore_pdu(self, pdu: str, names: Collection[str], by: By) -> dict[str, str]:
+    async def _restore_pdu(self, pdu: str, names: Collection[str], by: By, readings: Readings | None) -> dict[str, str]:
         """The found limits of these outlets, as far as they are on this PDU; those that are not back, with the reason."""
         mine = {
             self.rack.number_of[i]: name
@@ -655,15 +664,36 @@ class SafeLimits:
             if name in names and self.rack.pdu_of[i] == pdu
         }
         writes = self.found.writes(pdu, mine)
-        if not writes:
-            return {}
         try:
-            result = await self.tasks[pdu].write_exclusive(writes, by)
+            why_not = await self._would_cut_off(pdu, writes, by, readings)
+            failed = {mine[number]: why for number, why in why_not.items()}
+            if writes := tuple(write for write in writes if write.outlet not in why_not):
+                result = await self.tasks[pdu].write_exclusive(writes, by)
+                if result is None:
+                    return dict.fromkeys(mine.values(), self.tasks[pdu].refused) | failed
+                failed |= {
+                    mine[o.outlet]: o.refused or "holds another value" for o in result.outcomes if not o.verified
+                }
         except DeviceError as error:
             return dict.fromkeys(mine.values(), str(error))
-        if result is None:
-            return dict.fromkeys(mine.values(), self.tasks[pdu].refused)
-        return {mine[o.outlet]: o.refused or "holds another value" for o in result.outcomes if not o.verified}
+        return failed
+
+    async def _would_cut_off(
+        self, pdu: str, writes: Sequence[LimitWrite], by: By, readings: Readings | None
+    ) -> dict[int, str]:
+        """The outlets whose found limit is not put back beside what they draw now, with the reason. Raises DeviceError."""
+        cutting = [(write, found) for write in writes if (found := write.restore) is not None and cuts_off(found)]
+        if not cutting:
+            return {}
+        reading = await self.tasks[pdu].read_now()
+        why_not = {}
+        for write, found in cutting:
+            i = self.index(pdu, write.outlet)
+            why = would_cut_off(found, self.rack, reading, self._guard, readings, i)
+            if why is not None:
+                why_not[write.outlet] = why
+                self.audit.refused(pdu, [limit_intent(pdu, write, reading.limits.get(write.outlet))], why, by)
+        return why_not
 
 
 def _cap_w(reading: CapReading) -> float:

@@ -50,6 +50,7 @@ from rpi_daemon.records import (
     PduReading,
     PduReport,
     RackModel,
+    Readings,
     SafeState,
     SafeStatus,
 )
@@ -299,6 +300,11 @@ class Service:
     def recorded(self) -> bool:
         """Whether every input of this run is kept, to repeat it."""
         return self._record_dir is not None
+
+    @property
+    def readings(self) -> Readings | None:
+        """What the outlets draw, as of the newest tick; None before the first."""
+        return None if self.snapshot is None else self.snapshot.readings
 
     def _readers(self) -> int | None:
         """The group that may connect; our folder is made passable for it."""

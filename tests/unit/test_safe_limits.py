@@ -3,22 +3,35 @@
 import asyncio
 import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pytest
+from audited import records
+from rack_examples import make_readings
 
-from rpi_daemon.audit import Audit
+from rpi_daemon.audit import Audit, By
 from rpi_daemon.clock import SystemClock
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.devices import profile_digest
-from rpi_daemon.drivers.base import PduDriver
+from rpi_daemon.drivers.base import MayWrite, PduDriver
 from rpi_daemon.errors import DeviceError
 from rpi_daemon.found import FoundLimits
 from rpi_daemon.guard import GuardConfig
 from rpi_daemon.proof import PROOF_FILE
-from rpi_daemon.records import LimitKind, LimitState, PduIdentity, PduReading
+from rpi_daemon.records import (
+    ApplyResult,
+    LimitKind,
+    LimitState,
+    LimitWrite,
+    Mode,
+    PduIdentity,
+    PduReading,
+    WriteOutcome,
+)
 from rpi_daemon.safe_limits import UNPROVEN, SafeLimits
 
 CONFIG = """\
@@ -90,6 +103,86 @@ def test_one_that_may_be_written_stays_ours_while_it_is_away(tmp_path: Path, acc
     assert limits.meters_only == {}
     assert limits.rack.opted_in.all()
     assert limits.differs == {"a": [1, 2]}
+
+
+class Tripping:
+    """A PDU whose limits switch off; outlet 2 tells no draw."""
+
+    def __init__(self, found_w: float | None, enabled: bool = True) -> None:
+        self.found = LimitState(found_w, enabled, LimitKind.TRIP_OFF, raw=(("1.2", 2, 5),), step_w=1.0)
+        self.limits = dict.fromkeys(
+            (1, 2), LimitState(500.0, True, LimitKind.TRIP_OFF, raw=(("1.2", 2, 500),), step_w=1.0)
+        )
+        self.put_back: list[int] = []
+
+    async def close(self) -> None: ...
+
+    async def read(self) -> PduReading:
+        return PduReading(1, None, {1: 200.0, 2: None}, {}, {}, self.limits)
+
+    async def apply(self, writes: Sequence[LimitWrite], may_write: MayWrite) -> ApplyResult:
+        self.put_back += [write.outlet for write in writes]
+        assert all(may_write(write) and write.restore == self.found for write in writes)
+        return ApplyResult(tuple(WriteOutcome(w.outlet, w.limit_w, w.limit_w, True, None, 1, 1) for w in writes), 1)
+
+
+@pytest.mark.parametrize(
+    ("found_w", "enabled", "measured_w", "put_back", "words"),
+    [
+        (230.0, True, [None, 150.0], [1, 2], []),  # 200 and 150 W, and a margin of 5 % of 600 W
+        (
+            229.0,
+            True,
+            [None, 150.0],
+            [2],
+            ["a/1: a trip_off limit, found at 229 W", "draw is 200 W (and 30 W of margin)"],
+        ),
+        (229.0, True, [None, None], [], ["a/1: ", "a/2: ", "draw is not known"]),
+        (2000.0, True, [300.0, None], [1], ["a/2: a trip_off limit, found at 2000 W", "draw is not known"]),
+        (320.0, True, [300.0, 150.0], [2], ["a/1: ", "draw is 300 W"]),  # the higher of the two words
+        (None, True, [300.0, 150.0], [], ["found at not known in watts"]),
+        (50.0, False, [None, None], [1, 2], []),  # it limits nothing
+    ],
+)
+def test_a_found_limit_that_would_cut_a_load_off_is_not_put_back(
+    tmp_path: Path,
+    found_w: float | None,
+    enabled: bool,
+    measured_w: list[float | None],
+    put_back: list[int],
+    words: list[str],
+) -> None:
+    (tmp_path / "word").touch(mode=0o600)
+    (tmp_path / "word").write_text("word", encoding="utf-8")
+    config, device = parse_config(CONFIG.format(accept="true"), "t", base_dir=tmp_path), Tripping(found_w, enabled)
+    measured = make_readings(1, np.array(measured_w, dtype=np.float64))
+
+    async def restore() -> SafeLimits:
+        audit = Audit(tmp_path, SystemClock(), keep_days=1.0)
+        limits = SafeLimits(config, GuardConfig(), SystemClock(), audit)
+        audit.open()
+        limits.found = FoundLimits({"a": dict.fromkeys((1, 2), device.found)})
+        limits.drivers["a"] = cast(PduDriver, device)
+        limits.tasks["a"] = limits._task(config.pdu[0])
+        try:
+            if words:
+                with pytest.raises(DeviceError) as told:
+                    await limits.restore(limits.rack.outlet_ids, By("operator eve"), measured)
+                assert all(word in str(told.value) for word in words)
+                assert told.value.exit_code == 4
+            else:
+                assert await limits.restore(limits.rack.outlet_ids, By("operator eve"), measured) == (2, [])
+        finally:
+            audit.close()
+        return limits
+
+    limits = asyncio.run(restore())
+    assert device.put_back == put_back
+    assert limits.released == {f"a/{number}" for number in put_back}
+    assert limits.mode is (Mode.CLOSED_LOOP if words else Mode.ADVISORY)
+    refused = records(tmp_path, "refused")
+    assert all("could cut its load off" in record.data["why"] for record in refused)
+    assert len(refused) == 2 - len(put_back)
 
 
 class Booting:
