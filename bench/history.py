@@ -109,18 +109,8 @@ class Rack:
                 false, ~false, self.residual_w[:, k],
             )  # fmt: skip
             in_force = LimitsInForce(
-                self.limit_w.copy(),
-                zero,
-                kind,
-                nothing,
-                nothing,
-                false,
-                false,
-                np.ones(n),
-                nothing,
-                false,
-                nothing,
-            )
+                self.limit_w.copy(), zero, kind, nothing, nothing, false, false, np.ones(n), nothing, false, nothing,
+            )  # fmt: skip
             found: dict[str, Any] = {
                 "t_mono_ns": t_ns, "t_utc_ns": T0 + t_ns, "mode": Mode.CLOSED_LOOP, "readings": readings, "residual": residual,
                 "forecast": Forecast(t_ns, value_w, highest_w, ("mixture",) * n),

@@ -130,6 +130,8 @@ class Device:
     def __init__(self) -> None:
         self.hangs = False
 
+    async def open(self) -> None: ...
+
     async def read(self) -> PduReading:
         if self.hangs:
             await asyncio.Event().wait()
