@@ -374,6 +374,10 @@ def would_cut_off(
     """Why the found limit of outlet `i` is not put back now; None where it may be. The draw is told as in `static_safe_writes`."""
     if not cuts_off(found):
         return None
+    number = rack.number_of[i]
+    stands_w = _stands_w(reading, number) if number in reading.limits else None
+    if found.limit_w is not None and stands_w is not None and found.limit_w >= stands_w:
+        return None  # a raise cuts nothing off
     margin_w = _margin_w(rack, config, i)
     drawn_w = _drawn_w(rack, reading, readings, i)
     if found.limit_w is not None and found.limit_w >= drawn_w + margin_w:

@@ -138,7 +138,8 @@ class Tripping:
             ["a/1: a trip_off limit, found at 229 W", "draw is 200 W (and 30 W of margin)"],
         ),
         (229.0, True, [None, None], [], ["a/1: ", "a/2: ", "draw is not known"]),
-        (2000.0, True, [300.0, None], [1], ["a/2: a trip_off limit, found at 2000 W", "draw is not known"]),
+        (499.0, True, [300.0, None], [1], ["a/2: a trip_off limit, found at 499 W", "draw is not known"]),
+        (500.0, True, [None, None], [1, 2], []),  # what stands is not lowered
         (320.0, True, [300.0, 150.0], [2], ["a/1: ", "draw is 300 W"]),  # the higher of the two words
         (None, True, [300.0, 150.0], [], ["found at not known in watts"]),
         (50.0, False, [None, None], [1, 2], []),  # it limits nothing
