@@ -383,8 +383,9 @@ class RackBoard:
         return self.sampler.receive(data) if self.present and self.sampler is not None else None
 
     def lost(self) -> int:
+        """A frame whose beginning nobody heard counts from then on: it is no loss of a daemon that begins before its end."""
         counters = self.device.counters
-        return counters.scans_overflowed + counters.scans_lost + counters.scans_damaged + counters.scans_unheard
+        return counters.scans_overflowed + counters.scans_lost + counters.scans_damaged + self.device.unheard()
 
     def unplug(self) -> None:
         self.present = False

@@ -259,6 +259,12 @@ class SimulatedBoard:
             sent_ns = max(self._line_ns, self._stalled_until_ns) + left * self._byte_ns
             return int(min(due_ns, max(sent_ns, now_ns + 1_000_000)))
 
+    def unheard(self) -> int:
+        """Scans that nobody has heard or will hear: also those of the frame that is half out."""
+        with self._lock:
+            half_out = self._fifo[0].n_scans if self._fifo and not self._fifo[0].heard else 0
+            return self.counters.scans_unheard + half_out
+
     # faults
 
     def drop_frames(self, frames: int = 1) -> None:

@@ -108,6 +108,20 @@ def balance(board: SimulatedBoard) -> None:
     assert c.scans_sampled == parts + c.scans_forgotten + c.scans_queued
 
 
+def test_a_frame_whose_beginning_nobody_heard_counts_as_unheard_at_once() -> None:
+    board, host = make(line_rate_baud=230_400, scans_per_frame=10), Host()
+    board.step(9 * MS, lambda _: None)
+    assert board.unheard() == board.counters.scans_unheard == 0
+    now_ms = 9.0
+    while board.unheard() == 0:  # the first frame is on the line, and nobody listens
+        now_ms += 0.5
+        board.step(int(now_ms * MS), lambda _: None)
+    assert (board.unheard(), board.counters.scans_unheard) == (10, 0)
+    run(board, host, now_ms + 20.0, step_ms=1.0, from_ms=now_ms)  # somebody listens to the rest of it
+    assert (board.unheard(), board.counters.scans_unheard) == (10, 10)
+    balance(board)
+
+
 def test_every_scan_arrives_in_order() -> None:
     board, host = make(), Host()
     run(board, host, 3000.0)
