@@ -13,6 +13,7 @@ from rpi_daemon.errors import DeviceError
 from rpi_daemon.records import ApplyResult, Desired, LimitState, LimitWrite, PduReading, PduReport
 
 UNSAFE_PROBE_S = 30.0  # for one that is back and does not take STATIC_SAFE: each look writes to it
+STILL_NS = NS_PER_S  # ten ticks
 FAILURES_TO_OPEN = 1  # the session has retried already; 2 x 250 ms of silence is enough
 
 log = structlog.get_logger(__name__)
@@ -259,3 +260,7 @@ class Lease:
 
     def expired(self, now_ns: int) -> bool:
         return now_ns - self._renewed_ns > self._lease_ns
+
+    def stood_still(self, now_ns: int) -> bool:
+        """Whether the loop misses ticks just now: what it last decided may be wrong by the time it goes on."""
+        return now_ns - self._renewed_ns > STILL_NS

@@ -471,8 +471,11 @@ class SafeLimits:
     def _loop_forbidden(self, lease: Lease | None) -> str | None:
         if self.mode is not Mode.CLOSED_LOOP:
             return f"mode {self.mode.value}"
-        expired = lease is not None and lease.expired(self._clock.mono_ns())
-        return "the control loop's lease has expired" if expired else None
+        if lease is not None and lease.expired(self._clock.mono_ns()):
+            return "the control loop's lease has expired"
+        if lease is not None and lease.stood_still(self._clock.mono_ns()):
+            return "the control loop stood still: its next tick decides anew"
+        return None
 
     # -- STATIC_SAFE
 

@@ -444,3 +444,12 @@ def test_a_device_that_is_back_and_takes_no_static_safe_stays_away_and_is_asked_
         assert 24.0 <= bench.task._pause_s() <= 36.0
 
     asyncio.run(act())
+
+
+def test_what_was_decided_before_the_loop_stood_still_is_not_written() -> None:
+    lease = Lease(10.0, 0)
+    assert not lease.stood_still(NS_PER_S)
+    assert lease.stood_still(NS_PER_S + 1)
+    lease.renew(2 * NS_PER_S)
+    assert (lease.stood_still(3 * NS_PER_S), lease.expired(12 * NS_PER_S)) == (False, False)
+    assert (lease.stood_still(12 * NS_PER_S), lease.expired(12 * NS_PER_S + 1)) == (True, True)
