@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -62,7 +63,13 @@ class Terminal:
         self.master, slave = pty.openpty()
         self.shown = ""
         self.process = subprocess.Popen(
-            [*RPI, *arguments], stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+            [*RPI, *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            # a shell's background job has Ctrl-C ignored, and so has whatever it starts
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(slave)
 
