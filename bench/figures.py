@@ -242,7 +242,7 @@ def skill_table(results: Mapping[str, Result]) -> str:
 
 def _results() -> dict[str, Result]:
     """Of the benches; faults and fuzzing have pages of their own."""
-    paths = [path for path in sorted(RESULTS.glob("*.json")) if path.stem not in ("faults", "fuzz")]
+    paths = [path for path in sorted(RESULTS.glob("*.json")) if path.stem not in ("faults", "fuzz", "kills")]
     return {path.stem: json.loads(path.read_text()) for path in paths}
 
 

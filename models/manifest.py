@@ -184,13 +184,15 @@ def _graph_operators(graph: bytes) -> Iterator[str]:
         if number == _GRAPH_INITIALIZER:
             _check_tensor(_bytes(value))
         elif number == _GRAPH_NODE:
+            names = []
             for node_field, node_value in _fields(_bytes(value), "node"):
                 if node_field == _NODE_OP:
-                    yield _bytes(node_value).decode("utf-8", "replace")
+                    names.append(_bytes(node_value).decode("utf-8", "replace"))
                 elif node_field == _NODE_DOMAIN and node_value not in (b"", b"ai.onnx"):
                     raise ModelError("the model uses a custom operator domain, which is not allowed")
                 elif node_field == _NODE_ATTRIBUTE:
                     _check_attribute(_bytes(node_value))
+            yield from names or ["one without a name"]
 
 
 def _check_attribute(attribute: bytes) -> None:
@@ -291,7 +293,7 @@ def _is_whole(manifest: Mapping[str, Any]) -> bool:
         steps, output = np.asarray(canary["input"], np.float64), np.asarray(canary["output"], np.float64)
         return (
             all(isinstance(text, str) for text in (manifest["name"], model["sha256"]))
-            and isinstance(model["hidden"], int)
+            and type(model["hidden"]) is int  # a bool is an int to isinstance
             and 1 <= model["hidden"] <= MAX_HIDDEN
             and steps.ndim == 3
             and len(steps) > 0
