@@ -81,7 +81,8 @@ def check_control(data: bytes) -> bool:
     server = ControlServer(Path("unused"), 0o600, operator.answer)
     role = choices.one((Role.READ, Role.OPERATE, Role.ADMIN))
     started = choices.byte() < 200
-    daemon.snapshot = SimpleNamespace(safe=SimpleNamespace(latched=("foreign_writer",))) if started else None  # type: ignore[assignment]
+    told = SimpleNamespace(safe=SimpleNamespace(latched=("foreign_writer",)), readings=None)
+    daemon.snapshot = told if started else None  # type: ignore[assignment]
     line = request_of(choices)
     if started and b"status" in line:
         daemon.snapshot = None  # a view of a whole snapshot; other tests have one
