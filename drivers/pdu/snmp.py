@@ -521,11 +521,12 @@ class SnmpPdu:
         return _Facts(digits, threshold, lower, lower_count, power_from, complete)
 
     def _rebooted(self, now_ns: int, uptime_s: float | None) -> bool:
-        """Whether the device's clock fell behind ours since the last poll; a wrap after 497 days counts as well."""
+        """Whether the device's clock fell behind ours since the last poll, or began after it; a wrap after 497 days counts as well."""
         last, self._uptime = self._uptime, None if uptime_s is None else (now_ns, uptime_s)
         if last is None or uptime_s is None:
             return False
-        return uptime_s < last[1] + (now_ns - last[0]) / NS_PER_S - REBOOT_SLACK_S or uptime_s < last[1]
+        since_s = (now_ns - last[0]) / NS_PER_S
+        return uptime_s < max(last[1], last[1] + since_s - REBOOT_SLACK_S, since_s)
 
     def _uptime_s(self, varbind: Varbind | None) -> float | None:
         ticks = _integer(varbind)

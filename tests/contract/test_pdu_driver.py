@@ -480,19 +480,24 @@ def test_a_lost_reply_to_a_taken_set_counts_by_its_read_back() -> None:
     run(scene)
 
 
-def test_a_reboot_is_told_once_even_with_an_uptime_above_the_last_one() -> None:
+@pytest.mark.parametrize(
+    ("up_s", "silent_s", "back_s"), [(20.0, 100.0, 50.0), (2.0, 1.0, 4.0)]
+)  # the second: twice in 10 s
+def test_a_reboot_is_told_once_even_with_an_uptime_above_the_last_one(
+    up_s: float, silent_s: float, back_s: float
+) -> None:
     async def scene() -> None:
         clock = ManualClock(mono_ns=10**12)
         simulator = simulated("raritan_px", clock=lambda: clock.mono_ns() / 1e9)
         async with on_wire(simulator, clock=clock) as b:
-            clock.advance(20.0)
+            clock.advance(up_s)
             first = await b.pdu.read()
-            clock.advance(100.0)
+            clock.advance(silent_s)
             b.simulator.reboot()
-            clock.advance(50.0)
+            clock.advance(back_s)
             await b.pdu.open()  # as after a silence
             second, third = await b.pdu.read(), await b.pdu.read()
-            assert (first.uptime_s, second.uptime_s) == (20.0, 50.0)
+            assert (first.uptime_s, second.uptime_s) == (up_s, back_s)
             assert [reading.rebooted for reading in (first, second, third)] == [False, True, False]
 
     run(scene)

@@ -98,6 +98,9 @@ class Site:
         self.box.run("systemctl", "start", UNIT)
         self.until(self.at_work, "limits follow the draw")
 
+    def status(self) -> dict[str, Any]:
+        return json.loads(self.box.run("rpi-daemon", "status", "--json").stdout)
+
     def until(self, true: Callable[[], Any], what: str) -> Any:
         try:
             return until(true, what)
@@ -198,7 +201,7 @@ def test_ready_only_once_static_safe_is_verified(site: Site) -> None:
     ready = datetime.strptime(shown.strip(), "%a %Y-%m-%d %H:%M:%S.%f %Z").replace(tzinfo=UTC)
     assert datetime.fromisoformat(verified) <= ready
     site.until(site.at_work, "limits follow the draw")
-    status = json.loads(site.box.run("rpi-daemon", "status", "--json").stdout)
+    status = site.status()
     assert status["state"] == "NORMAL" or "model_refused" not in status
     assert status["forecast"]["model"], "the network forecasts in the sandbox, too"
 
@@ -281,8 +284,7 @@ def test_who_starts_it_while_the_failsafe_unit_waits_for_a_silent_pdu_gets_a_dae
         )
         site.box.run("systemctl", "start", UNIT)
         assert (site.state(), site.state(FAILSAFE)) == ("active", "inactive")
-        status = json.loads(site.box.run("rpi-daemon", "status", "--json").stdout)
-        assert "pdu_unreachable:pdu-a" in status["causes"]
+        site.until(lambda: "pdu_unreachable:pdu-a" in site.status()["causes"], "it says what is wrong")
     finally:
         site.rack.process.send_signal(signal.SIGCONT)
     site.until(site.at_work, "limits follow the draw")
