@@ -617,8 +617,10 @@ class SafeLimits:
         lost = sorted(name for name in chosen if name.partition("/")[0] in self.found.lost)
         self.release(self.released | frozenset(outlets))
         failed = await self._restore_caps(by, lowering=True)
+        waits = {name for name in failed if self._found_cuts_off(name)}  # its server may draw more than that allows
         for pdu in self.tasks:
-            failed |= await self._restore_pdu(pdu, chosen, by, readings)
+            failed |= await self._restore_pdu(pdu, chosen - waits, by, readings)
+        self.release(self.released.difference(failed))  # no cap rises behind a limit that is not back
         failed |= await self._restore_caps(by, lowering=False)
         self.release(self.released.difference(failed))
         if len(self.released) == self.rack.n:
@@ -658,6 +660,11 @@ class SafeLimits:
                 reason = task.refused if outcome is None else outcome.refused or "another cap stands"
                 failed |= dict.fromkeys(outlets, f"cap of {load}: {reason}")
         return failed
+
+    def _found_cuts_off(self, name: str) -> bool:
+        i = self.rack.outlet_ids.index(name)
+        found = self.found.pdus.get(self.rack.pdu_of[i], {}).get(self.rack.number_of[i])
+        return found is not None and cuts_off(found)
 
     async def _restore_pdu(self, pdu: str, names: Collection[str], by: By, readings: Readings | None) -> dict[str, str]:
         """The found limits of these outlets, as far as they are on this PDU; those that are not back, with the reason."""

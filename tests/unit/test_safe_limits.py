@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -17,13 +17,16 @@ from rpi_daemon.audit import Audit, By
 from rpi_daemon.clock import SystemClock
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.devices import profile_digest
-from rpi_daemon.drivers.base import MayWrite, PduDriver
+from rpi_daemon.drivers.base import CapDriver, MayWrite, PduDriver
 from rpi_daemon.errors import DeviceError
-from rpi_daemon.found import FoundLimits
+from rpi_daemon.found import FoundCaps, FoundLimits
 from rpi_daemon.guard import GuardConfig
 from rpi_daemon.proof import PROOF_FILE
 from rpi_daemon.records import (
     ApplyResult,
+    CapIdentity,
+    CapOutcome,
+    CapReading,
     LimitKind,
     LimitState,
     LimitWrite,
@@ -60,6 +63,14 @@ id = "breaker"
 kind = "breaker"
 rating_w = 2000.0
 outlets = ["a/*"]
+"""
+CAP = """
+[[cap]]
+load = "n1"
+host = "127.0.0.1"
+user = "u"
+password_file = "word"
+closed_loop = true
 """
 
 
@@ -184,6 +195,78 @@ def test_a_found_limit_that_would_cut_a_load_off_is_not_put_back(
     refused = records(tmp_path, "refused")
     assert all("could cut its load off" in record.data["why"] for record in refused)
     assert len(refused) == 2 - len(put_back)
+
+
+class Server:
+    """A server behind outlet 1 that keeps the cap it is given."""
+
+    def __init__(self, cap_w: float, refuses: bool) -> None:
+        self.cap_w, self.refuses = cap_w, refuses
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def identify(self) -> CapIdentity:
+        return CapIdentity("v", "m", "f", "1", "power_limit", 50.0, None, "LogEventOnly")
+
+    async def read(self) -> CapReading:
+        return CapReading(1, 200.0, self.cap_w, True, (("LimitInWatts", self.cap_w),))
+
+    async def restore(self, found: CapReading, may_write: Callable[[], bool] = lambda: True) -> CapOutcome:
+        assert may_write()
+        assert found.cap_w is not None
+        if not self.refuses:
+            self.cap_w = found.cap_w
+        return CapOutcome(found.cap_w, self.cap_w, not self.refuses, None, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("found_cap_w", "refuses", "found_w", "cap_w", "put_back"),
+    [
+        (500.0, False, 229.0, 300.0, [2]),  # outlet 1 keeps its limit, that would cut 200 W off: no cap above it
+        (500.0, False, 230.0, 500.0, [1, 2]),
+        (250.0, True, 260.0, 300.0, [2]),  # the cap does not fall: the limit stays above it
+        (250.0, False, 260.0, 250.0, [1, 2]),
+    ],
+)
+def test_a_cap_and_its_outlets_limit_come_back_in_order_or_stay(
+    tmp_path: Path, found_cap_w: float, refuses: bool, found_w: float, cap_w: float, put_back: list[int]
+) -> None:
+    """A higher cap not before its outlet's found limit stands, a lower limit not before the found cap does."""
+    (tmp_path / "word").touch(mode=0o600)
+    (tmp_path / "word").write_text("word", encoding="utf-8")
+    config = parse_config(CONFIG.format(accept="true") + CAP, "t", base_dir=tmp_path)
+    device, server = Tripping(found_w), Server(300.0, refuses)
+    found = CapReading(0, None, found_cap_w, True, (("LimitInWatts", found_cap_w),))
+
+    async def restore() -> SafeLimits:
+        audit = Audit(tmp_path, SystemClock(), keep_days=1.0)
+        limits = SafeLimits(config, GuardConfig(), SystemClock(), audit)
+        audit.open()
+        limits.found, limits.found_caps = (
+            FoundLimits({"a": dict.fromkeys((1, 2), device.found)}),
+            FoundCaps({"n1": found}),
+        )
+        limits.drivers["a"] = cast(PduDriver, device)
+        limits.tasks["a"] = limits._task(config.pdu[0])
+        async with contextlib.AsyncExitStack() as stack:
+            limits.open_cap(config.cap[0], stack)._driver = cast(CapDriver, server)
+            measured = make_readings(1, np.array([200.0, 150.0]))
+            if put_back == [1, 2]:
+                assert await limits.restore(limits.rack.outlet_ids, By("operator eve"), measured) == (2, [])
+            else:
+                with pytest.raises(
+                    DeviceError, match="1 of 2 found limits are back; these are not and stay ours: a/1: "
+                ):
+                    await limits.restore(limits.rack.outlet_ids, By("operator eve"), measured)
+        audit.close()
+        return limits
+
+    limits = asyncio.run(restore())
+    assert server.cap_w == cap_w
+    assert device.put_back == put_back
+    assert limits.released == {f"a/{number}" for number in put_back}
 
 
 class Booting:
