@@ -349,14 +349,16 @@ class Service:
             self._stack.callback(self._recorder.close)
             clock = self._recorder.clock
         config, refused = self._with_standing_model()
+        # with what was given back before a crash: each tick says what still is, and closed loop takes it up again
+        rack = replace(self.limits.rack, opted_in=self.limits.opted_in)
         pipeline = build_pipeline(
-            config, self.limits.rack, setups, clock, writes_per_day=write_budgets(self.config), without_model=refused
+            config, rack, setups, clock, writes_per_day=write_budgets(self.config), without_model=refused
         )
         if self.standing is not None:
             self.standing.attach(pipeline.forecaster)
         if self._recorder is not None:
             trained = None if refused or config.forecast.model == "shipped" else config.path(config.forecast.model)
-            self._recorder.begin(config, self.limits.rack.opted_in.tolist(), without_model=refused, trained=trained)
+            self._recorder.begin(config, rack.opted_in.tolist(), without_model=refused, trained=trained)
         return pipeline
 
     def _with_standing_model(self) -> tuple[Config, bool]:

@@ -83,6 +83,11 @@ def test_what_operators_gave_back_stays_so_after_a_crash_and_not_after_a_stop(pl
     with running(lambda: Daemon(config, name="crash-3")) as daemon:
         assert daemon.normal()["mode"] == "advisory"
         assert rack.sets() == sets
+        found = rack.limits_w()
+        assert cli(config, "mode", "closed_loop").returncode == 0
+        rack.until(
+            lambda s: s["limits_w"]["pdu-b"]["4"] != found["pdu-b/4"], "a limit of ours where all was given back"
+        )
         assert daemon.stop() == 0
     with running(lambda: Daemon(config, name="stopped")) as daemon:
         assert daemon.normal()["mode"] == "closed_loop"
