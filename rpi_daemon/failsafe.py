@@ -52,7 +52,8 @@ def in_force(config_path: Path, state_dir: Path | None) -> InForce:
         except ConfigError as error:
             notes.append(str(error))
             continue
-        if standing is None or not (config or state_dir or _is_of(standing, config_path)):
+        own = state_dir is not None or (config is not None and folder == folders[0])
+        if standing is None or not (own or _is_of(standing, config_path)):
             continue
         if broken is not None:
             notes.append("acting on the configuration that was last in force")

@@ -1,7 +1,8 @@
 """What operators ask for over the control socket: commands, and what they leave for the next tick."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,9 @@ class Operator:
         self.acknowledged: set[str] = set()
         self._ceilings: dict[str, tuple[Ceiling, int]] = {}
         self._service = service
-        self.writing = asyncio.Lock()  # one command that writes at a time
+        self._wire = asyncio.Lock()
+        self._writer: asyncio.Task[Any] | None = None
+        self._closed = False
         options = service.config.daemon
         self.groups = RoleGroups(options.operate_group, options.admin_group)
         self._refused_ns: int | None = None  # when a refusal was logged last
@@ -69,6 +72,26 @@ class Operator:
         """Those that still hold."""
         self._ceilings = {name: entry for name, entry in self._ceilings.items() if entry[1] > now_ns}
         return tuple(ceiling for ceiling, _ in self._ceilings.values())
+
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
+        """One command that writes at a time, and none once the daemon stops."""
+        async with self._wire:
+            if self._closed:
+                raise NotRunningError("the daemon stops")
+            self._writer = asyncio.current_task()
+            try:
+                yield
+            finally:
+                self._writer = None
+
+    async def close(self) -> None:
+        """The daemon stops: a command that writes is cut short, none begins. What it has not brought to its end is undone."""
+        self._closed = True
+        if self._writer is not None:
+            self._writer.cancel()
+        async with self._wire:
+            pass
 
     async def answer(self, request: dict[str, Any], caller: Caller) -> dict[str, Any]:
         """One request to its end. Raises RpiError, with a sentence for who asked."""
@@ -120,7 +143,7 @@ class Operator:
         name = request.get("mode")
         if name not in (Mode.ADVISORY.value, Mode.CLOSED_LOOP.value):
             raise RpiError(f"mode {name!r} is not advisory or closed_loop")
-        async with self.writing:
+        async with self.writing():
             if name == Mode.ADVISORY.value and self._service.limits.mode is Mode.CLOSED_LOOP:
                 await self._service.limits.restore(self._service.limits.rack.outlet_ids, by, self._service.readings)
             elif name == Mode.CLOSED_LOOP.value:
@@ -139,7 +162,6 @@ class Operator:
     async def _acknowledge(self, request: dict[str, Any]) -> dict[str, Any]:
         latched = self._service.snapshot.safe.latched if self._service.snapshot is not None else ()
         self.acknowledged.update(latched)
-        self._service.limits.killed_in_memory = False
         return {"acknowledged": list(latched)}
 
     async def _limit_set(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +177,7 @@ class Operator:
         if not isinstance(names, list):
             raise RpiError(f"outlets is {names!r}; a list of outlet names is needed")
         named = [self._known_outlet(name) for name in names]
-        async with self.writing:
+        async with self.writing():
             outlets = named or self._service.limits.rack.outlet_ids
             restored, lost = await self._service.limits.restore(outlets, by, self._service.readings)
         log.warning("restored", outlets=named or "all", verified=restored, reason=request.get("reason"))

@@ -120,7 +120,7 @@ class Reload:
                 prepared = await asyncio.to_thread(prepare, self._service.config)
                 if dry_run:
                     return prepared
-                async with self._service.operator.writing:
+                async with self._service.operator.writing():
                     await self._make_way(prepared, by)
                     await self._swapped(prepared)
             except RpiError as error:

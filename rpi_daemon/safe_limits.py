@@ -452,9 +452,11 @@ class SafeLimits:
             return "the kill switch is engaged"
         if not self.found.may_write(pdu, write.outlet):
             return "no found limit is saved"
-        if write.restore is not None or self.lease is None:
+        if write.restore is not None:
             return None
-        return self._loop_forbidden(self.lease)
+        if not self.rack.opted_in[self.index(pdu, write.outlet)]:
+            return "it is not ours"  # any more: it was decided before that
+        return None if self.lease is None else self._loop_forbidden(self.lease)
 
     def _cap_forbidden(self, load: str, restoring: bool) -> str | None:
         """As `_forbidden`, for a server's cap; one that was given back is not ours, whatever still waits for its BMC."""
@@ -615,13 +617,18 @@ class SafeLimits:
         names = self.rack.outlet_ids
         chosen = {name for name, ours in zip(names, self._opted_in, strict=True) if ours and name in outlets}
         lost = sorted(name for name in chosen if name.partition("/")[0] in self.found.lost)
-        self.release(self.released | frozenset(outlets))
-        failed = await self._restore_caps(by, lowering=True)
-        waits = {name for name in failed if self._found_cuts_off(name)}  # its server may draw more than that allows
-        for pdu in self.tasks:
-            failed |= await self._restore_pdu(pdu, chosen - waits, by, readings)
-        self.release(self.released.difference(failed))  # no cap rises behind a limit that is not back
-        failed |= await self._restore_caps(by, lowering=False)
+        before = self.released
+        self.release(before | frozenset(outlets))
+        try:
+            failed = await self._restore_caps(by, lowering=True)
+            waits = {name for name in failed if self._found_cuts_off(name)}  # its server may draw more than that allows
+            for pdu in self.tasks:
+                failed |= await self._restore_pdu(pdu, chosen - waits, by, readings)
+            self.release(self.released.difference(failed))  # no cap rises behind a limit that is not back
+            failed |= await self._restore_caps(by, lowering=False)
+        except BaseException:  # a stop cuts it short: all of them are ours to be left safe
+            self.release(before)
+            raise
         self.release(self.released.difference(failed))
         if len(self.released) == self.rack.n:
             self.mode = Mode.ADVISORY

@@ -191,6 +191,7 @@ class Service:
                 notify("STOPPING=1")
                 with _come_what_may("say stopping"):
                     self._say_stopping()
+                await self.operator.close()
                 self.heartbeats.dismiss_all()
                 self.heartbeats.watch("loop", STOP_S, lambda: self._turned_ns)
                 limits.lease = None
@@ -208,7 +209,8 @@ class Service:
                 left = await self._leave() and left
                 self._note_settle_times()
                 self.settle.save()
-                limits.save_ended()
+                if self._stopping.is_set():  # else a defect has ended the loop: a crash, whatever stands now
+                    limits.save_ended()
         return 0 if left else NotLeftError.exit_code
 
     def _prepare(self) -> None:

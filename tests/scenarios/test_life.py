@@ -1,10 +1,13 @@
 """1 and 2: start, closed loop, stop: what stands on the PDUs before, meanwhile and afterwards."""
 
 import signal
+import subprocess
 import time
 
 import pytest
-from scenario_rack import Daemon, Place, RackProcess, cli, limit_of, running, unaccounted
+from scenario_rack import RPI, Daemon, Place, RackProcess, cli, limit_of, running, unaccounted
+
+from rpi_daemon.errors import NotRunningError
 
 OURS = [f"pdu-a/{n}" for n in range(1, 6)] + [f"pdu-b/{n}" for n in range(1, 7)]
 THEIRS = "pdu-a/6"
@@ -92,3 +95,19 @@ def test_what_operators_gave_back_stays_so_after_a_crash_and_not_after_a_stop(pl
     with running(lambda: Daemon(config, name="stopped")) as daemon:
         assert daemon.normal()["mode"] == "closed_loop"
         assert daemon.stop() == 0
+
+
+def test_sigterm_during_a_restore_leaves_static_safe_everywhere(place: Place, rack: RackProcess) -> None:
+    """What was put back by then is ours to be left safe, too: nothing stays where the loop had it."""
+    config = place.write()
+    with running(lambda: Daemon(config, name="cut-short")) as daemon:
+        daemon.normal()
+        rack.until(lambda s: s["limits_w"]["pdu-b"]["1"] != STATIC_SAFE_W, "a limit of our own on pdu-b")
+        rack.ask(pdu="pdu-a", faults={"delay_s": 0.2})
+        with subprocess.Popen([*RPI, "mode", "advisory", "--config", str(config)], stderr=subprocess.PIPE) as asked:
+            daemon.until(lambda s: not any(o["opted_in"] for o in s["outlets"]), "the restore has begun")
+            assert daemon.stop() == 0
+            assert asked.wait() == NotRunningError.exit_code
+    rack.ask(pdu="pdu-a", faults={})
+    limits = rack.limits_w()
+    assert [limits[name] for name in OURS] == pytest.approx([STATIC_SAFE_W] * 11, abs=1.0)

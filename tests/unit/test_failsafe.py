@@ -66,6 +66,18 @@ def test_another_rack_is_not_acted_on(config: Path, monkeypatch: pytest.MonkeyPa
     assert in_force(tmp_path / "typo.toml", tmp_path / "lib").folder == tmp_path / "lib", "unless it is named"
 
 
+def test_a_rack_whose_daemon_never_ran_is_not_taken_for_that_of_the_box(
+    config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A trial configuration beside the box's own: what the service stood for is another rack."""
+    stood_for(config, tmp_path / "lib")
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "lib"))
+    trial = tmp_path / "home" / "trial.toml"
+    trial.parent.mkdir()
+    trial.write_bytes(config.read_bytes())
+    assert in_force(trial, None).folder == trial.parent / "state"
+
+
 def test_a_standing_that_is_damaged_or_was_never_there(config: Path) -> None:
     folder = config.parent / "state"
     found = in_force(config, None)

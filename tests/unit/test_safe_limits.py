@@ -332,3 +332,72 @@ def test_another_device_after_a_silence_is_not_taken_for_the_one_before(tmp_path
             assert task.reachable
 
     asyncio.run(act())
+
+
+class Slow(Tripping):
+    """A PDU that takes its time over a write, and tells when it has begun."""
+
+    def __init__(self, found_w: float) -> None:
+        super().__init__(found_w)
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def read(self) -> PduReading:
+        return PduReading(1, None, {1: 100.0, 2: 100.0}, {}, {}, self.limits)
+
+    async def apply(self, writes: Sequence[LimitWrite], may_write: MayWrite) -> ApplyResult:
+        self.begun.set()
+        await self.go_on.wait()
+        self.put_back += [write.outlet for write in writes if may_write(write)]
+        return ApplyResult(tuple(WriteOutcome(w.outlet, w.limit_w, w.limit_w, True, None, 1, 1) for w in writes), 1)
+
+
+def _with(folder: Path, device: Slow) -> SafeLimits:
+    (folder / "word").touch(mode=0o600)
+    (folder / "word").write_text("word", encoding="utf-8")
+    config = parse_config(CONFIG.format(accept="true"), "t", base_dir=folder)
+    limits = SafeLimits(config, GuardConfig(), SystemClock(), Audit(folder, SystemClock(), keep_days=1.0))
+    limits.found = FoundLimits({"a": dict.fromkeys((1, 2), device.found)})
+    limits.drivers["a"] = cast(PduDriver, device)
+    limits.tasks["a"] = limits._task(config.pdu[0])
+    return limits
+
+
+def test_what_a_restore_that_was_cut_short_has_not_put_back_stays_ours(tmp_path: Path) -> None:
+    """SIGTERM while it is under way: STATIC_SAFE is written to what is ours, and to nothing else."""
+
+    async def restore() -> SafeLimits:
+        device = Slow(500.0)
+        limits = _with(tmp_path, device)
+        limits.audit.open()
+        restoring = asyncio.create_task(limits.restore(limits.rack.outlet_ids, By("operator eve")))
+        await device.begun.wait()
+        restoring.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await restoring
+        limits.audit.close()
+        return limits
+
+    limits = asyncio.run(restore())
+    assert (limits.released, limits.mode) == (frozenset(), Mode.CLOSED_LOOP)
+    assert limits.rack.opted_in.all()
+
+
+def test_static_safe_that_waits_for_the_wire_is_not_written_over_a_limit_that_was_given_back(tmp_path: Path) -> None:
+    """A PDU that is back gets STATIC_SAFE; meanwhile an operator restores what was found there."""
+
+    async def both() -> list[int]:
+        device = Slow(500.0)
+        limits = _with(tmp_path, device)
+        limits.audit.open()
+        restoring = asyncio.create_task(limits.restore(limits.rack.outlet_ids, By("operator eve")))
+        await device.begun.wait()
+        safe = asyncio.create_task(limits.tasks["a"].write_now([LimitWrite(1, 300.0), LimitWrite(2, 300.0)]))
+        await asyncio.sleep(0.0)
+        device.go_on.set()
+        await asyncio.gather(restoring, safe)
+        limits.audit.close()
+        return device.put_back
+
+    assert asyncio.run(both()) == [1, 2]
+    (refused,) = records(tmp_path, "refused")
+    assert refused.data["why"] == "it is not ours"

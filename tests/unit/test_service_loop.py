@@ -1,6 +1,7 @@
 """The control loop itself: slow ticks starve nobody, and show."""
 
 import asyncio
+import contextlib
 import gc
 import os
 from pathlib import Path
@@ -20,10 +21,15 @@ from rpi_daemon.pdu_task import PduTask
 from rpi_daemon.pipeline import Pipeline
 from rpi_daemon.records import CapReading, Mode, PduReading
 from rpi_daemon.service import OVERRUN_TICKS, WIRE_S, Service, late_ticks
+from rpi_daemon.standing import Standing
 
 CONFIG = """
 [rack]
 id = "loop"
+
+[daemon]
+state_dir = "state"
+runtime_dir = "run"
 
 [[board]]
 id = "board"
@@ -226,3 +232,47 @@ def test_the_defect_that_ends_the_daemon_does_not_keep_static_safe_from_the_rack
         assert asyncio.run(daemon._leave())
     assert left == [("stop", None)]
     assert [line["error"] for line in said if line["event"] == "stop.defect"] == ["ZeroDivisionError('the defect')"]
+
+
+@pytest.mark.parametrize("defect", [False, True])
+def test_only_a_stop_that_was_asked_for_ends_in_good_order(
+    defect: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What operators gave back is theirs over a crash, and a defect that ends the loop is one, STATIC_SAFE left or not."""
+    daemon = Ticking(tmp_path, 0.0, 1)
+
+    async def one_pdu(_: object) -> bool:
+        daemon.limits.drivers["pdu"] = cast(PduDriver, Device())
+        daemon.limits.tasks["pdu"] = daemon.limits._task(daemon.config.pdu[0])
+        return False
+
+    async def no_boards() -> list[object]:
+        return []
+
+    async def built(_: object) -> Pipeline:
+        daemon.pipeline = cast(Pipeline, SimpleNamespace(capping=SimpleNamespace(static_safe=dict)))
+        return daemon.pipeline
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("the defect")
+
+    monkeypatch.setattr(daemon.limits, "open_pdus", one_pdu)
+    monkeypatch.setattr(daemon, "_open_boards", no_boards)
+    monkeypatch.setattr(daemon, "_built", built)
+    if defect:
+        monkeypatch.setattr(daemon, "_tick", broken)
+    with pytest.raises(ZeroDivisionError) if defect else contextlib.nullcontext():
+        asyncio.run(daemon.run())
+    standing = Standing.read(daemon.state_dir)
+    assert standing is not None
+    assert standing.ended is not defect
+
+
+def test_an_acknowledgement_releases_no_kill_switch(tmp_path: Path) -> None:
+    """One that a full disk did not take holds in memory, until `resume`."""
+    daemon = Ticking(tmp_path, 0.0, 1)
+    daemon.limits.killed_in_memory = True
+    asyncio.run(daemon.operator._acknowledge({}))
+    assert daemon.limits.killed()
+    asyncio.run(daemon.operator._resume({}))
+    assert not daemon.limits.killed()
