@@ -91,6 +91,11 @@ def _outlets(config: Config) -> Iterator[Found]:
             yield ("outlet", i, "pdu"), f"no PDU is called {group.pdu!r}{_close(group.pdu, pdus)}"
         if group.static_safe_w > group.rating_w:
             yield ("outlet", i, "static_safe_w"), f"{group.static_safe_w:g} W is above rating_w = {group.rating_w:g} W"
+        if group.closed_loop and group.static_safe_w < (lowest_w := min(config.guard.lowest_limit_w, group.rating_w)):
+            yield (
+                ("outlet", i, "static_safe_w"),
+                f"{group.static_safe_w:g} W is below guard.lowest_limit_w = {lowest_w:g} W",
+            )
         if (config.rack.supply == "dc") != (group.phases == ["DC"]):
             yield ("outlet", i, "phases"), f"{group.phases} does not fit rack.supply = {config.rack.supply!r}"
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from rpi_daemon.drivers.caps.session import RedfishEndpoint
 from rpi_daemon.drivers.hosts.node_exporter import NodeExporter, NodeExporterOptions
 from rpi_daemon.drivers.pdu.modbus import ModbusOptions, ModbusPdu, TcpAddress
 from rpi_daemon.drivers.pdu.modbus_link import SerialLine
-from rpi_daemon.drivers.pdu.profile import Profile, load_profile
+from rpi_daemon.drivers.pdu.profile import Profile, from_wire, load_profile, to_wire
 from rpi_daemon.drivers.pdu.register_map import RegisterMap, load_map
 from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
 from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
@@ -202,6 +203,7 @@ def device_mistakes(config: Config) -> Iterator[tuple[Loc, str]]:
             if not any(getattr(profile.metering, name) for name in ("power", "apparent", "current")):
                 yield from _unmeasured(config, pdu.id, profile.name)
             if isinstance(profile, Profile):
+                yield from _not_to_be_held(config, pdu.id, profile)
                 unit = profile.index.unit if pdu.unit is None else pdu.unit
                 unit = unit if "{unit}" in profile.model_dump_json() else -1
                 other = units.setdefault((pdu.host, pdu.port or SNMP_PORT, unit), pdu)
@@ -244,6 +246,25 @@ def _numbers_beyond(config: Config, pdu: str, profile: str, most: int) -> Iterat
             yield (
                 ("outlet", row.group, "meter"),
                 f"{row.meter}: number {number} is outside 1..{most} of profile {profile!r}",
+            )
+
+
+def _not_to_be_held(config: Config, pdu: str, profile: Profile) -> Iterator[tuple[Loc, str]]:
+    """STATIC_SAFE of outlets of ours that the family's thresholds cannot hold: too low for one step, or too high."""
+    limit = profile.limit
+    volts = 1.0 if limit is None or limit.unit == "W" else config.rack.nominal_v
+    if limit is None or limit.scale is None or not volts:
+        return
+    step = limit.step() * Fraction(str(volts))
+    low_w, high_w = from_wire(limit.minimum, step), from_wire(limit.maximum, step)
+    for i, group in enumerate(config.outlet):
+        if group.pdu != pdu or not group.closed_loop:
+            continue
+        if not limit.minimum <= to_wire(group.static_safe_w, step, limit.granularity) <= limit.maximum:
+            yield (
+                ("outlet", i, "static_safe_w"),
+                f"{group.static_safe_w:g} W is no limit that profile {profile.name!r} of PDU {pdu!r} can hold:"
+                f" {low_w:g}..{high_w:g} W" + (f" at rack.nominal_v = {volts:g} V" if limit.unit == "A" else ""),
             )
 
 

@@ -246,7 +246,8 @@ def permit(
     target_w = np.where(enforced, allocation.grant_w, np.minimum(allocation.grant_w, _of_load(rack, request.alarm_w)))
     if static:
         target_w = rack.static_safe_w
-    lowest_w = np.minimum(config.lowest_limit_w, rack.rating_w)
+    # less than one step would be rounded to zero
+    lowest_w = np.minimum(np.maximum(config.lowest_limit_w, in_force.step_w), rack.rating_w)
     target_w = np.clip(target_w, lowest_w, rack.rating_w)
 
     known = np.isfinite(in_force.limit_w)
@@ -321,7 +322,7 @@ def static_safe_writes(
 
     Only opted-in outlets; lowerings first; a limit that cuts off is not set below draw + margin, nor when neither the
     PDU itself nor `readings` tells the draw. Where one is left standing higher for that, raises on its breakers get the
-    room that it leaves. Outlets that already stand there are left out.
+    room that it leaves, where that is a limit at all. Outlets that already stand there are left out.
     """
     wanted_w: dict[int, float] = {}  # rack index -> limit
     left_w: dict[int, float] = {}
@@ -337,6 +338,7 @@ def static_safe_writes(
     for i, part in _part_beside(rack, left_w, rises).items():
         to_w = math.floor(rises[i] + part * (wanted_w[i] - rises[i]))
         worth = to_w - rises[i] > max(1.0, reading.limits[rack.number_of[i]].step_w or 0.0)
+        worth = worth and to_w >= config.lowest_limit_w
         if worth and _may_stand_at(to_w, rack, reading, config, readings, i):
             wanted_w[i] = to_w
         else:

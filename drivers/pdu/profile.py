@@ -359,17 +359,27 @@ class Threshold(Bounded):
 
 
 class Limit(Bounded):
-    """The per-outlet threshold that we write."""
+    """The per-outlet threshold that we write. `none`: counts that say that no limit stands; they are never written."""
 
     kind: LimitKind = Field(strict=False)
     unit: Literal["W", "A"]
     level: Level = "upper_critical"
+    none: tuple[int, ...] = Field(default=(), strict=False)
     columns: tuple[ThresholdColumn, ...] = Field(min_length=1, strict=False)  # the first that the device has is used
     enable: EnableMask | None = None
     lower: LowerThreshold | None = None
 
+    @property
+    def lowest_follower(self) -> int:
+        """The lowest count of a threshold that follows below ours: there none is as good as any."""
+        return min((self.minimum, *self.none))
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if within := [count for count in self.none if self.minimum <= count <= self.maximum]:
+            raise ValueError(
+                f"none: {within[0]} lies within minimum..maximum ({self.minimum}..{self.maximum}): not both"
+            )
         for column in self.columns:
             self._check_range(column.type)
         if self.lower is not None and self.lower.rule == "disable" and self.enable is None:

@@ -26,6 +26,7 @@ from rpi_daemon.drivers.pdu.profile import (
     Action,
     Bounded,
     EnableMask,
+    Limit,
     Meters,
     Profile,
     Restriction,
@@ -411,7 +412,7 @@ class PduSimulator:
             if mask is None or not limit.enable.is_on(mask):
                 return None
         value = self._first(limit.columns, outlet)
-        if value is None:
+        if value is None or value in limit.none:
             return None
         return value * float(self._limit_step(outlet)) * (self._voltage_v if limit.unit == "A" else 1.0)
 
@@ -510,6 +511,8 @@ class PduSimulator:
         return number
 
     def _accepted_count(self, what: Bounded, outlet: int, number: int, index: int) -> int:
+        if isinstance(what, Limit) and number in what.none:
+            return number
         if not what.minimum <= number <= what.maximum:
             raise _Refused(WRONG_VALUE, index)
         if self.faults.clamp_w is not None and what is self.profile.limit:

@@ -401,9 +401,12 @@ class SnmpPdu:
         if limit.enable is not None:
             mask = self._mask(limit.enable, outlet, answers)
             enabled = None if mask is None else limit.enable.is_on(mask)
+        count = _integer(found[0])
+        if count in limit.none:
+            count, enabled = None, False
         if _follows(limit, facts) and (follower := _integer(found[-1])) is not None:
             self._followers[outlet] = follower
-        limit_w = self._watts(limit, _integer(found[0]), outlet, facts)
+        limit_w = self._watts(limit, count, outlet, facts)
         step = self._limit_step(limit, outlet, facts)
         step_w = None if step is None else float(step * limit.granularity)
         volts = self.options.nominal_v if limit.unit == "A" else None
@@ -612,7 +615,7 @@ class SnmpPdu:
             group.threshold = Varbind(self._oid(known.threshold.oid, outlet), TAGS[known.threshold.type], count)
             new = [group.threshold]
             if known.lower is not None and _follows(limit, known):
-                below = max(count - limit.granularity, limit.minimum)
+                below = max(count - limit.granularity, limit.lowest_follower)
                 new.append(Varbind(self._oid(known.lower.oid, outlet), TAGS[known.lower.type], below))
             if limit.enable is not None and mask is not None:
                 wanted = _wanted_mask(limit, known, mask, count)

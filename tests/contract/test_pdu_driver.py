@@ -1,6 +1,8 @@
 """What every PDU driver must do, over real loopback UDP: each shipped profile on the simulated PDU, v2c and v3."""
 
 import asyncio
+import math
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -263,7 +265,7 @@ def test_an_enabled_warning_above_the_new_limit_is_switched_off_and_restored() -
 def test_the_follower_of_a_family_without_mask_goes_along_both_ways() -> None:
     async def scene() -> None:
         async with on_wire(simulated("apc_rpdu2")) as b:
-            for limit_w, near_w in ((300.0, 299), (800.0, 799), (0.0, 0)):
+            for limit_w, near_w in ((300.0, 299), (800.0, 799), (1.0, 0)):
                 assert (await b.write((1, limit_w))).outcomes[0].verified
                 assert b.simulator.peek("1.3.6.1.4.1.318.1.1.26.9.4.1.1.6.1") == near_w
 
@@ -301,7 +303,7 @@ def test_values_the_device_cannot_take_are_refused_before_the_wire(profile: str)
             result = await b.write((1, -5.0), (3, 100.0))
             first, second = result.outcomes
             assert not first.verified
-            assert "-5 W is outside what the device takes: 0.." in (first.refused or "")
+            assert re.search(r"-5 W is outside what the device takes: [01]\.\.", first.refused or "")
             assert second.refused == "outlet 3 is not one of this PDU's configured outlets"
             assert (b.simulator.counters["sets"], result.round_trips) == (0, 0)
             with pytest.raises(ValueError, match="finite"):
@@ -660,6 +662,26 @@ def test_thresholds_in_amperes_are_written_below_the_watts_asked() -> None:
             reading = await b.pdu.read()
             assert [state.step_w for state in reading.limits.values()] == [23.0, 23.0]
             assert static_safe_writes(rack, "pdu-0", reading, GuardConfig()) == ()
+
+    run(scene)
+
+
+def test_a_threshold_of_zero_that_no_mask_switches_on_is_no_limit() -> None:
+    """Found so, it counts as none, is put back as it was, and 100 W is never rounded to it."""
+
+    async def scene() -> None:
+        async with on_wire(PduSimulator(load_profile("sentry3"), 2), outlets=(1, 2), nominal_v=230.0) as b:
+            b.simulator.poke("1.3.6.1.4.1.1718.3.2.3.1.9.1.1.1", 0)
+            found = (await b.pdu.read()).limits
+            assert (found[1].limit_w, found[1].enabled) == (None, False)
+            assert (found[2].limit_w, found[2].enabled) == (12 * 230.0, True)
+            (low,) = (await b.write((2, 100.0))).outcomes
+            assert (low.verified, low.refused) == (False, "100 W is outside what the device takes: 230..58650 W")
+            (outcome,) = (await b.write((1, 500.0))).outcomes
+            assert (outcome.verified, outcome.read_back_w) == (True, 460.0)
+            (back,) = (await b.pdu.apply([LimitWrite(1, math.nan, restore=found[1])])).outcomes
+            assert (back.verified, back.read_back_w, back.disabled) == (True, None, True)
+            assert b.simulator.peek("1.3.6.1.4.1.1718.3.2.3.1.9.1.1.1") == 0
 
     run(scene)
 

@@ -328,7 +328,7 @@ def test_a_negative_current_is_no_reading(count: int, amps: float | None) -> Non
             simulator.poke("1.3.6.1.4.1.534.6.6.7.6.5.1.6.0.1", count)
             reading = await pdu.read()
             assert reading.current_a[1] == amps
-            assert reading.limits[1].limit_w == (None if amps is None else pytest.approx(amps * NOMINAL_V))
+            assert reading.limits[1].limit_w == (pytest.approx(amps * NOMINAL_V) if amps else None)
             assert (await pdu.read_details())[1].power_factor == abs(count) / 1000.0  # its sign says leading or lagging
 
     run(scene)

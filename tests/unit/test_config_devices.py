@@ -134,6 +134,28 @@ def test_an_outlet_that_no_device_of_the_family_has_is_a_mistake(tmp_path: Path)
     )
 
 
+@pytest.mark.parametrize(
+    ("profile", "static_safe_w", "says"),
+    [
+        ("sentry3", 229.0, "229 W is no limit that profile 'sentry3' of PDU 'a' can hold: 230..58650 W at rack.nominal_v = 230 V"),
+        ("sentry3", 230.0, ""),
+        ("apc_rpdu2", 9.0, "9 W is below guard.lowest_limit_w = 10 W"),
+        ("raritan_px", 10.0, ""),
+    ],
+)  # fmt: skip
+def test_a_static_safe_that_its_device_cannot_hold_is_a_mistake(
+    profile: str, static_safe_w: float, says: str, tmp_path: Path
+) -> None:
+    """A threshold in whole amperes would be rounded to 0 A, which is none."""
+    path = written(tmp_path, profile=profile, static_safe_w=static_safe_w)
+    assert load_checked(path).outlet[0].static_safe_w == static_safe_w  # nobody writes it
+    path.write_text(path.read_text().replace("rating_w = 500.0", "rating_w = 500.0\nclosed_loop = true"))
+    if says:
+        assert any(line.endswith(f"outlet[1].static_safe_w: {says}") for line in mistakes(path))
+    else:
+        assert load_checked(path).outlet[0].closed_loop
+
+
 def test_a_meter_that_no_outlet_refers_to_is_there_for_calibration_alone(tmp_path: Path) -> None:
     (tmp_path / "c.key").write_text("public")
     (tmp_path / "c.key").chmod(0o600)

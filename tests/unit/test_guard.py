@@ -300,6 +300,23 @@ def test_static_safe_raises_no_limit_into_the_room_of_one_that_must_stay_higher(
     assert static_safe_writes(rack, "pdu-0", beyond, GuardConfig()) == ()
 
 
+@pytest.mark.parametrize(("lowest_limit_w", "written"), [(10.0, False), (5.0, True)])
+def test_a_part_of_the_way_to_static_safe_is_no_limit_below_the_lowest(lowest_limit_w: float, written: bool) -> None:
+    rack = make_rack(3, [constraint("b", [0, 1, 2], 3, w=1000.0)], static_safe_w=200.0)
+    high, low = LimitState(786.0, True, LimitKind.TRIP_OFF), LimitState(3.0, True, LimitKind.ALARM)
+    writes = static_safe_writes(
+        rack, "pdu-0", _poll({1: high, 2: low, 3: low}, {1: 700.0}), GuardConfig(lowest_limit_w=lowest_limit_w)
+    )
+    assert writes == ((LimitWrite(2, 7.0), LimitWrite(3, 7.0)) if written else ())
+
+
+def test_no_limit_is_lowered_below_one_step_of_the_device() -> None:
+    """A threshold in whole amperes holds 230 W and multiples: less would be rounded to none at all."""
+    limits = make_limits(np.array([690.0, 690.0]), step_w=np.array([230.0, 1.0]))
+    got = _permit(make_rack(2), np.full(2, 120.0), limits, HealthFlags(), np.full(2, 50.0))
+    assert got.limit_w.tolist() == pytest.approx([230.0, 132.0])
+
+
 def test_static_safe_from_one_poll_knows_the_step_of_the_device() -> None:
     """A threshold in whole amperes: 550 W is 2 A x 230 V on the device, and that is right."""
     rack = make_rack(3, static_safe_w=550.0)

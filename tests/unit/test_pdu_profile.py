@@ -74,6 +74,21 @@ def test_masks_of_other_families() -> None:
     assert two.decode(b"\0\0\0") is None
 
 
+def test_zero_is_no_limit_where_no_mask_could_say_so() -> None:
+    for name in profile_names():
+        limit = load_profile(name).limit
+        if limit is not None:
+            assert (limit.none, limit.minimum) == (((), 0) if limit.enable is not None else ((0,), 1)), name
+
+
+def test_what_means_none_may_not_be_written(tmp_path: Path) -> None:
+    path = written(tmp_path, lambda text: text.replace("minimum = 1\n", "", 1), "apc_rpdu2")
+    with pytest.raises(
+        ConfigError, match=r"limit: .*none: 0 lies within minimum\.\.maximum \(0\.\.2147483647\): not both"
+    ):
+        load_profile(path)
+
+
 def test_a_profile_of_ones_own_is_loaded_by_path(tmp_path: Path) -> None:
     path = written(tmp_path, lambda text: text.replace('"raritan_px"', '"mine"'))
     assert load_profile(path).name == load_profile(str(path)).name == "mine"
