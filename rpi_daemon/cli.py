@@ -16,6 +16,7 @@ from rich.console import Console
 from rpi_daemon import __version__
 from rpi_daemon.errors import AuthError, ConfigError, DeviceError, ModelError, NotRunningError, RpiError
 from rpi_daemon.history.choices import FORMATS, WHAT
+from rpi_daemon.host import coming_up
 
 if TYPE_CHECKING:
     from rpi_daemon.config.schema import Config
@@ -113,8 +114,9 @@ def run(config_path: Path, record: Path | None) -> None:
     # Before NumPy is there: its second thread only spins at our sizes, on a core that the sampler may need (the design of
     # the window filters takes 6 ms with one thread, up to 200 ms with two on a busy machine).
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from rpi_daemon.devices import load_checked
-    from rpi_daemon.service import run_service
+    with coming_up():
+        from rpi_daemon.devices import load_checked
+        from rpi_daemon.service import run_service
 
     sys.exit(run_service(load_checked(config_path), record=record))
 
@@ -125,7 +127,8 @@ def run(config_path: Path, record: Path | None) -> None:
 @json_option
 def check_config(config_path: Path, no_model: bool, as_json: bool) -> None:
     """Find every mistake in a configuration that can be found without hardware."""
-    from rpi_daemon.devices import load_checked
+    with coming_up():  # each start of the service waits for it
+        from rpi_daemon.devices import load_checked
 
     config = load_checked(config_path)
     if not no_model:
@@ -664,7 +667,8 @@ def failsafe_command(for_s: float, state_dir: Path | None, config_path: Path, as
     Exit code 4 where an outlet that should stand there does not.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in `run`
-    from rpi_daemon.failsafe import failsafe
+    with coming_up():
+        from rpi_daemon.failsafe import failsafe
 
     document, text = failsafe(config_path, state_dir, for_s)
     show(document, as_json, text)

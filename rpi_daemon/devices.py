@@ -1,29 +1,30 @@
-"""From configuration to drivers: which driver speaks to which device, and what is known of it without asking."""
+"""From configuration to drivers: which driver speaks to which device, and what is known of it without asking.
+
+A driver is imported where a configuration names it: a start after a crash does not wait for the others.
+"""
 
 import hashlib
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rpi_daemon.calibration import Calibration, load_calibration
 from rpi_daemon.clock import Clock
 from rpi_daemon.config.load import Loc, load_config
 from rpi_daemon.config.schema import Board, Cap, Config, Pdu, Telemetry, expand_numbers, secret_of
 from rpi_daemon.drivers.base import CapDriver, HostDriver, PduDriver
-from rpi_daemon.drivers.caps.redfish import RedfishCap, RedfishOptions
-from rpi_daemon.drivers.caps.session import RedfishEndpoint
-from rpi_daemon.drivers.hosts.node_exporter import NodeExporter, NodeExporterOptions
-from rpi_daemon.drivers.pdu.modbus import ModbusOptions, ModbusPdu, TcpAddress
-from rpi_daemon.drivers.pdu.modbus_link import SerialLine
 from rpi_daemon.drivers.pdu.profile import Profile, from_wire, load_profile, to_wire
-from rpi_daemon.drivers.pdu.register_map import RegisterMap, load_map
-from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
-from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
 from rpi_daemon.errors import ConfigError
 from rpi_daemon.records import IntArray
 from rpi_daemon.small_file import is_file
+
+if TYPE_CHECKING:
+    from rpi_daemon.calibration import Calibration
+    from rpi_daemon.drivers.pdu.modbus import ModbusOptions
+    from rpi_daemon.drivers.pdu.register_map import RegisterMap
+    from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
 
 SNMP_PORT, MODBUS_PORT = 161, 502
 SNMP_TIMEOUT_S, SNMP_RETRIES = 0.25, 1
@@ -33,7 +34,11 @@ MODBUS_TIMEOUT_S = 0.5
 def pdu_driver(config: Config, pdu: Pdu, clock: Clock) -> PduDriver:
     """The driver of one configured PDU or meter, not open yet. Raises ConfigError."""
     if pdu.driver != "snmp":
+        from rpi_daemon.drivers.pdu.modbus import ModbusPdu
+
         return ModbusPdu(modbus_options(config, pdu), clock)
+    from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
+
     options = SnmpPduOptions(
         endpoint=snmp_endpoint(config, pdu),
         profile=snmp_profile(config, pdu),
@@ -46,6 +51,9 @@ def pdu_driver(config: Config, pdu: Pdu, clock: Clock) -> PduDriver:
 
 def cap_driver(config: Config, cap: Cap, clock: Clock) -> CapDriver:
     """The driver of one server's cap, not open yet; the password is read here."""
+    from rpi_daemon.drivers.caps.redfish import RedfishCap, RedfishOptions
+    from rpi_daemon.drivers.caps.session import RedfishEndpoint
+
     endpoint = RedfishEndpoint(
         host=cap.host,
         port=cap.port,
@@ -61,6 +69,8 @@ def cap_driver(config: Config, cap: Cap, clock: Clock) -> CapDriver:
 
 def host_driver(config: Config, item: Telemetry, clock: Clock) -> HostDriver:
     """The driver of one scraped host, not open yet; password and token are read here."""
+    from rpi_daemon.drivers.hosts.node_exporter import NodeExporter, NodeExporterOptions
+
     token = item.token_file is not None or item.token_env is not None
     options = NodeExporterOptions(
         load=item.load,
@@ -78,13 +88,15 @@ def host_driver(config: Config, item: Telemetry, clock: Clock) -> HostDriver:
     return NodeExporter(options, clock)
 
 
-def snmp_endpoint(config: Config, pdu: Pdu) -> SnmpEndpoint:
+def snmp_endpoint(config: Config, pdu: Pdu) -> "SnmpEndpoint":
     """Where and how to speak SNMP; the secrets are read here."""
     return endpoint_of(pdu, Path(config.base_dir))
 
 
-def endpoint_of(pdu: Pdu, base_dir: Path) -> SnmpEndpoint:
+def endpoint_of(pdu: Pdu, base_dir: Path) -> "SnmpEndpoint":
     """As `snmp_endpoint`, of a PDU without a configuration around it."""
+    from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint
+
     v3 = pdu.version == "3"
     return SnmpEndpoint(
         host=pdu.host or "",
@@ -101,8 +113,11 @@ def endpoint_of(pdu: Pdu, base_dir: Path) -> SnmpEndpoint:
     )
 
 
-def modbus_options(config: Config, pdu: Pdu) -> ModbusOptions:
+def modbus_options(config: Config, pdu: Pdu) -> "ModbusOptions":
     """Where and how to speak Modbus. Raises ConfigError."""
+    from rpi_daemon.drivers.pdu.modbus import ModbusOptions, TcpAddress
+    from rpi_daemon.drivers.pdu.modbus_link import SerialLine
+
     address: TcpAddress | SerialLine
     if pdu.driver == "modbus_tcp":
         address = TcpAddress(pdu.host or "", pdu.port or MODBUS_PORT)
@@ -120,8 +135,10 @@ def modbus_options(config: Config, pdu: Pdu) -> ModbusOptions:
     )
 
 
-def register_map(config: Config, pdu: Pdu) -> RegisterMap:
+def register_map(config: Config, pdu: Pdu) -> "RegisterMap":
     """The register map that a Modbus device names: a shipped one, or a file beside the configuration. Raises ConfigError."""
+    from rpi_daemon.drivers.pdu.register_map import load_map
+
     return load_map(_named(config, pdu))
 
 
@@ -141,7 +158,7 @@ def profile_digest(config: Config, pdu: Pdu) -> str:
     return hashlib.sha256(profile_of(config, pdu).model_dump_json().encode()).hexdigest()
 
 
-def profile_of(config: Config, pdu: Pdu) -> Profile | RegisterMap:
+def profile_of(config: Config, pdu: Pdu) -> "Profile | RegisterMap":
     """The profile or, for Modbus, the register map that a PDU names. Raises ConfigError."""
     return snmp_profile(config, pdu) if pdu.driver == "snmp" else register_map(config, pdu)
 
@@ -184,6 +201,8 @@ def device_mistakes(config: Config) -> Iterator[tuple[Loc, str]]:
     """What profiles, register maps and calibration files find wrong, as (location, sentence)."""
     for i, board in enumerate(config.board):
         if board.calibration is not None and is_file(config.path(board.calibration)):
+            from rpi_daemon.calibration import load_calibration
+
             try:
                 file = load_calibration(config.path(board.calibration))
             except ConfigError as error:
@@ -198,7 +217,7 @@ def device_mistakes(config: Config) -> Iterator[tuple[Loc, str]]:
         except ConfigError as error:
             yield from ((("pdu", i, "profile"), line) for line in str(error).splitlines())
         else:
-            most = profile.outlets if isinstance(profile, RegisterMap) else profile.index.max_outlets
+            most = profile.index.max_outlets if isinstance(profile, Profile) else profile.outlets
             yield from _numbers_beyond(config, pdu.id, profile.name, most)
             if not any(getattr(profile.metering, name) for name in ("power", "apparent", "current")):
                 yield from _unmeasured(config, pdu.id, profile.name)
@@ -213,7 +232,7 @@ def device_mistakes(config: Config) -> Iterator[tuple[Loc, str]]:
                         f"is the same device as PDU {other.id!r}: profile {profile.name!r} reads unit {profile.index.unit} where none is said"
                         + (", and knows no units" if unit < 0 else ""),
                     )
-            ids = profile.device_ids if isinstance(profile, RegisterMap) else None
+            ids = None if isinstance(profile, Profile) else profile.device_ids
             if ids is not None and not ids[0] <= pdu.device_id <= ids[1]:
                 yield (
                     ("pdu", i, "device_id"),
@@ -221,7 +240,7 @@ def device_mistakes(config: Config) -> Iterator[tuple[Loc, str]]:
                 )
 
 
-def _not_its_own(config: Config, board: Board, file: Calibration) -> str | None:
+def _not_its_own(config: Config, board: Board, file: "Calibration") -> str | None:
     """Why a calibration is not of this board, as far as that can be told before it is asked."""
     if file.supply != config.rack.supply:
         return f"made on {file.supply.upper()}, rack.supply is {config.rack.supply!r}: calibrate again"

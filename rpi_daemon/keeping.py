@@ -6,7 +6,7 @@ import json
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import structlog
@@ -34,8 +34,10 @@ from rpi_daemon.records import (
     Residual,
     SafeState,
 )
-from rpi_daemon.sensing import BoardLink
 from rpi_daemon.triggers import Triggers
+
+if TYPE_CHECKING:
+    from rpi_daemon.sensing import BoardLink
 
 RESTATE_NS: Final = 3600 * NS_PER_S  # a limit that stands is told again, so that a question need not look back for ever
 LEFT_OUT: Final = frozenset({"limit"})  # decisions: many, and their outcome is in the history of limits
@@ -351,7 +353,7 @@ class StandingLimits:
         return StoredLimit(snapshot.t_utc_ns, snapshot.t_mono_ns, name, kind, known, reason, rule)
 
 
-def calibration_digest(boards: Sequence[BoardLink]) -> str:
+def calibration_digest(boards: "Sequence[BoardLink]") -> str:
     """What the readings' scale comes from, as 16 hexadecimal digits: each board's own word, and its calibration file."""
     words = [
         (link.board.id, link.description, None if link.calibration is None else link.calibration.to_json())

@@ -4,17 +4,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from rpi_daemon._fastpath.core import COUNT_FAULT, COUNT_HIGH, COUNT_LOW, Ring
 from rpi_daemon._fastpath.memory import readable_file
-from rpi_daemon.calibration import Correction
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.durable import write_durably
 from rpi_daemon.errors import RpiError
 from rpi_daemon.records import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from rpi_daemon.calibration import Correction
 
 SUFFIX: Final = ".ring.json"
 REVERSED: Final = ":reversed"  # the transformer is mounted the wrong way round
@@ -50,7 +52,7 @@ class Waveform:
         return int(np.isnan(self.values).all(axis=1).sum())
 
 
-def write_scale(ring_path: Path, board: str, serial_number: str, names: Sequence[str], scale: Correction) -> None:
+def write_scale(ring_path: Path, board: str, serial_number: str, names: Sequence[str], scale: "Correction") -> None:
     """Beside the ring: what turns its counts into amps and volts. Raises OSError."""
     units = {"current": "A", "voltage": "V"}
     channels = [

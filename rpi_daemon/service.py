@@ -41,7 +41,6 @@ from rpi_daemon.operator import Operator
 from rpi_daemon.pdu_task import Lease
 from rpi_daemon.pipeline import DecisionDigest, Pipeline, Snapshot, TickInputs
 from rpi_daemon.reasons import brief
-from rpi_daemon.recording import Recorder
 from rpi_daemon.records import (
     TICK_NS,
     CapPlan,
@@ -58,19 +57,19 @@ from rpi_daemon.reload import Reload
 from rpi_daemon.roles import group_id
 from rpi_daemon.safe_limits import SafeLimits
 from rpi_daemon.score import MeanWeights, RunScore
-from rpi_daemon.sensing import BoardLink, board_link
 from rpi_daemon.settle import SettleTimes
 from rpi_daemon.telemetry_task import TelemetryTasks
 from rpi_daemon.trap_task import Traps
 
 if TYPE_CHECKING:
+    from rpi_daemon.recording import Recorder
     from rpi_daemon.retrain.standing import StandingModel
     from rpi_daemon.retrain.task import Learning
+    from rpi_daemon.sensing import BoardLink
 
 SETTLE_FILE = "settle-times.json"
 WINDOW_GRACE_NS = 30_000_000  # how long a tick waits for a window that is late
 COLLECT_TICKS = 100
-CONTROL_NICE = -10
 LATE_TICK_NS = 150_000_000  # from one tick to the next; more means that a window went by
 OVERRUN_TICKS = 3  # late ticks in a row that hold the limits
 BREATH_S = 0.005  # after each tick for PDU tasks, signals, requests, however late: the next window is 95 ms away
@@ -239,10 +238,6 @@ class Service:
             address_of(pdu): pdu.id for pdu in used_pdus(self.config)
         }.items():  # a chain has one address
             self._stack.enter_context(pdu_lock(pdu_id, address))
-        with contextlib.suppress(
-            PermissionError
-        ):  # a tick should not wait for other people's work, where we may say so
-            os.setpriority(os.PRIO_PROCESS, 0, CONTROL_NICE)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
@@ -331,6 +326,9 @@ class Service:
 
     async def _open_boards(self) -> list[BoardSetup]:
         """Open every port, then wait for the boards' descriptions."""
+        await asyncio.sleep(0)  # the PDUs' first requests go out first; these imports then cost no time of theirs
+        from rpi_daemon.sensing import board_link
+
         known = KnownBoards.read(self.state_dir)
         for board in self.config.board:
             link = board_link(self.config, board, self.runtime_dir, self.clock, self._event_fd)
@@ -347,6 +345,8 @@ class Service:
     def _pipeline(self, setups: Sequence[BoardSetup]) -> Pipeline:
         clock: Clock = self.clock
         if self._record_dir is not None:
+            from rpi_daemon.recording import Recorder
+
             self._recorder = Recorder(self._record_dir, self.boards, clock)
             self._stack.callback(self._recorder.close)
             clock = self._recorder.clock

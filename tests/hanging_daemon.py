@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rpi_daemon import service
 from rpi_daemon.config.load import load_config
+from rpi_daemon.host import take_precedence
 from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.retrain.process import Training, TrainingError
 from rpi_daemon.service import Service
@@ -117,6 +118,7 @@ async def run(path: Path) -> int:
 
 
 if __name__ == "__main__":
+    take_precedence()  # as `rpi-daemon run` does
     if os.environ.get("RPI_QUICK") == "1":
         service.LOOP_S = service.WIRE_S = service.DISK_JOB_S = QUICK_S
     sys.exit(asyncio.run(run(Path(sys.argv[sys.argv.index("--config") + 1]))))

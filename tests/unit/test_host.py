@@ -1,0 +1,42 @@
+"""How a start begins: ahead of others where that is permitted, and with what it needs alone."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+# with what `run` imports before STATIC_SAFE, of a rack with SNMP PDUs
+START = """
+import gc, json, os, sys
+from rpi_daemon.host import CONTROL_NICE, coming_up
+with coming_up():
+    from rpi_daemon.devices import load_checked
+    from rpi_daemon.drivers.pdu import snmp
+    from rpi_daemon.service import run_service
+nice, collects = os.getpriority(os.PRIO_PROCESS, 0), gc.isenabled()
+try:
+    os.setpriority(os.PRIO_PROCESS, 0, CONTROL_NICE)
+except PermissionError:
+    pass
+print(json.dumps({"nice": nice, "permitted": os.getpriority(os.PRIO_PROCESS, 0), "collects": collects,
+                  "modules": sorted(sys.modules)}))
+"""
+LATER = {
+    "onnxruntime", "pysnmp", "pymodbus", "serial", "aiohttp", "onnx", "matplotlib",
+    "rpi_daemon.sensing", "rpi_daemon.recording", "rpi_daemon.models.mixture", "rpi_daemon.drivers.sensors.plant",
+    "rpi_daemon.drivers.pdu.modbus", "rpi_daemon.drivers.pdu.register_map", "rpi_daemon.drivers.caps.redfish",
+    "rpi_daemon.drivers.hosts.node_exporter", "rpi_daemon.calibration",
+}  # fmt: skip
+
+
+def _started() -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-P", "-c", START], capture_output=True, text=True, timeout=60, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_start_has_precedence_and_imports_nothing_that_static_safe_can_do_without() -> None:
+    started = _started()
+    assert started["nice"] == started["permitted"]
+    assert started["collects"]
+    assert not LATER & set(started["modules"])
