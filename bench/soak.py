@@ -87,7 +87,6 @@ class Soak:
         self._cut = False
         self._hung_ns = -(1 << 62)
         self._descriptors: Counter[str] | None = None
-        self._lost_before: dict[str, int] = {}
 
     # -- what faults ask for
 
@@ -249,11 +248,10 @@ class Soak:
         self.checks.look_at_audit()
 
     def _look_at_losses(self) -> None:
-        """(f) Since this life began, by board."""
+        """(f) Since this life first heard each board."""
         assert self.service is not None
         counted = sum(link.sampler.counters()["lost"] for link in self.service.boards)
-        injected = sum(now - self._lost_before[name] for name, now in self.rack.lost().items())
-        self.checks.look_at_losses(counted, injected, self.board_rebooted)
+        self.checks.look_at_losses(counted, self.rack.lost(), self.board_rebooted)
 
     # -- the daemon
 
@@ -301,7 +299,6 @@ class Soak:
         if before is None or before.ended:  # else what operators gave back stays so
             standing.mode, standing.released = Mode.CLOSED_LOOP, set()
         self.board_rebooted = False
-        self._lost_before = self.rack.lost()
         service = Service(config, clock=self.clock)
         self.service = service
         return await service.run()

@@ -327,7 +327,7 @@ class VirtualSource:
 
     def start(self, sampler: VirtualSampler, *, may_wait: bool = False) -> None:
         if self._board.present:
-            sampler.plug()
+            self._board.plug(sampler)
         elif not may_wait:
             raise DeviceError(f"board {self._board.id!r}: its port is not there")
 
@@ -345,7 +345,7 @@ class VirtualSource:
         if not sampler.connected() and now_ns >= self._retry_ns:
             self._retry_ns = now_ns + 300_000_000
             if self._board.present:
-                sampler.plug()
+                self._board.plug(sampler)
         payload = sampler.description()
         if payload is None or payload == self._payload:
             return None
@@ -365,7 +365,7 @@ class VirtualLink(BoardLink):
             board.config, source, config.sampling, config.outlets(), runtime_dir, Path(config.base_dir), fd, dc=False
         )  # type: ignore[arg-type]
         self.sampler = VirtualSampler(self.ring, board.config.board_id, fd, clock)  # type: ignore[assignment]
-        board.sampler = self.sampler  # type: ignore[assignment]
+        board.listen(self.sampler)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -378,11 +378,25 @@ class RackBoard:
     outlets: tuple[int, ...]
     sampler: VirtualSampler | None = None
     present: bool = True
+    _unheard: int | None = None  # lost before a daemon first listened; None while none did
 
     def write(self, data: bytes) -> int | None:
         return self.sampler.receive(data) if self.present and self.sampler is not None else None
 
+    def listen(self, sampler: VirtualSampler) -> None:
+        """Another daemon; it hears the board from `plug` on."""
+        self.sampler, self._unheard = sampler, None
+
+    def plug(self, sampler: VirtualSampler) -> None:
+        if self._unheard is None:
+            self._unheard = self._lost()
+        sampler.plug()
+
     def lost(self) -> int:
+        """Scans that this daemon should have heard and never came. What is gone before it first listens is no loss of its."""
+        return 0 if self._unheard is None else self._lost() - self._unheard
+
+    def _lost(self) -> int:
         """A frame whose beginning nobody heard counts from then on: it is no loss of a daemon that begins before its end."""
         counters = self.device.counters
         return counters.scans_overflowed + counters.scans_lost + counters.scans_damaged + self.device.unheard()
@@ -567,9 +581,9 @@ class SoakRack:
         names = [name for name, (other, _) in self._place.items() if other is item]
         return [names[channel]] if channel < len(names) else names
 
-    def lost(self) -> dict[str, int]:
-        """Scans that each board has sampled and that never came, so far."""
-        return {name: board.lost() for name, board in self.boards.items()}
+    def lost(self) -> int:
+        """Scans that the boards have sampled for this daemon and that never came, so far."""
+        return sum(board.lost() for board in self.boards.values())
 
     def limits_w(self) -> dict[str, float | None]:
         """What the devices really hold."""

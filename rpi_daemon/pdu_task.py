@@ -250,17 +250,22 @@ class Lease:
     def __init__(self, lease_s: float, now_ns: int) -> None:
         self.configure(lease_s)
         self._renewed_ns = now_ns
+        self._went_on_ns = now_ns  # the first tick after it last stood still
 
     def configure(self, lease_s: float) -> None:
         """Another length, of the lease that runs too."""
         self._lease_ns = round(lease_s * NS_PER_S)
 
     def renew(self, now_ns: int) -> None:
+        """A tick that began then has decided."""
+        if self.stood_still(now_ns):
+            self._went_on_ns = now_ns
         self._renewed_ns = now_ns
 
     def expired(self, now_ns: int) -> bool:
         return now_ns - self._renewed_ns > self._lease_ns
 
-    def stood_still(self, now_ns: int) -> bool:
-        """Whether the loop misses ticks just now: what it last decided may be wrong by the time it goes on."""
-        return now_ns - self._renewed_ns > STILL_NS
+    def stood_still(self, now_ns: int, decided_ns: int | None = None) -> bool:
+        """Whether the loop misses ticks just now, or has done so since `decided_ns`: what it decided then may be wrong by now."""
+        since = decided_ns is not None and decided_ns < self._went_on_ns
+        return since or now_ns - self._renewed_ns > STILL_NS

@@ -456,7 +456,9 @@ class SafeLimits:
             return None
         if not self.rack.opted_in[self.index(pdu, write.outlet)]:
             return "it is not ours"  # any more: it was decided before that
-        return None if self.lease is None else self._loop_forbidden(self.lease)
+        if self.lease is None:
+            return None
+        return self._loop_forbidden(self.lease, None if write.why is None else write.why.t_mono_ns)
 
     def _cap_forbidden(self, load: str, restoring: bool) -> str | None:
         """As `_forbidden`, for a server's cap; one that was given back is not ours, whatever still waits for its BMC."""
@@ -470,12 +472,12 @@ class SafeLimits:
             return "it was given back"
         return self._loop_forbidden(self.lease)
 
-    def _loop_forbidden(self, lease: Lease | None) -> str | None:
+    def _loop_forbidden(self, lease: Lease | None, decided_ns: int | None = None) -> str | None:
         if self.mode is not Mode.CLOSED_LOOP:
             return f"mode {self.mode.value}"
         if lease is not None and lease.expired(self._clock.mono_ns()):
             return "the control loop's lease has expired"
-        if lease is not None and lease.stood_still(self._clock.mono_ns()):
+        if lease is not None and lease.stood_still(self._clock.mono_ns(), decided_ns):
             return "the control loop stood still: its next tick decides anew"
         return None
 

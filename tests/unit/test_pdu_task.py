@@ -453,3 +453,8 @@ def test_what_was_decided_before_the_loop_stood_still_is_not_written() -> None:
     lease.renew(2 * NS_PER_S)
     assert (lease.stood_still(3 * NS_PER_S), lease.expired(12 * NS_PER_S)) == (False, False)
     assert (lease.stood_still(12 * NS_PER_S), lease.expired(12 * NS_PER_S + 1)) == (True, True)
+    lease.renew(12 * NS_PER_S)  # the next tick is no leave for what was on its way: a message is repeated after 0.25 s
+    assert lease.stood_still(12 * NS_PER_S, decided_ns=12 * NS_PER_S - 1)
+    assert not lease.stood_still(12 * NS_PER_S, decided_ns=12 * NS_PER_S)
+    lease.renew(12 * NS_PER_S + 1)
+    assert not lease.stood_still(12 * NS_PER_S + 1, decided_ns=12 * NS_PER_S)

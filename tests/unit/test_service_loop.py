@@ -15,11 +15,11 @@ from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.errors import DeviceError
-from rpi_daemon.found import FoundCaps
+from rpi_daemon.found import FoundCaps, FoundLimits
 from rpi_daemon.heartbeats import Heartbeats
-from rpi_daemon.pdu_task import PduTask
+from rpi_daemon.pdu_task import Lease, PduTask
 from rpi_daemon.pipeline import Pipeline
-from rpi_daemon.records import CapReading, Mode, PduReading
+from rpi_daemon.records import CapReading, Decision, LimitKind, LimitState, LimitWrite, Mode, PduReading
 from rpi_daemon.service import OVERRUN_TICKS, WIRE_S, Service, late_ticks
 from rpi_daemon.standing import Standing
 
@@ -190,6 +190,26 @@ def test_a_cap_that_was_given_back_is_not_written_by_what_still_waits(tmp_path: 
     daemon.limits.release(frozenset({"pdu/1"}))
     assert daemon.limits._cap_forbidden("load", False) == "it was given back"
     assert daemon.limits._cap_forbidden("load", True) is None
+
+
+def test_a_message_that_falls_due_again_behind_a_hang_is_not_repeated(tmp_path: Path) -> None:
+    """The tick that ends a hang decides anew, and comes before the repetition of what was decided before it."""
+    daemon = Ticking(tmp_path, 0.0, 0)
+    limits, clock = daemon.limits, daemon.manual
+    limits.mode = Mode.CLOSED_LOOP
+    limits.found = FoundLimits({"pdu": {1: LimitState(500.0, True, LimitKind.TRIP_OFF, (("1", 2, 500),))}})
+    limits.lease = Lease(10.0, clock.mono_ns())
+
+    def decided() -> LimitWrite:
+        why = Decision(clock.mono_ns(), 0, 532.0, 324.0, "lower", "granted", 447.3, 1.2, 446.1, True)
+        return LimitWrite(1, 324.0, why=why)
+
+    before = decided()
+    assert limits._forbidden("pdu", before) is None
+    clock.advance(3.1)
+    limits.lease.renew(clock.mono_ns())
+    assert limits._forbidden("pdu", before) == "the control loop stood still: its next tick decides anew"
+    assert limits._forbidden("pdu", decided()) is None
 
 
 def test_systemd_hears_of_it_until_the_last_file_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
