@@ -21,6 +21,7 @@ from pathlib import Path
 from random import Random
 from random import seed as seed_all
 from typing import Any
+from unittest.mock import patch
 
 import structlog
 from common import ROOT, as_kept, new_parser, report
@@ -31,7 +32,7 @@ from soak_rack import SoakRack, prepare
 from soak_real import soak_real
 from virtual_time import START_MONO_NS, VirtualClock, VirtualLoop, run_virtually
 
-from rpi_daemon import service as service_module
+from rpi_daemon import sensing
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.control import SOCKET_NAME
@@ -427,15 +428,9 @@ def soak(seed: int, seconds: float, **options: Any) -> tuple[Soak, list[Violatio
     return run, run.checks.violations
 
 
-@contextlib.contextmanager
 def _link_of(rack: SoakRack) -> Any:
     """The daemon's way to its boards leads to the rack's."""
-    before = service_module.board_link
-    service_module.board_link = rack.link  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        service_module.board_link = before
+    return patch.object(sensing, "board_link", rack.link)
 
 
 def _drop(*_: object) -> Any:
