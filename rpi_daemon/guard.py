@@ -31,6 +31,7 @@ from rpi_daemon.records import (
 )
 
 KILL_FILE = "kill"  # in the state folder
+LOOKS_NS = NS_PER_S  # between two looks at the flags: of a longer time nobody knows whether it was healthy
 ROUNDING = 1e-6  # relative; a sum this little above a rating is rounding
 INVALID_SHARE = 0.2  # of a breaker's readings: beyond it the sum means nothing (Dynamo, reference/faults.md 1.1)
 
@@ -129,7 +130,7 @@ class GuardConfig:
 
 def at_start(now_ns: int) -> SafeStatus:
     """The ladder before anything is known: STATIC_SAFE."""
-    return SafeStatus(SafeState.STATIC_SAFE, ("starting",), (), now_ns, {"starting": now_ns})
+    return SafeStatus(SafeState.STATIC_SAFE, ("starting",), (), now_ns, {"starting": now_ns}, now_ns)
 
 
 def ladder(
@@ -141,18 +142,20 @@ def ladder(
 ) -> SafeStatus:
     """The strictest state that any cause of the last `recover_s` asks for: down at once, up after continuous health.
 
-    Latched causes stay until they are gone *and* named in `acknowledged` (as they stand in `SafeStatus.latched`).
+    Latched causes stay until they are gone *and* named in `acknowledged` (as they stand in `SafeStatus.latched`). Time in
+    which nobody looked, because the loop stood still, is no health.
     """
     active = flags.causes()
     latched = {c for c in previous.latched if c in active or c not in acknowledged}
     latched |= {c for c in active if _rank(c)[1]}
     recover_ns = round(config.recover_s * NS_PER_S)
-    seen_ns = {c: t for c, t in previous.seen_ns.items() if now_ns - t < recover_ns}
+    unseen_ns = max(0, now_ns - previous.looked_ns - LOOKS_NS)
+    seen_ns = {c: t + unseen_ns for c, t in previous.seen_ns.items() if now_ns - t - unseen_ns < recover_ns}
     seen_ns |= dict.fromkeys((*active, *latched), now_ns)
     causes = tuple(sorted(seen_ns, key=lambda c: (-_rank(c)[0], c)))
     state = max((_rank(c)[0] for c in causes), default=SafeState.NORMAL)
     since_ns = previous.since_mono_ns if state == previous.state else now_ns
-    return SafeStatus(state, causes, tuple(sorted(latched)), since_ns, seen_ns)
+    return SafeStatus(state, causes, tuple(sorted(latched)), since_ns, seen_ns, now_ns)
 
 
 def blind_constraints(rack: RackModel, valid: BoolArray) -> frozenset[str]:

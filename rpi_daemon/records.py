@@ -306,6 +306,7 @@ class SafeStatus:
     latched: tuple[str, ...]
     since_mono_ns: int
     seen_ns: Mapping[str, int] = field(default_factory=dict)  # when each of the causes was last there
+    looked_ns: int = 0  # when it was worked out
 
 
 @dataclass(frozen=True, slots=True)

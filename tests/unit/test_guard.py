@@ -1,5 +1,6 @@
 """The ladder by example, writes from one poll alone, the kill switch."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,10 +42,17 @@ S = 1_000_000_000
 NORMAL = SafeStatus(SafeState.NORMAL, (), (), 0)
 
 
+def look_until(status: SafeStatus, to_ns: int, flags: HealthFlags, acknowledged: Sequence[str] = ()) -> SafeStatus:
+    """A look each second, as long as a loop may be silent and still count as one that looks."""
+    for now_ns in range(status.looked_ns + S, to_ns, S):
+        status = ladder(status, now_ns, flags)
+    return ladder(status, to_ns, flags, acknowledged)
+
+
 def test_start_leaves_static_safe_after_five_seconds_of_health() -> None:
-    status = ladder(at_start(0), 4 * S, HealthFlags())
+    status = look_until(at_start(0), 4 * S, HealthFlags())
     assert (status.state, status.causes) == (SafeState.STATIC_SAFE, ("starting",))
-    assert ladder(status, 5 * S, HealthFlags()) == SafeStatus(SafeState.NORMAL, (), (), 5 * S, {})
+    assert ladder(status, 5 * S, HealthFlags()) == SafeStatus(SafeState.NORMAL, (), (), 5 * S, {}, 5 * S)
 
 
 def test_the_strictest_cause_wins_and_is_named_first() -> None:
@@ -52,26 +60,34 @@ def test_the_strictest_cause_wins_and_is_named_first() -> None:
     status = ladder(NORMAL, S, flags)
     assert status.state is SafeState.STATIC_SAFE
     assert status.causes == ("lease_expired", "pdu_unreachable:pdu-1", "tick_overrun")
-    later = ladder(status, 2 * S, HealthFlags(tick_overrun=True))
-    assert ladder(later, 6 * S, HealthFlags(tick_overrun=True)).state is SafeState.HOLD
+    assert look_until(status, 6 * S, HealthFlags(tick_overrun=True)).state is SafeState.HOLD
 
 
 def test_health_must_be_continuous() -> None:
-    status = ladder(NORMAL, 0, HealthFlags(tick_overrun=True))
-    status = ladder(status, 4 * S, HealthFlags(tick_overrun=True))
-    assert ladder(status, 8 * S, HealthFlags()).state is SafeState.HOLD
+    status = look_until(NORMAL, 4 * S, HealthFlags(tick_overrun=True))
+    status = look_until(status, 8 * S, HealthFlags())
+    assert status.state is SafeState.HOLD
     assert ladder(status, 9 * S, HealthFlags()).state is SafeState.NORMAL
+
+
+def test_time_in_which_nobody_looked_is_no_health() -> None:
+    """A loop that stands still for 6 s, short of its lease, knows nothing of them: nor does one that a restart would be wrong for."""
+    status = ladder(NORMAL, S, HealthFlags(no_readings=True))
+    status = ladder(status, 7 * S, HealthFlags())
+    assert (status.state, status.causes) == (SafeState.STATIC_SAFE, ("no_readings",))
+    assert look_until(status, 10 * S, HealthFlags()).state is SafeState.STATIC_SAFE
+    assert look_until(status, 11 * S, HealthFlags()).state is SafeState.NORMAL
 
 
 def test_a_latched_cause_waits_for_its_own_acknowledgement_and_for_its_end() -> None:
     flags = HealthFlags(foreign_writer=frozenset({"pdu-0"}))
     status = ladder(NORMAL, 0, flags)
     assert ladder(status, S, flags, ["foreign_writer:pdu-0"]).latched == ("foreign_writer:pdu-0",)
-    status = ladder(status, 60 * S, HealthFlags(), ["foreign_writer:pdu-9"])
+    status = look_until(status, 60 * S, HealthFlags(), ["foreign_writer:pdu-9"])
     assert (status.state, status.latched) == (SafeState.HOLD, ("foreign_writer:pdu-0",))
     status = ladder(status, 61 * S, HealthFlags(), ["foreign_writer:pdu-0"])
     assert (status.state, status.latched) == (SafeState.HOLD, ())
-    assert ladder(status, 65 * S, HealthFlags()).state is SafeState.NORMAL
+    assert look_until(status, 65 * S, HealthFlags()).state is SafeState.NORMAL
 
 
 def test_a_fallback_model_is_shown_and_holds_nothing() -> None:
