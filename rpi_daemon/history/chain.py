@@ -101,6 +101,7 @@ class ChainLog:
         self._keep_ns = round(keep_days * 86_400 * NS_PER_S)
         self._connection: sqlite3.Connection | None = None
         self._path = folder
+        self._inodes: list[tuple[int, int] | None] = []  # of what the connection writes to
         self._head = head
 
     @property
@@ -144,16 +145,26 @@ class ChainLog:
                 connection.execute("ROLLBACK")
             raise
         self._head = Head(seq, digest)
+        self._inodes = self._inodes or self._inodes_now()
+
+    def _inodes_now(self) -> list[tuple[int, int] | None]:
+        """Of the database and its log, by name; None: it is not there."""
+        return [_inode(path) for path in (self._path, self._path.with_name(self._path.name + "-wal"))]
 
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        self._inodes = []
 
     def _open(self, event: Event) -> sqlite3.Connection:
-        """The file of its week; the chain goes on where the newest file ends. A wall clock that went back opens no older one."""
+        """The file of its week; the chain goes on where the newest file ends. A wall clock that went back opens no older one.
+
+        One that was replaced by another of its name (a backup put back) is opened anew: else nothing would be kept of what
+        is written to the one that nobody finds any more.
+        """
         name = f"{self._kind}-{week_of(event.t_ns)}.sqlite"
-        if self._connection is not None and name <= self._path.name and self._path.exists():
+        if self._connection is not None and name <= self._path.name and self._inodes == self._inodes_now():
             return self._connection
         self.close()
         if not self._folder.is_dir():
@@ -212,6 +223,14 @@ class ChainLog:
             self._head = Head(last[0], known.hash)
         else:
             self._head = Head(*last)
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _like_parent(folder: Path) -> None:

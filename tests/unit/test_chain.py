@@ -253,3 +253,24 @@ def test_a_head_is_number_and_hash(text: str) -> None:
         Head.parse(text)
     head = Head(12, bytes(range(32)))
     assert Head.parse(f" {head}\n") == head
+
+
+@pytest.mark.parametrize("taken_away", ["database", "log"])
+def test_a_file_that_was_put_in_the_place_of_the_one_in_use_is_noticed_before_the_next_record(
+    taken_away: str, tmp_path: Path
+) -> None:
+    """A backup put back, a log cleaned away: what is written to the one without a name is durable nowhere."""
+    log = ChainLog(tmp_path, kind="audit", keep_days=DAYS)
+    events = [Event(T0 + k, k, "asked", {"k": "of many outlets " * 5000}) for k in range(60)]
+    log.append(events[:3])
+    path = file_of(tmp_path, 1)
+    if taken_away == "database":
+        shutil.copy(path, tmp_path / "copy").rename(path)
+    else:
+        path.with_name(path.name + "-wal").unlink()
+    for event in events[3:]:
+        log.append([event])
+    left = Path(shutil.copytree(tmp_path, tmp_path.with_name(tmp_path.name + " after a crash")))
+    log.close()
+    chain = checked(left, log.head)
+    assert (chain.events, chain.head, chain.broken) == (60, log.head, ())
