@@ -5,20 +5,26 @@ import contextlib
 import json
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rpi_daemon.errors import NotRunningError, RefusedError, RpiError
 from rpi_daemon.local_socket import bound
-from rpi_daemon.roles import NO_GROUPS, Caller, RoleGroups, caller_of
+from rpi_daemon.roles import NO_GROUPS, Caller, Role, RoleGroups, caller_of
 
 SCHEMA = 1
 MAX_LINE_BYTES = 65_536
 MAX_CLIENTS = 32
+MAX_READERS = 24  # of them: who may only look keeps nobody from acting
+READ_PAUSE_S = (
+    0.02  # between two answers to callers who may only look, all together: a status takes the loop milliseconds
+)
 CLIENT_TIMEOUT_S = 10.0
 SOCKET_NAME = "control.sock"
 
-Handler = Callable[[dict[str, Any], Caller], Awaitable[dict[str, Any]]]
+Answer = dict[str, Any]
+Handler = Callable[[dict[str, Any], Caller], Awaitable[Answer]]
 
 
 class ControlServer:
@@ -35,6 +41,8 @@ class ControlServer:
         self._group = group
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
+        self._readers = 0
+        self._reading = asyncio.Lock()
 
     async def open(self) -> None:
         """Listen; the caller holds the daemon's lock. Raises RpiError."""
@@ -71,6 +79,18 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = writer.get_extra_info("socket")
         caller = await asyncio.to_thread(caller_of, connection, self._groups)
+        if caller.role > Role.READ:
+            await self._answer_lines(reader, writer, partial(self._answer, caller=caller))
+        elif self._readers < MAX_READERS:
+            self._readers += 1
+            try:
+                await self._answer_lines(reader, writer, partial(self._answer_reader, caller=caller))
+            finally:
+                self._readers -= 1
+
+    async def _answer_lines(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: Callable[[bytes], Awaitable[Answer]]
+    ) -> None:
         while True:
             try:
                 line = await reader.readline()
@@ -79,10 +99,16 @@ class ControlServer:
                 return
             if not line:
                 return
-            writer.write(_line(await self._answer(line, caller)))
+            writer.write(_line(await answer(line)))
             await asyncio.wait_for(writer.drain(), CLIENT_TIMEOUT_S)
 
-    async def _answer(self, line: bytes, caller: Caller) -> dict[str, Any]:
+    async def _answer_reader(self, line: bytes, caller: Caller) -> Answer:
+        """In turn: however many ask, and however often, the ticks go on."""
+        async with self._reading:
+            await asyncio.sleep(READ_PAUSE_S)
+            return await self._answer(line, caller)
+
+    async def _answer(self, line: bytes, caller: Caller) -> Answer:
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):

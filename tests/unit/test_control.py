@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from rpi_daemon.control import MAX_LINE_BYTES, ControlClient, ControlServer
+from rpi_daemon.control import MAX_CLIENTS, MAX_LINE_BYTES, MAX_READERS, READ_PAUSE_S, ControlClient, ControlServer
 from rpi_daemon.errors import NotRunningError, RpiError
-from rpi_daemon.roles import Caller
+from rpi_daemon.roles import Caller, Role
 
 
 async def _handler(request: dict[str, Any], caller: Caller) -> dict[str, Any]:
@@ -83,3 +83,51 @@ def test_client_carries_the_daemons_refusal(tmp_path: Path) -> None:
         await server.close()
 
     asyncio.run(scenario())
+
+
+def _as(monkeypatch: pytest.MonkeyPatch, *roles: Role) -> None:
+    """Who connects, one after the other; the last one of them for ever."""
+    waiting = list(roles)
+
+    def caller(*_: object) -> Caller:
+        return Caller(1, 1, "somebody", waiting.pop(0) if len(waiting) > 1 else waiting[0])
+
+    monkeypatch.setattr("rpi_daemon.control.caller_of", caller)
+
+
+def test_who_may_only_look_keeps_nobody_from_acting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many connections as there may be, and not a word on them."""
+    _as(monkeypatch, *[Role.READ] * MAX_CLIENTS, Role.OPERATE)
+
+    async def scenario() -> tuple[int, list[dict[str, Any]]]:
+        server = ControlServer(tmp_path / "s", 0o600, _handler)
+        await server.open()
+        idle = [await asyncio.open_unix_connection(str(tmp_path / "s")) for _ in range(MAX_CLIENTS)]
+        for reader, _ in idle[MAX_READERS:]:
+            assert await reader.read() == b""
+        held = sum(not reader.at_eof() for reader, _ in idle)
+        answers = await _ask(tmp_path / "s", b'{"command":"kill","value":1}\n')
+        for _, writer in idle:
+            writer.close()
+            await writer.wait_closed()
+        await server.close()
+        return held, answers
+
+    assert asyncio.run(scenario()) == (MAX_READERS, [{"ok": True, "schema": 1, "echo": 1}])
+
+
+def test_however_many_look_they_are_answered_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A status takes milliseconds of the loop that ticks."""
+    _as(monkeypatch, Role.READ)
+
+    async def scenario() -> float:
+        server = ControlServer(tmp_path / "s", 0o600, _handler)
+        await server.open()
+        begun_s = asyncio.get_running_loop().time()
+        answers = await asyncio.gather(*(_ask(tmp_path / "s", b'{"command":"status"}\n' * 2) for _ in range(4)))
+        took_s = asyncio.get_running_loop().time() - begun_s
+        await server.close()
+        assert [len(told) for told in answers] == [2] * 4
+        return took_s
+
+    assert asyncio.run(scenario()) >= 8 * READ_PAUSE_S
