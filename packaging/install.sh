@@ -55,7 +55,7 @@ stop_service() {
     ! systemctl --quiet is-active rpi-daemon || ran=yes
     # one after the other: a stop that a PDU did not take begins the failsafe unit, which holds the PDUs and starts the daemon again
     systemctl stop rpi-daemon 2> /dev/null || true
-    systemctl stop rpi-daemon-failsafe 2> /dev/null || true
+    systemctl stop rpi-daemon-failsafe rpi-daemon-retrain.socket 2> /dev/null || true
 }
 
 uninstall_all() {
@@ -67,8 +67,9 @@ uninstall_all() {
         fi
     fi
     rm -rf "$root$prefix/lib/rpi-daemon" "$root$prefix/share/doc/rpi-daemon"
-    rm -f "$root$prefix/bin/rpi-daemon" "$root$prefix"/lib/systemd/system/rpi-daemon{,-failsafe}.service \
-        "$root$prefix/lib/udev/rules.d/70-rpi-daemon.rules" "$root$prefix"/lib/{sysusers,tmpfiles}.d/rpi-daemon.conf
+    for unit in systemd/*.{service,socket,slice}; do rm -f "$root$prefix/lib/systemd/system/${unit##*/}"; done
+    rm -f "$root$prefix/bin/rpi-daemon" "$root$prefix/lib/udev/rules.d/70-rpi-daemon.rules" \
+        "$root$prefix"/lib/{sysusers,tmpfiles}.d/rpi-daemon.conf
     [ -n "$root" ] || systemctl daemon-reload
     say "Removed. $etc and /var/lib/rpi-daemon (configuration, history) are left."
 }

@@ -28,8 +28,9 @@ tree() {
 units() {
     local root=$1 prefix=$2 systemd=$3 udev=$4
     mkdir -p "$root$systemd" "$root$udev" "$root$prefix/lib/sysusers.d" "$root$prefix/lib/tmpfiles.d"
-    for unit in systemd/*.service; do
-        sed "s|/usr/bin/rpi-daemon|$prefix/bin/rpi-daemon|; s|/usr/share/doc|$prefix/share/doc|" "$unit" > "$root$systemd/${unit##*/}"
+    for unit in systemd/*.{service,socket,slice}; do
+        sed "s|/usr/bin/rpi-daemon|$prefix/bin/rpi-daemon|; s|/usr/lib/rpi-daemon|$prefix/lib/rpi-daemon|; s|/usr/share/doc|$prefix/share/doc|" \
+            "$unit" > "$root$systemd/${unit##*/}"
     done
     cp systemd/70-rpi-daemon.rules "$root$udev/"
     cp systemd/rpi-daemon.sysusers "$root$prefix/lib/sysusers.d/rpi-daemon.conf"

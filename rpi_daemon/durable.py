@@ -16,11 +16,25 @@ def create(path: Path, flags: int) -> int:
     What root makes in the daemon's folder belongs to whom the folder belongs: else the daemon could not write on.
     """
     descriptor = os.open(path, flags | os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    if os.geteuid() == 0:
-        owner = path.parent.stat()
-        with contextlib.suppress(PermissionError):  # a root that may not: it has the folder to itself
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    _hand_over(descriptor, path.parent)
     return descriptor
+
+
+def create_folder(path: Path) -> None:
+    """A folder in the daemon's, if it is not there yet; it belongs as `create` says. Raises OSError."""
+    try:
+        path.mkdir(mode=0o750, parents=True)
+    except FileExistsError:
+        return
+    _hand_over(path, path.parent)
+
+
+def _hand_over(made: int | Path, folder: Path) -> None:
+    """What root made in a folder, to whom the folder belongs."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        with contextlib.suppress(PermissionError):  # a root that may not: it has the folder to itself
+            os.chown(made, owner.st_uid, owner.st_gid)
 
 
 def write_durably(path: Path, content: str | bytes) -> None:

@@ -75,6 +75,11 @@ class Box:
         """Put before a command of this host: it then runs on the box's network."""
         return ["nsenter", f"--net=/proc/{self._network.pid}/ns/net"]
 
+    @property
+    def inside(self) -> list[str]:
+        """Put before a command: it then runs as root in the box."""
+        return ["nsenter", "-t", str(self._init), "-m", "-u", "-i", "-n", "-p", "--"]
+
     def boot(self) -> None:
         """Until every unit has been started."""
         pid_file = self._log.with_suffix(".pid")
@@ -135,7 +140,7 @@ class Box:
     ) -> subprocess.CompletedProcess[str]:
         """A command as root in the box, to its end."""
         done = subprocess.run(
-            ["nsenter", "-t", str(self._init), "-m", "-u", "-i", "-n", "-p", "--", *command],
+            [*self.inside, *command],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=timeout_s,
             env={**ENVIRONMENT, **(env or {})},
         )  # fmt: skip

@@ -1,6 +1,7 @@
 """The training process: an order on standard input, progress and one result as JSON lines on standard output.
 
-It reads the history, writes one model directory, and ends; what it says is data to the daemon, never code.
+It reads the history, writes one model directory, and ends, at once where standard input does; what it says is data to
+the daemon, never code.
 """
 
 import json
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from rpi_daemon.retrain.confine import confine
+from rpi_daemon.retrain.confine import confine, end_with
 
 STAGES: Final = {"reading": 0.35, "training": 0.5, "judging": 0.15}  # typical parts of the time
 SAY_S: Final = 0.2  # between two words on progress
@@ -19,8 +20,10 @@ SAY_S: Final = 0.2  # between two words on progress
 def main() -> int:
     """One order, one result."""
     order = json.loads(sys.stdin.readline())
-    refused = confine(order["parent"], order["memory_mb"], 60.0 * order["minutes"])
+    refused = confine(order["parent"], order["network"], order["memory_mb"], 60.0 * order["minutes"])
+    end_with(sys.stdin.fileno())
     progress = Progress()
+    progress.of("reading")(0.0)  # whom the kernel names for this word is who trains
     try:
         from rpi_daemon.retrain.training import carry_out
 

@@ -12,10 +12,11 @@ from typing import Any, Final, Literal
 
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.config.schema import Config
-from rpi_daemon.durable import create
+from rpi_daemon.durable import create, create_folder
 from rpi_daemon.errors import LockedError, ModelError, RpiError
 from rpi_daemon.models.library import Choice, Library
 from rpi_daemon.retrain.gate import verdict
+from rpi_daemon.retrain.launch import listener_of
 from rpi_daemon.retrain.process import Result, Training
 
 LOCK: Final = "training.lock"
@@ -47,7 +48,7 @@ class Decision:
 def training_lock(library: Library) -> Iterator[None]:
     """One training per state folder, whoever began it. Raises LockedError, ModelError."""
     try:
-        library.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        create_folder(library.folder)
         file = open(create(library.folder / LOCK, 0), "w")  # noqa: SIM115  closed below
     except OSError as error:
         raise ModelError(f"{library.folder}: {error.strerror}; the daemon's user must own daemon.state_dir") from None
@@ -91,7 +92,9 @@ def prepare(
         "out": str((library.folder / name).resolve()),
         "name": name,
     }
-    return Training(order, memory_mb=config.retrain.memory_mb, minutes=config.retrain.minutes)
+    # models to compare may lie anywhere: the unit reads its own state folder
+    listener = None if candidate is not None else listener_of(config.path(config.daemon.runtime_dir))
+    return Training(order, memory_mb=config.retrain.memory_mb, minutes=config.retrain.minutes, listener=listener)
 
 
 def new_name(library: Library, utc_ns: int) -> str:

@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 import systemd_box
+from retrain_rig import MINUTE_NS, keep_loads
 from scenario_rack import QUICK, RackProcess
 from systemd_box import Box, until
+
+from rpi_daemon.history.weeks import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT, FAILSAFE = "rpi-daemon.service", "rpi-daemon-failsafe.service"
@@ -311,6 +314,91 @@ def test_an_engaged_kill_switch_stops_exec_stop_post_too(site: Site) -> None:
     site.box.run("systemctl", "stop", UNIT)
     assert (site.limits_w(), site.rack.sets()) == (before, sets)
     site.box.run("rpi-daemon", "resume")
+
+
+def test_a_training_is_a_unit_in_an_idle_slice_whose_end_harms_nobody(site: Site) -> None:
+    keep_history(site)
+    site.work()
+    pid = site.main_pid()
+    with subprocess.Popen(
+        [*site.box.inside, "rpi-daemon", "retrain", "--now"], stderr=subprocess.PIPE, text=True
+    ) as asked:
+        training = training_of(site)
+        cgroup = site.box.run("cat", f"/proc/{training}/cgroup").stdout
+        assert f"/{SLICE}/" in cgroup
+        assert "rpi-daemon.service" not in cgroup
+        assert "SCHED_IDLE" in site.box.run("chrt", "--pid", training).stdout
+        assert f"/{SLICE}/" not in site.box.run("cat", f"/proc/{pid}/cgroup").stdout
+        site.box.run("systemctl", "kill", "--signal=KILL", TRAININGS)
+        assert asked.stderr is not None
+        said = asked.stderr.read()
+    assert asked.returncode == 1
+    assert "ended without a result" in said
+    site.until(lambda: site.at_work() and site.main_pid() == pid, "the daemon goes on")
+    site.until(lambda: not trainings(site), "nothing of it is left, not even as failed")
+
+
+def test_a_training_in_its_unit_makes_a_model_and_ends_with_who_ordered_it(site: Site) -> None:
+    keep_history(site)
+    site.work()
+    made = site.box.run(*train(updates=12)).stdout.splitlines()
+    assert json.loads(made[-1]) == {"sha256": True, "in_memory": True, "not_confined": []}
+    assert site.box.run("stat", "-c%U", f"{STATE}/models/night/model.onnx").stdout == "rpi-daemon\n"
+    site.box.run("rm", "-r", f"{STATE}/models/night")
+    with subprocess.Popen([*site.box.inside, *train(updates=10**6)], stdout=subprocess.PIPE, text=True) as asked:
+        assert asked.stdout is not None
+        ordered_by = asked.stdout.readline().strip()
+        assert training_of(site)
+        site.box.run("sh", "-c", f"kill -KILL {ordered_by}")
+        site.until(lambda: not trainings(site), "it ends with who ordered it")
+
+
+TRAININGS, SLICE = "rpi-daemon-retrain@*.service", "rpi_daemon_retrain.slice"
+TRAIN = """
+import json, os, sys, time
+from pathlib import Path
+from rpi_daemon.models.forecaster import SHIPPED
+from rpi_daemon.retrain.process import Training
+order = json.loads(sys.argv[1]) | {"to_ns": time.time_ns(), "incumbent": str(SHIPPED)}
+told = []
+def heard(stage, done):
+    if not told:
+        told.append(stage)
+        print(os.getpid(), flush=True)
+result = Training(order, memory_mb=500.0, minutes=5.0, listener=Path("/run/rpi-daemon-retrain.sock")).run(heard)
+print(json.dumps({"sha256": len(result.sha256) == 64, "in_memory": 50.0 < result.peak_mb < 500.0,
+                  "not_confined": result.not_confined}))
+"""
+
+
+def train(updates: int) -> list[str]:
+    """A training that the daemon's user orders."""
+    order = {
+        "history": f"{STATE}/history", "rack": "box", "ratings_w": {f"pdu-a/{k + 1}": 700.0 for k in range(OUTLETS)},
+        "from_ns": 0, "seed": 1, "updates": updates, "out": f"{STATE}/models/night", "name": "night",
+    }  # fmt: skip
+    user = ["setpriv", "--reuid=rpi-daemon", "--regid=rpi-daemon", "--clear-groups"]
+    return [*user, "/usr/lib/rpi-daemon/bin/python3", "-I", "-c", TRAIN, json.dumps(order)]
+
+
+def keep_history(site: Site) -> None:
+    """Twelve minutes of this rack, of two hours ago."""
+    folder = site.box.root / STATE.lstrip("/") / "history"
+    names = tuple(f"pdu-a/{k + 1}" for k in range(OUTLETS))
+    loads = tuple(f"server-{k + 1}" for k in range(OUTLETS))
+    begin_ns = time.time_ns() // MINUTE_NS * MINUTE_NS - 120 * MINUTE_NS
+    keep_loads(folder, OUTLETS, 12, layout=Layout("box", names, "cal", loads, (1,) * OUTLETS), t_ns=begin_ns)
+    site.box.run("chown", "-R", "rpi-daemon:rpi-daemon", f"{STATE}/history")
+
+
+def trainings(site: Site) -> str:
+    return site.box.run("systemctl", "list-units", "--all", "--plain", "--no-legend", TRAININGS).stdout
+
+
+def training_of(site: Site) -> str:
+    """The process id of the training that runs, once one does."""
+    show = ("systemctl", "show", "-P", "MainPID", TRAININGS)
+    return str(site.until(lambda: site.box.run(*show).stdout.strip().removeprefix("0"), "a training"))
 
 
 def test_after_a_power_cut_the_box_comes_back_to_safe_limits(site: Site, told: Told) -> None:

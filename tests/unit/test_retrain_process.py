@@ -17,6 +17,7 @@ from retrain_rig import MINUTE_NS, T0, keep_loads, ratings_of
 from rpi_daemon.errors import ModelError
 from rpi_daemon.models.forecaster import SHIPPED
 from rpi_daemon.models.manifest import load_model
+from rpi_daemon.retrain.confine import network_of
 from rpi_daemon.retrain.process import Training, TrainingError
 
 PATIENCE_MIN = 3.0  # a busy machine
@@ -135,7 +136,7 @@ def test_nonsense_from_the_process_is_no_result(said: str, tmp_path: Path, monke
 CONFINED = """
 import json, os, resource, socket, sys
 from rpi_daemon.retrain.confine import confine
-refused = confine(os.getppid(), 300.0, 60.0)
+refused = confine(os.getppid(), int(sys.argv[2]), 300.0, 60.0)
 try:
     socket.create_connection(("127.0.0.1", int(sys.argv[1])), 1.0)
     network = True
@@ -150,7 +151,11 @@ def test_it_puts_itself_last_and_off_the_network() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         done = subprocess.run(
-            [sys.executable, "-P", "-c", CONFINED, str(port)], capture_output=True, text=True, timeout=60, check=True
+            [sys.executable, "-P", "-c", CONFINED, str(port), str(network_of())],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
     refused, network, scheduler, nice, data, oom = json.loads(done.stdout)
     assert (scheduler, nice, data, oom) == (os.SCHED_IDLE, 19, 300 * 2**20, "500")
