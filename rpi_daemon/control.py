@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -15,6 +16,7 @@ from rpi_daemon.roles import NO_GROUPS, Caller, Role, RoleGroups, caller_of
 
 SCHEMA = 1
 MAX_LINE_BYTES = 65_536
+MAX_LEVELS = 8  # of a request
 MAX_CLIENTS = 32
 MAX_READERS = 24  # of them: who may only look keeps nobody from acting
 READ_PAUSE_S = (
@@ -78,7 +80,9 @@ class ControlServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = writer.get_extra_info("socket")
-        caller = await asyncio.to_thread(caller_of, connection, self._groups)
+        await self._talk(reader, writer, await asyncio.to_thread(caller_of, connection, self._groups))
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller) -> None:
         if caller.role > Role.READ:
             await self._answer_lines(reader, writer, partial(self._answer, caller=caller))
         elif self._readers < MAX_READERS:
@@ -113,12 +117,22 @@ class ControlServer:
             request = json.loads(line)
         except (ValueError, RecursionError):
             return {"ok": False, "error": "a request is one JSON object on one line"}
+        if not _plain(request):
+            return {"ok": False, "error": f"a request has finite numbers, and at most {MAX_LEVELS} levels"}
         if not isinstance(request, dict) or not isinstance(request.get("command"), str):
             return {"ok": False, "error": 'a request needs a "command"'}
         try:
             return {"ok": True, "schema": SCHEMA, **await self._handler(request, caller)}
         except RpiError as error:
             return {"ok": False, "schema": SCHEMA, "error": str(error), "exit_code": error.exit_code}
+
+
+def _plain(value: object, levels: int = MAX_LEVELS) -> bool:
+    """Whether the audit can write it down and others can read it there: not nested deeply, and no NaN or infinity, which JSON has not."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return not inner or (levels > 0 and all(_plain(part, levels - 1) for part in inner))
 
 
 def _line(answer: dict[str, Any]) -> bytes:

@@ -20,6 +20,7 @@ from rpi_daemon.config.schema import Board, Config
 from rpi_daemon.devices import load_checked, write_budgets
 from rpi_daemon.drivers.sensors.replay import ReplaySource
 from rpi_daemon.drivers.sensors.traces import Trace, read_traces
+from rpi_daemon.errors import TraceError
 from rpi_daemon.guard import HealthFlags
 from rpi_daemon.log import logging_to_stderr
 from rpi_daemon.pipeline import DecisionDigest, Snapshot, TickInputs
@@ -272,6 +273,14 @@ def dry_run_live(config_path: Path, seconds: float) -> dict[str, Any]:
 def dry_run_recording(folder: Path) -> dict[str, Any]:
     """Replay what `run --record` wrote, and say whether the same was decided; raises TraceError where it is cut off."""
     recording = Recording(folder)
+    try:
+        return _replayed(folder, recording)
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        # it is right by kind; that its outlets, PDUs and causes are those of its configuration shows as they are used
+        raise TraceError(f"{folder}: does not fit together, as a recording of this version does: {error!r}") from error
+
+
+def _replayed(folder: Path, recording: Recording) -> dict[str, Any]:
     config, rows = recording.config, recording.config.outlets()
     rack = replace(rack_model(config), opted_in=np.array(recording.header.opted_in))
     setups = []

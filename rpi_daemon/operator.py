@@ -173,7 +173,7 @@ class Operator:
         return {"outlet": outlet, "limit_w": limit_w, "ttl_s": ttl_s}
 
     async def _limit_restore(self, request: dict[str, Any], by: By) -> dict[str, Any]:
-        names = request.get("outlets") or []
+        names = request.get("outlets", [])
         if not isinstance(names, list):
             raise RpiError(f"outlets is {names!r}; a list of outlet names is needed")
         named = [self._known_outlet(name) for name in names]
@@ -231,6 +231,8 @@ class Operator:
             raise RpiError("the daemon is in closed loop, and a drill changes limits: it needs to be asked for by name")
         boards = {link.board.id: link for link in self._service.boards}
         tasks = self._service.limits.tasks
+        if not isinstance(device, str):
+            raise RpiError(f"device is {device!r}; the name of a board or PDU is needed")
         if device in boards:
             boards[device].unplug(seconds)
         elif device in tasks:

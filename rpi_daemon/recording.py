@@ -1,6 +1,8 @@
 """A recorded run: configuration, boards, each tick's inputs and scans; it replays to the same decisions."""
 
+import contextlib
 import json
+import math
 import os
 import shutil
 from collections import deque
@@ -184,7 +186,7 @@ class Recording:
         self._folder = folder
         path = folder / HEADER_FILE
         try:
-            self.header = _HEADER.validate_json(path.read_bytes())
+            self.header = _HEADER.validate_json(path.read_bytes(), strict=True)
             channels = [
                 [_CHANNEL.validate_python(channel) for channel in board.channels] for board in self.header.boards
             ]
@@ -196,6 +198,10 @@ class Recording:
             ) from None
         if self.header.schema != SCHEMA:
             raise TraceError(f"{path}: a recording of schema {self.header.schema}; this version replays {SCHEMA}")
+        if not _fits(self.header, [len(of_board) for of_board in channels]):
+            raise TraceError(
+                f"{path}: its boards, their channels and outlets are not those of its configuration; it is damaged"
+            )
         self.config = self.header.config.model_copy(update={"base_dir": self.header.base_dir})
         if (model := folder / MODEL_FOLDER).is_dir():
             forecast = self.config.forecast.model_copy(update={"model": str(model.resolve())})
@@ -212,10 +218,10 @@ class Recording:
 
         Raises TraceError where the recording is cut off.
         """
-        files = [_open(self._folder / f"{board.id}.scans") for board in self.config.board]
-        ticks = _open(self._folder / TICKS_FILE)
         pipeline: Pipeline | None = None
-        try:
+        with contextlib.ExitStack() as stack:
+            names = [f"{board.id}.scans" for board in self.config.board]
+            ticks, *files = [stack.enter_context(_open(self._folder / name)) for name in (TICKS_FILE, *names)]
             for number, line in enumerate(ticks, start=1):
                 tick = self._parsed(line, number)
                 self.clock.feed(tick.clock)
@@ -224,14 +230,11 @@ class Recording:
                 for file, ring, n in zip(files, rings, tick.scans, strict=True):
                     _refill(ring, file, n)
                 yield pipeline.step(tick.inputs), tick.digest
-        finally:
-            for file in (ticks, *files):
-                file.close()
 
     def _parsed(self, line: bytes, number: int) -> RecordedTick:
         try:
-            tick = _TICK.validate_python(json.loads(line))
-        except (ValueError, RecursionError):
+            tick = _TICK.validate_json(line, strict=True)
+        except ValueError:
             raise self._damaged(number) from None
         if len(tick.scans) != len(self.boards):
             raise self._damaged(number)
@@ -241,6 +244,17 @@ class Recording:
         return TraceError(
             f"{self._folder / TICKS_FILE}:{number}: not a whole recorded tick; the recording is cut off or damaged here"
         )
+
+
+def _fits(header: Header, n_channels: Sequence[int]) -> bool:
+    """Whether there is one description and one correction for each board, of as many channels, and a choice for each outlet."""
+    corrections = [(c.gain, c.offset_counts, c.delay_ns, c.calibrated) for c in header.corrections]
+    return (
+        [len(board.channels) for board in header.config.board] == list(n_channels)
+        and [[len(part) for part in parts] for parts in corrections] == [[n] * 4 for n in n_channels]
+        and all(math.isfinite(value) for parts in corrections for part in parts for value in part)
+        and len(header.opted_in) == len(header.config.outlets())
+    )
 
 
 def _plain(value: object) -> object:

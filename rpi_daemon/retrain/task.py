@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Coroutine, Mapping
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -28,6 +29,7 @@ LOOK_S: Final = 10.0  # between two looks at the conditions
 LAST_FILE: Final = "last-training.json"  # below the models: one training a night, over restarts too
 MINUTES_PER_DAY: Final = 1440.0
 OUTCOMES: Final = ("promoted", "kept", "rejected", "not_trained")
+DECIDED: Final = frozenset(field.name for field in fields(Decision))
 
 log = structlog.get_logger("rpi_daemon")
 
@@ -170,11 +172,15 @@ class Learning:
 
     async def decided(self, decision: Mapping[str, Any]) -> None:
         """Log a decision, its own or that of `rpi-daemon retrain`, and follow it. Raises RpiError."""
-        outcome, model = decision.get("outcome"), decision.get("model")
+        outcome, model, reasons = decision.get("outcome"), decision.get("model"), decision.get("reasons", ())
         if outcome not in OUTCOMES or not isinstance(model, str):
             raise RpiError("a decision needs an outcome and the name of a model")
+        if not isinstance(reasons, list | tuple) or not all(isinstance(reason, str) for reason in reasons):
+            raise RpiError("the reasons of a decision are a list of sentences")
+        if unknown := sorted(decision.keys() - DECIDED):
+            raise RpiError(f"a decision has no {', '.join(map(repr, unknown))}; known: {', '.join(sorted(DECIDED))}")
         log.info("retrain.decided", **decision)
-        self._last = {"outcome": outcome, "model": model, "reasons": decision.get("reasons", [])}
+        self._last = {"outcome": outcome, "model": model, "reasons": reasons}
         if outcome == "promoted":
             watch_ns = round(self._config.retrain.watch_hours * 3600 * NS_PER_S)
             judged = str(decision.get("sha256", ""))

@@ -1,16 +1,11 @@
-"""Files that users give us: power traces, SNMP recordings, recorded runs."""
+"""Files that users give us: power traces and SNMP recordings."""
 
-import copy
-import functools
 import io
 import itertools
-import json
 import math
 import re
 import struct
-import tempfile
 import zipfile
-from pathlib import Path
 
 import numpy as np
 from fuzz.target import Choices, Target, must, scratch
@@ -212,96 +207,6 @@ def snmprec_seeds() -> list[bytes]:
     return [*(b"\0" + text for text in texts), *(bytes([1, 3, *(3 * [i, i, i])]) for i in range(18))]
 
 
-# --- recorded runs
-
-
-def check_recording(data: bytes) -> bool:
-    """One line of ticks.jsonl, and the header."""
-    from rpi_daemon.recording import Recording
-
-    choices = Choices(data)
-    folder = scratch() / "run"
-    folder.mkdir(exist_ok=True)
-    header, tick = recorded()
-    document = json.loads(tick if choices.below(2) else header)
-    is_tick = "digest" in document
-    for _ in range(choices.below(4)):
-        change(document, choices)
-    text = json.dumps(document).encode()
-    if choices.byte() >= 200:
-        text = text[: choices.byte() * len(text) // 256] + choices.rest()
-    (folder / "header.json").write_bytes(header if is_tick else text)
-    (folder / "ticks.jsonl").write_bytes((text if is_tick else tick) + b"\n")
-    (folder / "b.scans").write_bytes(b"")
-    try:
-        recording = Recording(folder)
-        for line in (folder / "ticks.jsonl").read_bytes().splitlines(keepends=True):
-            tick = recording._parsed(line, 1)
-            must(all(type(n) is int for n in tick.clock) and type(tick.inputs.now_ns) is int, tick.clock)
-            must(len(tick.scans) == 1 and type(tick.scans[0]) is int and tick.scans[0] >= 0, tick.scans)
-            must(isinstance(tick.digest, str), tick.digest)
-    except TraceError as error:
-        must(str(folder) in str(error), error)
-        return False
-    return True
-
-
-JSON_VALUES = (None, True, 0, -1, 1.5, 1e308, 2**70, "", "x", [], [0], ["x"], {}, {"a": 1}, "0001", [1, 2, 3], "NaN")
-
-
-def change(document: object, choices: Choices) -> None:
-    """Replace, drop or add something somewhere in a JSON document."""
-    place_in = document
-    for _ in range(choices.below(5)):
-        inner = place_in[choices.one(sorted(place_in))] if isinstance(place_in, dict) and place_in else None
-        if isinstance(place_in, list) and place_in:
-            inner = place_in[choices.byte() % len(place_in)]
-        if not isinstance(inner, dict | list):
-            break
-        place_in = inner
-    value = copy.deepcopy(choices.one(JSON_VALUES))
-    if isinstance(place_in, dict):
-        key = choices.one(sorted(place_in)) if place_in and choices.byte() < 200 else choices.take(3).decode("latin-1")
-        if choices.byte() < 50:
-            place_in.pop(key, None)
-        else:
-            place_in[key] = value
-    elif isinstance(place_in, list):
-        place_in.insert(choices.byte() % (len(place_in) + 1), value)
-
-
-@functools.cache
-def recorded() -> tuple[bytes, bytes]:
-    """Header and first tick of a small run, as the recorder writes them."""
-    from types import SimpleNamespace
-
-    from config_examples import BASE, parse
-
-    from rpi_daemon._fastpath.core import BoardDescription, ChannelDescription, Ring
-    from rpi_daemon.clock import ManualClock
-    from rpi_daemon.guard import HealthFlags
-    from rpi_daemon.pipeline import TickInputs
-    from rpi_daemon.recording import Recorder
-    from rpi_daemon.records import HostReading, Mode
-
-    channel = ChannelDescription("current", 1, 0.001, 0, 1000, "I1")
-    board = BoardDescription(1000, 1_000_000, "A-17", "1.0", 750_000, (channel,))
-    ring = Ring(bytearray(Ring.bytes_needed(1, 100)), n_channels=1, capacity=100)
-    link = SimpleNamespace(ring=ring, board=SimpleNamespace(id="b"), description=board, correction=None)
-    with tempfile.TemporaryDirectory() as outside:
-        folder = Path(outside) / "run"
-        recorder = Recorder(folder, [link], ManualClock())  # type: ignore[list-item]
-        recorder.begin(parse(BASE), [False, False], without_model=True)
-        inputs = TickInputs(1, 2, Mode.ADVISORY, HealthFlags(), host_readings=(HostReading("n1", 5, cpu=0.5),))
-        recorder.add(inputs, [0], "00ff")
-        recorder.close()
-        return (folder / "header.json").read_bytes(), (folder / "ticks.jsonl").read_bytes().rstrip()
-
-
-def recording_seeds() -> list[bytes]:
-    return [bytes([i % 2, i % 4, *(range(i, i + 20))]) for i in range(0, 60, 3)] + [b"\0\0", b"\1\0"]
-
-
 TRACES = Target(
     "traces",
     "a trace is taken whose times do not start at 0 and rise strictly, whose power is not finite or outside the allowed range, or (CSV) that "
@@ -317,11 +222,4 @@ SNMPREC = Target(
     ("drivers/pdu/snmprec.py",),
     snmprec_seeds,
     check_snmprec,
-)
-RECORDING = Target(
-    "recording",
-    "a header or tick is taken whose clock, counts of scans, digest or inputs are not of their kind",
-    ("rpi_daemon/recording.py:__init__", "rpi_daemon/recording.py:_parsed"),
-    recording_seeds,
-    check_recording,
 )

@@ -44,7 +44,7 @@ def build_core(folder: Path) -> Path:
     return library
 
 
-def fuzz(target: Target, core: Path, inputs: int, seed: int, folder: Path) -> dict[str, Any]:
+def fuzz(target: Target, core: Path | None, inputs: int, seed: int, folder: Path) -> dict[str, Any]:
     """Figures of one target."""
     import atheris
 
@@ -63,7 +63,7 @@ def fuzz(target: Target, core: Path, inputs: int, seed: int, folder: Path) -> di
         }
         if target.exact_memory:
             environment["PYTHONMALLOC"] = "malloc"
-    command = [sys.executable, "-P", "-m", "fuzz.guided", target.name, str(core) if target.compiled else "", " ".join(target.modules),
+    command = [sys.executable, "-P", "-m", "fuzz.guided", target.name, str(core or ""), " ".join(target.modules),
                corpus, result, str(inputs), str(seed)]  # fmt: skip
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     if not result.exists():
@@ -89,9 +89,9 @@ def main() -> int:
     bad = 0
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        core = build_core(BUILD)
         for name in given.targets or PLACES:
             target = target_of(name)
+            core = build_core(BUILD) if target.compiled else None
             seen = fuzz(target, core, given.inputs, given.seed, folder)
             bad += "died" in seen or any(seen[kind] for kind in ("crashes", "hangs", "wrong_accepts"))
             if given.keep:

@@ -16,9 +16,9 @@ PLACES = {
     "exposition": ("sockets", "PAGE"),
     "snmprec": ("files", "SNMPREC"),
     "frames": ("frames", "TARGET"),
-    "control": ("sockets", "CONTROL"),
+    "control": ("control", "TARGET"),
     "traces": ("files", "TRACES"),
-    "recording": ("files", "RECORDING"),
+    "recording": ("recording", "TARGET"),
     "model": ("model", "TARGET"),
     "config": ("configuration", "TARGET"),
 }

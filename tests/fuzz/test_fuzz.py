@@ -7,7 +7,14 @@ from fuzz.page import KINDS, PAGE, with_table
 from fuzz.short import run
 from fuzz.targets import PLACES, target
 
-FRESH = {"frames": 1000, "config": 1000, "traces": 1000, "recording": 1000, "model": 1000}  # the slow ones
+FRESH = {
+    "frames": 1000,
+    "config": 1000,
+    "control": 300,
+    "traces": 1000,
+    "recording": 500,
+    "model": 1000,
+}  # the slow ones
 
 
 @pytest.mark.parametrize("name", PLACES)

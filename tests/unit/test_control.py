@@ -50,6 +50,20 @@ def test_answers_refusals_and_bad_requests(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
+def test_what_the_audit_could_not_say_is_refused(tmp_path: Path) -> None:
+    async def scenario() -> list[dict[str, Any]]:
+        server = ControlServer(tmp_path / "s", 0o600, _handler)
+        await server.open()
+        values = (b"NaN", b"1e400", b"[-Infinity]", b"[" * 8 + b"5" + b"]" * 8, b"[" * 7 + b"5" + b"]" * 7)
+        answers = await _ask(tmp_path / "s", b"".join(b'{"command":"a","value":%s}\n' % value for value in values))
+        await server.close()
+        return answers
+
+    *refused, deep = asyncio.run(scenario())
+    assert [answer["error"] for answer in refused] == ["a request has finite numbers, and at most 8 levels"] * 4
+    assert deep["echo"] == [[[[[[[5]]]]]]]
+
+
 def test_an_endless_line_is_refused(tmp_path: Path) -> None:
     async def scenario() -> list[dict[str, Any]]:
         server = ControlServer(tmp_path / "s", 0o600, _handler)

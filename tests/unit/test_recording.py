@@ -4,16 +4,20 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from config_examples import BASE, parse
 
-from rpi_daemon._fastpath.core import Ring
+from rpi_daemon._fastpath.core import BoardDescription, ChannelDescription, Ring
+from rpi_daemon.calibration import own_word
 from rpi_daemon.clock import ManualClock
+from rpi_daemon.dry_run import dry_run_recording
 from rpi_daemon.errors import RpiError, TraceError
 from rpi_daemon.guard import HealthFlags
 from rpi_daemon.pipeline import TickInputs
-from rpi_daemon.recording import _INPUTS, TICKS_FILE, Recorder, Recording, TapeClock, TapedClock, _refill
+from rpi_daemon.recording import _INPUTS, HEADER_FILE, TICKS_FILE, Recorder, Recording, TapeClock, TapedClock, _refill
 from rpi_daemon.records import HostReading, Mode
 
 CAPACITY = 2000
@@ -115,3 +119,38 @@ def test_what_hosts_said_is_recorded_and_comes_back(tmp_path: Path) -> None:
     recorder.close()
     (line,) = (tmp_path / "r" / TICKS_FILE).read_text().splitlines()
     assert _INPUTS.validate_python(json.loads(line)["inputs"]).host_readings == said
+
+
+def _header(folder: Path) -> dict[str, Any]:
+    """The header of a run with one board of three channels and two outlets."""
+    channels = tuple(ChannelDescription("current", n, 0.001, 0, 8_000_000, f"I{n}") for n in (1, 2, 3))
+    board = BoardDescription(1000, 1_000_000, "A-17", "1.0", 750_000, channels)
+    link = SimpleNamespace(ring=_ring(), board=SimpleNamespace(id="b"), description=board, correction=own_word(board))
+    recorder = Recorder(folder, [link], ManualClock())  # type: ignore[list-item]
+    recorder.begin(parse(BASE), [False, False], without_model=True)
+    recorder.close()
+    Recording(folder)
+    return dict(json.loads((folder / HEADER_FILE).read_text()))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"opted_in": [True]}, {"corrections": []}, {"boards": []}, {"schema": 2.0}, {"schema": "2"}, {"opted_in": [0, 1]}],
+    ids=str,
+)
+def test_a_header_that_does_not_fit_together_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
+    header = _header(tmp_path / "r")
+    (tmp_path / "r" / HEADER_FILE).write_text(json.dumps(header | changed))
+    with pytest.raises(TraceError, match=r"r/header\.json: "):
+        Recording(tmp_path / "r")
+
+
+def test_a_tick_of_another_rack_is_refused(tmp_path: Path) -> None:
+    _header(tmp_path / "first")
+    recorder = Recorder(tmp_path / "r", [], ManualClock())
+    recorder.add(replace(_inputs(0), acknowledged=("foreign_writer:nobody-s",)), [], "")
+    recorder.close()
+    tick = json.loads((tmp_path / "r" / TICKS_FILE).read_text()) | {"scans": [0], "clock": [5] * 20}
+    (tmp_path / "first" / TICKS_FILE).write_text(json.dumps(tick) + "\n")
+    with pytest.raises(TraceError, match="does not fit together"):
+        dry_run_recording(tmp_path / "first")
