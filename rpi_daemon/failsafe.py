@@ -39,6 +39,7 @@ class InForce:
     standing: Standing
     folder: Path  # of state
     notes: tuple[str, ...]
+    lost: bool = False  # the standing is the configuration's: outlets that were given back are told by the found limits
 
 
 def in_force(config_path: Path, state_dir: Path | None) -> InForce:
@@ -64,7 +65,7 @@ def in_force(config_path: Path, state_dir: Path | None) -> InForce:
         places = " or ".join(map(str, folders))
         raise ConfigError("\n".join([*notes, f"no {STANDING_FILE} in {places}: nothing tells what to make safe"]))
     notes.append(f"no {STANDING_FILE} in {folders[0]}: acting on {config_path}")
-    return InForce(Standing(config, Mode(config.daemon.mode)), folders[0], tuple(notes))
+    return InForce(Standing(config, Mode(config.daemon.mode)), folders[0], tuple(notes), lost=True)
 
 
 def _configuration(path: Path) -> tuple[Config | None, ConfigError | None]:
@@ -217,6 +218,8 @@ def _alone(found: InForce, command: str, by: By) -> Iterator[SafeLimits]:
         audit.open()
         locks.callback(audit.close)
         limits.take_up(found.standing)
+        if found.lost:
+            limits.go_by_found()
         yield limits
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from rpi_daemon.records import CapReading, LimitKind, LimitState, LimitWrite, PduReading
 
 SCHEMA = 1
+GIVEN_BACK = "outlets given back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class FoundLimits:
         frozenset()
     )  # PDUs of which it was known and is not any more: docs/decisions/damaged-found-limits.md
     serials: Mapping[str, str] = field(default_factory=dict)  # by PDU, of those that tell one: whose limits they are
+    given_back: frozenset[str] = frozenset()  # outlets that were their owner's last, should `standing.json` be lost
 
     def with_pdu(self, pdu: str, reading: PduReading, serial: str = "") -> "FoundLimits":
         """Add a PDU's limits; an outlet whose limit could be read before stays as it was first found."""
@@ -78,8 +80,11 @@ class FoundLimits:
             }
             for pdu, limits in self.pdus.items()
         }
-        named = {f"serial number of {pdu}": serial for pdu, serial in self.serials.items()}
-        return _text({"pdus": pdus, "lost": sorted(self.lost), "serials": dict(self.serials)}, {**pdus, **named})
+        named: dict[str, Any] = {f"serial number of {pdu}": serial for pdu, serial in self.serials.items()}
+        content = {"pdus": pdus, "lost": sorted(self.lost), "serials": dict(self.serials)}
+        if self.given_back:
+            content["given_back"] = named[GIVEN_BACK] = sorted(self.given_back)
+        return _text(content, {**pdus, **named})
 
     @classmethod
     def from_json(cls, text: str) -> "FoundLimits":
@@ -93,7 +98,10 @@ class FoundLimits:
                 name = f"serial number of {pdu}"
                 if data["sha256"][name] != _digest(name, serial):
                     raise ValueError(f"the digest of the {name} does not fit")
-            return cls(pdus, frozenset(data.get("lost", ())), serials)
+            given_back = data.get("given_back", [])
+            if given_back and data["sha256"][GIVEN_BACK] != _digest(GIVEN_BACK, given_back):
+                raise ValueError(f"the digest of the {GIVEN_BACK} does not fit")
+            return cls(pdus, frozenset(data.get("lost", ())), serials, frozenset(given_back))
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,12 +145,12 @@ class Reload:
                 await limits.restore(names, by, self._service.readings)
                 limits.mode = mode  # whatever is left of it
             standing = limits.standing_with(prepared.config, prepared.rack)
-            await asyncio.to_thread(limits.save_standing, standing)
+            await limits.keep_standing(standing)
         except RpiError:
             limits.mode = mode
             limits.release(before)  # all ours again: the next tick writes what was put back already
             with contextlib.suppress(RpiError):  # it may be this that failed
-                await asyncio.to_thread(limits.save_standing)
+                await limits.keep_standing()
             raise
 
     async def _swapped(self, prepared: Prepared) -> None:

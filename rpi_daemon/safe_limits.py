@@ -13,7 +13,7 @@ import structlog
 
 from rpi_daemon.audit import DAEMON, Audit, By, limit_intent
 from rpi_daemon.cap_task import CapTask
-from rpi_daemon.clock import Clock
+from rpi_daemon.clock import NS_PER_S, Clock
 from rpi_daemon.config.rack import rack_model
 from rpi_daemon.config.schema import Cap, Config, Pdu
 from rpi_daemon.devices import address_of, cap_driver, pdu_driver, profile_digest, profile_of, used_pdus
@@ -52,6 +52,8 @@ from rpi_daemon.standing import STANDING_FILE, Standing
 FOUND_FILE = "found-limits.json"
 FOUND_CAPS_FILE = "found-caps.json"
 STATIC_SAFE_ATTEMPTS = 3  # per PDU
+SAVE_AGAIN_NS = NS_PER_S  # after an error of the disk
+LAST_SAVE_S = 2.0  # at stop
 CAPS_LEFT_S = 5.0  # at stop, for all servers together, before the PDUs' turn
 UNPROVEN = (
     "profile is not proven on this device; meters only (bench/hil/pdu_hil.py proves it; accept_unproven = true writes)"
@@ -99,6 +101,11 @@ class SafeLimits:
         self.differs: dict[str, list[int]] = {}  # outlets away from STATIC_SAFE that may not be written
         self.meters_only: dict[str, str] = {}  # PDUs whose outlets would be written but for this reason
         self.killed_in_memory = False  # the kill switch could not be written to disk
+        self._found_waits: FoundLimits | None = None  # for the disk; not in force before
+        self._caps_wait: FoundCaps | None = None
+        self._saving = asyncio.Lock()
+        self._saver: asyncio.Task[None] | None = None
+        self._save_failed_ns: int | None = None
         self._config = config
         self._guard = guard
         self._clock = clock
@@ -159,8 +166,11 @@ class SafeLimits:
             keep_damaged(self._state_dir / name)
         if FOUND_FILE in self.damaged:
             self.save_found(self.found)
-        if FOUND_CAPS_FILE in self.damaged and not self.save_found_caps(self.found_caps):
-            raise RpiError(f"{self._state_dir / FOUND_CAPS_FILE}: damaged, and the disk takes no new one")
+        if FOUND_CAPS_FILE in self.damaged:
+            try:
+                write_twice(self._state_dir / FOUND_CAPS_FILE, self.found_caps.to_json())
+            except OSError:
+                raise RpiError(f"{self._state_dir / FOUND_CAPS_FILE}: damaged, and the disk takes no new one") from None
         self.damaged = []
 
     def save_found(self, limits: FoundLimits) -> None:
@@ -175,23 +185,57 @@ class SafeLimits:
         self.found = limits
 
     def find_more(self, pdu: str, reading: PduReading) -> None:
-        """Limits that a device lacked when we met it, and has by now: saved before they may be written."""
-        found = self.found.with_pdu(pdu, reading)
-        if any(found.knows(pdu, n) and not self.found.knows(pdu, n) for n in reading.limits):
-            try:
-                self.save_found(found)
-            except RpiError as error:
-                log.error("found_limits.not_saved", error=str(error))
+        """Limits that a device lacked when we met it, and has by now: `save_waiting` saves them, then they may be written."""
+        before = self._found_waits or self.found
+        found = before.with_pdu(pdu, reading)
+        if any(found.knows(pdu, n) and not before.knows(pdu, n) for n in reading.limits):
+            self._found_waits = found
 
-    def save_found_caps(self, caps: FoundCaps) -> bool:
-        """As `save_found`, for servers' caps; False where they could not be saved."""
-        try:
-            write_twice(self._state_dir / FOUND_CAPS_FILE, caps.to_json())
-        except OSError as error:
-            log.error("found_limits.not_saved", error=str(error))
-            return False
-        self.found_caps = caps
-        return True
+    def find_cap(self, load: str, reading: CapReading) -> bool:
+        """As `find_more`, for a server's cap. True where it was met for the first time."""
+        before = self._caps_wait or self.found_caps
+        found = before.with_cap(load, reading)
+        if found is not before:
+            self._caps_wait = found
+        return found is not before
+
+    def owners_caps(self, caps: Mapping[str, CapReading]) -> None:
+        """Caps that their owner set meanwhile: these are the found ones from now on, once they are saved."""
+        self._caps_wait = (self._caps_wait or self.found_caps).with_caps(caps)
+
+    def save_waiting(self) -> None:
+        """Once a tick: what was found, and waits for the disk, goes there beside the loop; again a while after an error."""
+        if self._found_waits is None and self._caps_wait is None:
+            return
+        if self._saver is not None and not self._saver.done():
+            return
+        now_ns = self._clock.mono_ns()
+        if self._save_failed_ns is None or now_ns - self._save_failed_ns >= SAVE_AGAIN_NS:
+            self._saver = asyncio.create_task(self._save_beside(), name="found limits")
+
+    async def _save_beside(self) -> None:
+        """In force is what stands on disk, no sooner: nothing is written to a device before that."""
+        async with self._saving:
+            limits, caps = self._found_waits, self._caps_wait
+            try:
+                if limits is not None:
+                    await asyncio.to_thread(write_twice, self._state_dir / FOUND_FILE, limits.to_json())
+                    self.found = limits
+                    self._found_waits = None if self._found_waits is limits else self._found_waits
+                if caps is not None:
+                    await asyncio.to_thread(write_twice, self._state_dir / FOUND_CAPS_FILE, caps.to_json())
+                    self.found_caps = caps
+                    self._caps_wait = None if self._caps_wait is caps else self._caps_wait
+            except OSError as error:
+                self._save_failed_ns = self._clock.mono_ns()
+                log.error("found_limits.not_saved", error=str(error))
+            else:
+                self._save_failed_ns = None
+
+    async def end_saving(self) -> None:
+        """What waits for the disk, before the end; a disk that hangs gets a moment."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._save_beside(), LAST_SAVE_S)
 
     def take_up(self, standing: Standing) -> None:
         """What the daemon stood for last, and what it had found; before any device is opened."""
@@ -210,14 +254,21 @@ class SafeLimits:
             before = Standing.read(self._state_dir)
         except ConfigError as error:
             log.error("standing.damaged", error=str(error))
-            return
-        if before is None or before.ended:
-            return
-        if before.mode is Mode.ADVISORY and before.config.daemon.mode == Mode.CLOSED_LOOP.value:
-            self.mode = Mode.ADVISORY
-        self.release(before.released & frozenset(self.rack.outlet_ids))
+            before = None
+        if before is None:
+            self.go_by_found()
+        elif not before.ended:
+            if before.mode is Mode.ADVISORY and before.config.daemon.mode == Mode.CLOSED_LOOP.value:
+                self.mode = Mode.ADVISORY
+            self.release(before.released & frozenset(self.rack.outlet_ids))
         if self.released:
             log.warning("standing.goes_on", mode=self.mode.value, given_back=sorted(self.released))
+
+    def go_by_found(self) -> None:
+        """What the daemon stood for is lost: outlets that were given back are known from the found limits as well."""
+        self.release(self.found.given_back & frozenset(self.rack.outlet_ids))
+        if len(self.released) == self.rack.n:
+            self.mode = Mode.ADVISORY
 
     def keep_to_found(self) -> None:
         """Without a loop nothing is met for the first time: what was never found was never written, and stays alone."""
@@ -241,6 +292,17 @@ class SafeLimits:
                 " failsafe` knows what to make safe"
             ) from None
 
+    async def keep_standing(self, standing: Standing | None = None) -> None:
+        """As `save_standing`, beside the loop; and which outlets were given back beside the found limits too."""
+        await asyncio.to_thread(self.save_standing, standing)
+        await self._keep_given_back(self.released if standing is None else standing.released)
+
+    async def _keep_given_back(self, outlets: frozenset[str]) -> None:
+        found = self._found_waits or self.found
+        if found.given_back != outlets:
+            self._found_waits = replace(found, given_back=outlets)
+            await self._save_beside()
+
     def save_ended(self) -> None:
         """At the end of a stop in good order; a disk that takes nothing makes it look like a crash."""
         try:
@@ -251,7 +313,7 @@ class SafeLimits:
     async def close_loop(self) -> None:
         """Closed loop, on everything that opted in. Raises RpiError where that cannot be kept on disk: nothing changes then."""
         standing = replace(self.standing(), mode=Mode.CLOSED_LOOP, released=frozenset())
-        await asyncio.to_thread(self.save_standing, standing)
+        await self.keep_standing(standing)
         self.release(standing.released)
         self.mode = standing.mode
 
@@ -635,7 +697,7 @@ class SafeLimits:
         if len(self.released) == self.rack.n:
             self.mode = Mode.ADVISORY
         try:
-            await asyncio.to_thread(self.save_standing)
+            await self.keep_standing()
         except RpiError as error:
             log.error("standing.not_saved", error=str(error))
         if failed:

@@ -157,7 +157,7 @@ class Service:
             limits.go_on_after_crash()
             if await limits.open_pdus(self._stack):
                 await boards
-            limits.save_found(limits.found)
+            limits.save_found(replace(limits.found, given_back=limits.released))
             limits.save_standing()
             await limits.static_safe("start")
             limits.save_standing()  # a PDU may have denied every write
@@ -208,6 +208,7 @@ class Service:
                 left = await self._leave() and left
                 self._note_settle_times()
                 self.settle.save()
+                await limits.end_saving()
                 if self._stopping.is_set():  # else a defect has ended the loop: a crash, whatever stands now
                     limits.save_ended()
         return 0 if left else NotLeftError.exit_code
@@ -494,9 +495,10 @@ class Service:
         for link in self.boards:
             link.maintain()
         self.traps.watch(self.limits.rack, snapshot, self._facts())
-        owners = self.pipeline.capping.owners
-        if owners and self.limits.save_found_caps(self.limits.found_caps.with_caps(owners)):
+        if owners := self.pipeline.capping.owners:
+            self.limits.owners_caps(owners)
             owners.clear()
+        self.limits.save_waiting()
         if self.keeping is not None:
             self.keeping.tick(snapshot)
         if self.learning is not None:
@@ -563,14 +565,12 @@ class Service:
                 )
 
     def _cap_reports(self) -> tuple[CapReport, ...]:
-        """What the servers' tasks reported; a cap that is met for the first time is saved before it may be written."""
+        """What the servers' tasks reported; a cap that is met for the first time is the found one, and is to be saved."""
         reports: list[CapReport] = []
         for load, task in self.limits.cap_tasks.items():
             for report in task.take_reports():
-                if report.reading is not None:
-                    found = self.limits.found_caps.with_cap(load, report.reading)
-                    if found is not self.limits.found_caps and self.limits.save_found_caps(found):
-                        reports.append(CapReport(load, found=report.reading))
+                if report.reading is not None and self.limits.find_cap(load, report.reading):
+                    reports.append(CapReport(load, found=report.reading))
                 reports.append(report)
         return tuple(reports)
 

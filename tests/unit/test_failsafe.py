@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from rpi_daemon.audit import FAILSAFE
 from rpi_daemon.config.load import read_config
 from rpi_daemon.durable import copy_of
 from rpi_daemon.errors import ConfigError
-from rpi_daemon.failsafe import in_force
+from rpi_daemon.failsafe import _alone, in_force
+from rpi_daemon.found import FoundLimits
 from rpi_daemon.records import Mode
+from rpi_daemon.safe_limits import FOUND_FILE
 from rpi_daemon.standing import STANDING_FILE, Standing
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "examples" / "demo.toml"  # closed loop, state_dir = "state"
@@ -83,9 +86,15 @@ def test_a_standing_that_is_damaged_or_was_never_there(config: Path) -> None:
     found = in_force(config, None)
     assert (found.standing.mode, found.standing.released, found.folder) == (Mode.CLOSED_LOOP, frozenset(), folder)
     assert found.notes == (f"no {STANDING_FILE} in {folder}: acting on {config}",)
-    stood_for(config, folder)
+    standing = replace(stood_for(config, folder), released=frozenset())
     for path in (folder / STANDING_FILE, copy_of(folder / STANDING_FILE)):
         path.write_bytes(b"")
     found = in_force(config, None)
     assert "damaged" in found.notes[0]
     assert found.standing.released == frozenset()
+    (folder / FOUND_FILE).write_text(FoundLimits({}, given_back=frozenset({"pdu-a/1"})).to_json(), encoding="utf-8")
+    with _alone(found, "failsafe", FAILSAFE) as limits:
+        assert (limits.released, limits.mode) == ({"pdu-a/1"}, Mode.CLOSED_LOOP)
+    standing.save(folder)
+    with _alone(in_force(config, None), "failsafe", FAILSAFE) as limits:
+        assert limits.released == frozenset(), "what it stood for goes before"

@@ -54,6 +54,14 @@ def test_a_changed_octet_is_never_put_back(data: st.DataObject) -> None:
         assert read.writes(pdu, [1, 2]) in (found.writes(pdu, [1, 2]), ())
 
 
+def test_what_was_given_back_survives_the_disk_and_a_changed_name_does_not() -> None:
+    found = replace(FoundLimits({"pdu-0": {1: _state(800.0, 8)}}), given_back=frozenset({"pdu-0/1"}))
+    assert FoundLimits.from_json(found.to_json()) == found
+    assert found.with_pdu("pdu-1", _reading({})).given_back == {"pdu-0/1"}
+    with pytest.raises(ValueError, match="digest of the outlets given back"):
+        FoundLimits.from_json(found.to_json().replace('"pdu-0/1"', '"pdu-0/2"'))
+
+
 def test_a_device_may_be_taken_out_by_hand() -> None:
     found = FoundLimits({"pdu-0": {1: _state(800.0, 8)}, "pdu-1": {1: _state(600.0, 6)}})
     data = json.loads(found.to_json())

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from audited import records
 from rack_examples import make_readings
 
 from rpi_daemon.audit import Audit, By
-from rpi_daemon.clock import SystemClock
+from rpi_daemon.clock import Clock, ManualClock, SystemClock
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.devices import profile_digest
 from rpi_daemon.drivers.base import CapDriver, MayWrite, PduDriver
@@ -72,6 +74,18 @@ user = "u"
 password_file = "word"
 closed_loop = true
 """
+
+
+CAP_300 = CapReading(0, None, 300.0, True, (("LimitInWatts", 300.0),))
+
+
+def _found_late(folder: Path, clock: Clock | None = None) -> SafeLimits:
+    """In closed loop, with a server behind outlet 1; nothing was found yet."""
+    (folder / "state").mkdir(exist_ok=True)
+    (folder / "word").touch(mode=0o600)
+    (folder / "word").write_text("word", encoding="utf-8")
+    config, clock = parse_config(CONFIG.format(accept="true") + CAP, "t", base_dir=folder), clock or SystemClock()
+    return SafeLimits(config, GuardConfig(), clock, Audit(folder, clock, keep_days=1.0))
 
 
 def _away(folder: Path, accept: str = "false") -> SafeLimits:
@@ -267,6 +281,86 @@ def test_a_cap_and_its_outlets_limit_come_back_in_order_or_stay(
     assert server.cap_w == cap_w
     assert device.put_back == put_back
     assert limits.released == {f"a/{number}" for number in put_back}
+
+
+def test_what_is_found_late_is_in_force_once_it_is_on_disk_and_a_disk_that_hangs_keeps_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits, state, cap = _found_late(tmp_path), LimitState(500.0, True, LimitKind.ALARM, raw=(("1.2", 2, 5),)), CAP_300
+    syncing, works, sync = threading.Event(), threading.Event(), os.fsync
+
+    def hangs(descriptor: int) -> None:
+        syncing.set()
+        assert works.wait(10.0), "the loop waits for the disk"
+        sync(descriptor)
+
+    async def ticks() -> None:
+        limits.find_more("a", PduReading(1, None, {}, {}, {}, {1: state}))
+        assert limits.find_cap("n1", cap)
+        limits.save_waiting()
+        await asyncio.to_thread(syncing.wait)
+        limits.find_more("a", PduReading(2, None, {}, {}, {}, {1: replace(state, limit_w=1.0), 2: state}))
+        assert not limits.find_cap("n1", replace(cap, cap_w=1.0))
+        limits.save_waiting()
+        assert limits._forbidden("a", LimitWrite(1, 300.0)) == "no found limit is saved"
+        assert limits._cap_forbidden("n1", False) == "no found cap is saved"
+        works.set()
+        await limits.end_saving()
+
+    monkeypatch.setattr("rpi_daemon.durable.os.fsync", hangs)
+    asyncio.run(ticks())
+    assert [limits._forbidden("a", LimitWrite(n, 300.0)) for n in (1, 2)] == [None, None]
+    assert limits._cap_forbidden("n1", False) is None
+    kept = _found_late(tmp_path)
+    kept.read_found()
+    assert kept.found == limits.found == FoundLimits({"a": {1: state, 2: state}})
+    assert kept.found_caps.caps == {"n1": cap}
+
+
+def test_a_disk_that_fails_is_tried_again_and_nothing_is_in_force_before(tmp_path: Path) -> None:
+    clock = ManualClock()
+    limits, way = _found_late(tmp_path, clock), tmp_path / "state" / "found-limits.json.tmp"
+    way.mkdir()
+    state = LimitState(500.0, True, LimitKind.ALARM, raw=(("1.2", 2, 5),))
+
+    async def ticks(seconds: float) -> None:
+        clock.advance(seconds)
+        limits.save_waiting()
+        if limits._saver is not None:
+            await limits._saver
+
+    limits.find_more("a", PduReading(1, None, {}, {}, {}, {1: state}))
+    asyncio.run(ticks(0.1))
+    way.rmdir()
+    asyncio.run(ticks(0.9))
+    assert not limits.found.knows("a", 1)
+    asyncio.run(ticks(0.2))
+    assert limits.found.knows("a", 1)
+
+
+def test_what_was_given_back_is_known_without_the_standing_too(tmp_path: Path) -> None:
+    """Both files are written at each change; either is enough to leave an outlet to its owner."""
+    limits = _found_late(tmp_path)
+    limits.found = FoundLimits({"a": {1: LimitState(500.0, True, LimitKind.ALARM, raw=(("1.2", 2, 5),))}})
+    limits.release(frozenset({"a/2"}))
+    asyncio.run(limits.keep_standing())
+    for lost in (False, True):
+        if lost:
+            (tmp_path / "state" / "standing.json").unlink()
+        after = _found_late(tmp_path)
+        after.read_found()
+        after.go_on_after_crash()
+        assert (after.released, after.mode) == ({"a/2"}, Mode.CLOSED_LOOP)
+    after.release(frozenset({"a/1", "a/2"}))
+    asyncio.run(after.keep_standing())
+    (tmp_path / "state" / "standing.json").write_text("rotten")
+    (tmp_path / "state" / "standing.json.copy").write_text("rotten")
+    again = _found_late(tmp_path)
+    again.read_found()
+    again.go_on_after_crash()
+    assert again.mode is Mode.ADVISORY
+    asyncio.run(again.close_loop())
+    assert again.found.given_back == frozenset()
 
 
 class Booting:
