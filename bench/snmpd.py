@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from rpi_daemon._fastpath.core import encode_v2c
+from rpi_daemon.demo import free_ports
 
 BASE_OID = "1.3.6.1.4.1.99999.1"
 COMMUNITY = "private"
@@ -22,19 +23,12 @@ def available() -> bool:
     return shutil.which("snmpd") is not None
 
 
-def free_udp_port(family: socket.AddressFamily = socket.AF_INET) -> int:
-    """A UDP port that was free a moment ago."""
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Snmpd:
     """An agent with `n` writable integers BASE_OID.1..n; its engine id and boots live in `folder` and survive a restart."""
 
     def __init__(self, folder: Path, n: int, *, ipv6: bool = False, extra: Sequence[str] = ()) -> None:
         self.host = "::1" if ipv6 else "127.0.0.1"
-        self.port = free_udp_port(socket.AF_INET6 if ipv6 else socket.AF_INET)
+        self.port = free_ports(1)
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         lines = [

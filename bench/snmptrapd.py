@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from snmpd import free_udp_port
+from rpi_daemon.demo import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN_MIBS = ROOT / "tests" / "peers" / "mibs"  # Debian ships no IETF modules
@@ -28,7 +28,7 @@ class Snmptrapd:
 
     def __init__(self, folder: Path, *, engines: Sequence[bytes] = (), mib: Path | None = None) -> None:
         """`engines`: ids of senders of v3 traps; `mib`: folder of RPI-DAEMON-MIB.txt, the shipped one if not given."""
-        self.host, self.port = "127.0.0.1", free_udp_port()
+        self.host, self.port = "127.0.0.1", free_ports(1)
         self._folder = folder
         self._mibs = f"{STAND_IN_MIBS}:{mib or ROOT / 'config'}"
         self._process: subprocess.Popen[bytes] | None = None

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import queue
+import random
 import shutil
 import signal
 import socket
@@ -33,6 +34,8 @@ VIEW_PERIOD_S = 0.25
 PLAIN_PERIOD_S = 5.0
 STOP_S = 10.0
 STATIC_TOLERANCE_W = 1.0
+FIRST_PORT = 10_000
+FIRST_GIVEN_PORT = 32_768  # Linux, net.ipv4.ip_local_port_range unless it was changed
 HINT_S = 86_400.0  # announced work lasts until the scheduler announces its end
 
 
@@ -343,21 +346,15 @@ def _last_words(log: Path) -> str:
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` neighbouring ports that are free for UDP and TCP."""
+    """The first of `count` neighbouring ports that are free for UDP and TCP, below those of which the kernel gives one to
+    whoever asks for any: nobody is given one of these between this look and its use."""
     while True:
+        first = random.SystemRandom().randrange(FIRST_PORT, FIRST_GIVEN_PORT - count)
         with contextlib.ExitStack() as probes:
-
-            def bound(port: int) -> int:
-                for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                    probe = probes.enter_context(socket.socket(socket.AF_INET, kind))
-                    probe.bind(("127.0.0.1", port))
-                    port = int(probe.getsockname()[1])
-                return port
-
             try:
-                first = bound(0)
-                for port in range(first + 1, first + count):
-                    bound(port)
-            except (OSError, OverflowError):
-                continue  # taken, or beyond the last port
+                for port in range(first, first + count):
+                    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                        probes.enter_context(socket.socket(socket.AF_INET, kind)).bind(("127.0.0.1", port))
+            except OSError:
+                continue  # taken
             return first

@@ -62,6 +62,8 @@ def nothing_left_behind() -> Iterator[None]:
         gc.collect()
         time.sleep(0.05)
     assert not left, f"left descriptors open: {left}"
+    while _children() - children and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert not _children() - children, "left a child process"
 
 

@@ -7,7 +7,6 @@ import os
 import queue
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rpi_daemon import demo
 from rpi_daemon.config.load import load_config
 from rpi_daemon.control import SOCKET_NAME, ControlClient
 from rpi_daemon.devices import snmp_endpoint
@@ -139,22 +139,10 @@ outlets = ["*"]
 """
 
 
-def free_udp_ports(n: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    return _free_ports(n, socket.SOCK_DGRAM)
-
-
-def free_tcp_ports(n: int) -> list[int]:
-    """As `free_udp_ports`."""
-    return _free_ports(n, socket.SOCK_STREAM)
-
-
-def _free_ports(n: int, kind: socket.SocketKind) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket(socket.AF_INET, kind)) for _ in range(n)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+def free_ports(n: int) -> list[int]:
+    """Ports that are free for UDP and TCP."""
+    first = demo.free_ports(n)
+    return list(range(first, first + n))
 
 
 def pause(fd: int, seconds: float) -> None:
@@ -167,7 +155,7 @@ class Place:
     """A folder with a configuration; `write` changes single values of it, the ports stay."""
 
     folder: Path
-    ports: list[int] = field(default_factory=lambda: free_udp_ports(2))
+    ports: list[int] = field(default_factory=lambda: free_ports(2))
 
     def write(self, **changes: object) -> Path:
         values: dict[str, object] = {
@@ -343,10 +331,10 @@ class Daemon(Child):
         lines = [json.loads(line) for line in self.words().splitlines() if line.startswith("{") and line.endswith("}")]
         return [line for line in lines if event in (None, line["event"])]
 
-    def logged(self, event: str) -> dict[str, Any]:
-        """The first log line of this event, as soon as it is there: the log is written beside the loop."""
+    def logged(self, event: str, **fields: Any) -> dict[str, Any]:
+        """The first log line of this event with these fields, as soon as it is there: the log is written beside the loop."""
         deadline = time.monotonic() + PATIENCE_S
-        while not (lines := self.log(event)):
+        while not (lines := [line for line in self.log(event) if fields.items() <= line.items()]):
             assert time.monotonic() < deadline, f"{event} was not logged: {self.words()}"
             self.pause()
         return lines[0]

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from page import Line, Measured, Plot, arguments, named, publish
 from rpi_daemon.clock import SystemClock
 from rpi_daemon.config.load import load_config
 from rpi_daemon.config.schema import Config, TrapSink
+from rpi_daemon.demo import free_ports
 from rpi_daemon.drivers.traps.engine import EngineIdentity, next_boot
 from rpi_daemon.drivers.traps.mib import OBJECT_ROOT, OBJECTS, notification_oid, varbinds
 from rpi_daemon.drivers.traps.sender import SinkOptions, TrapSender
@@ -84,9 +84,7 @@ class Receiver:
     """The simulated receiver's process, and what it has printed."""
 
     def __init__(self) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_ports(1)
         self.taken: list[dict[str, Any]] = []
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None

@@ -288,7 +288,7 @@ def test_nothing_listens() -> None:
         start_s = time.monotonic()
         with pytest.raises(DeviceError, match=r"nothing listens at SNMP agent 127\.0\.0\.1 port"):
             await session.get(OIDS[:1])
-        assert time.monotonic() - start_s < 1.0
+        assert time.monotonic() - start_s < 5.0, "it does not wait for an answer"
         session.close()
 
     run(body)

@@ -6,12 +6,12 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scenario_rack import free_tcp_ports
+from scenario_rack import free_ports
 
 from rpi_daemon.clock import SystemClock
 from rpi_daemon.drivers.caps.bmc_sim import make_certificate
@@ -32,7 +32,7 @@ pytestmark = [
 @contextlib.contextmanager
 def exporter(*arguments: str) -> Iterator[int]:
     """A running one; its port."""
-    (port,) = free_tcp_ports(1)
+    (port,) = free_ports(1)
     command = [str(PROGRAM), f"--web.listen-address=127.0.0.1:{port}", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -47,7 +47,9 @@ def exporter(*arguments: str) -> Iterator[int]:
         process.wait(10.0)
 
 
-def scrape(url: str, times: int = 1, **options: Any) -> list[HostReading]:
+def scrape(url: str, times: int = 1, look: Callable[[], object] = lambda: None, **options: Any) -> list[HostReading]:
+    """`look` is called before and after each reading."""
+
     async def run() -> list[HostReading]:
         driver = NodeExporter(NodeExporterOptions("web-1", url, poll_s=1.0, timeout_s=5.0, **options), SystemClock())
         await driver.open()
@@ -56,7 +58,9 @@ def scrape(url: str, times: int = 1, **options: Any) -> list[HostReading]:
             for k in range(times):
                 if k:
                     await asyncio.sleep(0.3)
+                look()
                 readings.append(await driver.read())
+                look()
             return readings
         finally:
             await driver.close()
@@ -64,22 +68,24 @@ def scrape(url: str, times: int = 1, **options: Any) -> list[HostReading]:
     return asyncio.run(run())
 
 
-def busy_share(before: list[str], after: list[str]) -> float:
-    passed = [int(b) - int(a) for a, b in zip(before[1:9], after[1:9], strict=True)]
-    return 1.0 - (passed[3] + passed[4]) / sum(passed)
-
-
-def cpu_line() -> list[str]:
-    return Path("/proc/stat").read_text().splitlines()[0].split()
+def cpu_time() -> tuple[int, int]:
+    """Of this host since its start, all and idle."""
+    spent = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return sum(spent), spent[3] + spent[4]
 
 
 def test_shares_are_those_of_this_host() -> None:
+    looks: list[tuple[int, int]] = []
     with exporter() as port:
-        before = cpu_line()
-        first, second = scrape(f"http://127.0.0.1:{port}/metrics", 2, allow_insecure=True, interface_bytes_per_s=125e6)
-        after = cpu_line()
+        url = f"http://127.0.0.1:{port}/metrics"
+        first, second = scrape(
+            url, 2, lambda: looks.append(cpu_time()), allow_insecure=True, interface_bytes_per_s=125e6
+        )
     assert first.cpu is None
-    assert second.cpu == pytest.approx(busy_share(before, after), abs=0.35)  # not quite the same 0.3 s
+    # each reading was taken between two looks
+    (all_0, idle_0), (all_1, idle_1), (all_2, idle_2), (all_3, idle_3) = looks
+    assert second.cpu is not None
+    assert (idle_2 - idle_1) / (all_3 - all_0) - 0.05 <= 1.0 - second.cpu <= (idle_3 - idle_0) / (all_2 - all_1) + 0.05
     sizes = {line.split(":")[0]: int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines()}
     assert second.memory == pytest.approx(1.0 - sizes["MemAvailable"] / sizes["MemTotal"], abs=0.1)
     assert second.disk is None or 0.0 <= second.disk <= 1.0  # a container may see no disk ...

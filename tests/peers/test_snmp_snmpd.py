@@ -51,7 +51,7 @@ async def opened(agent: Any, **changes: Any) -> AsyncIterator[SnmpSession]:
         "user": snmpd.USER,
         "auth_key": snmpd.AUTH_KEY,
         "priv_key": snmpd.PRIV_KEY,
-        "timeout_s": 1.0,
+        "timeout_s": 5.0,
     }
     session = SnmpSession(SnmpEndpoint(agent.host, agent.port, **(options | changes)))
     await session.open()
@@ -137,7 +137,7 @@ def test_restart_of_the_agent_costs_one_resynchronisation(agent: Any) -> None:
         ({"auth_key": "wrongpass12"}, SnmpAuthError, "authentication key"),
         ({"auth": "SHA-1"}, SnmpAuthError, "authentication key"),
         ({"user": "rpi-auth-only"}, SnmpAuthError, "security level"),
-        ({"priv_key": "wrongpass12", "timeout_s": 0.1}, (SnmpAuthError, SnmpTimeout), "privacy key"),
+        ({"priv_key": "wrongpass12", "timeout_s": 0.4}, (SnmpAuthError, SnmpTimeout), "privacy key"),
         ({"version": "2c", "community": "wrong", "timeout_s": 0.1}, SnmpTimeout, "community may be wrong"),
     ],
 )

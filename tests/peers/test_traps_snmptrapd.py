@@ -80,10 +80,11 @@ def send(options: SinkOptions, boots: int, *notices: Notice) -> None:
     ids=["v2c", "SHA-256", "SHA-1", "SHA-512"],
 )
 def test_every_version_arrives_with_names_and_values(receiver: Any, changes: dict[str, Any], inform: bool) -> None:
-    send(options(receiver, inform=inform, **changes), 7, overload(1), overload(2))
+    sent = overload(1)
+    send(options(receiver, inform=inform, **changes), 7, sent, overload(2))
     first, second = receiver.until(2)
     time_of = first.pop("rpidTime")
-    assert time_of.startswith(time.strftime("%Y-%-m-%-d,", time.gmtime()))
+    assert time_of.startswith(time.strftime("%Y-%-m-%-d,%-H:%-M:", time.gmtime(sent.t_utc_ns / 1e9)))
     assert time_of.endswith(",+0:0")
     assert first == {
         "trap": "rpidOverloadPredicted",
@@ -242,9 +243,9 @@ def test_the_daemon_tells_of_its_life(receiver: Any, tmp_path: Path) -> None:
     told = [(item["trap"], item["rpidAlarmId"]) for item in found]
     assert told[:2] == [("rpidTest", ""), ("rpidStarted", "")]
     assert told[-1] == ("rpidStopped", "")
-    (predicted,) = [
+    predicted = next(
         item for item in found if (item["trap"], item["rpidSubject"]) == ("rpidOverloadPredicted", "breaker-a")
-    ]
+    )
     assert predicted["rpidSecondsToOverload"] in [f"{n} seconds" for n in range(1, 6)]
     assert (predicted["rpidUnit"], predicted["rpidThreshold"]) == ("A", "25.000")
     assert float(predicted["rpidValue"]) > 25.0
@@ -253,7 +254,9 @@ def test_the_daemon_tells_of_its_life(receiver: Any, tmp_path: Path) -> None:
         ("overload_predicted:breaker-a", "rpidOverloadPredicted"),
         ("pdu_unreachable:pdu-a", "rpidPduUnreachable"),
     ):
-        assert [trap for trap, name in told if name == alarm] == [kind, f"{kind}Cleared"]
+        raised = [trap for trap, name in told if name == alarm]
+        assert raised == [kind, f"{kind}Cleared"] * (len(raised) // 2)  # more than once where the machine is busy
+        assert raised
     assert ("rpidHeartbeat", "") in told
     assert ("rpidStateChange", "") in told
     sequences = [n for n in receiver.sequences() if n > 0]

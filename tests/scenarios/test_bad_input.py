@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from scenario_rack import RPI, Daemon, Place, RackProcess, cli, free_udp_ports, running
+from scenario_rack import RPI, Daemon, Place, RackProcess, cli, free_ports, running
 
 from rpi_daemon.cli import main
 from rpi_daemon.known_boards import BOARDS_FILE
@@ -111,7 +111,7 @@ def test_a_silent_pdu(fresh: Place, rack: RackProcess) -> None:
 
 
 def test_nothing_listens_at_the_pdu(fresh: Place) -> None:
-    (closed,) = free_udp_ports(1)
+    (closed,) = free_ports(1)
     code, line = refused(fresh.write(pdu_b=closed))
     assert code == 4
     assert "check host, port and that SNMP is enabled" in line

@@ -4,7 +4,7 @@ import json
 import socket
 from pathlib import Path
 
-from scenario_rack import Daemon, Place, RackProcess, cli, free_tcp_ports, running
+from scenario_rack import Daemon, Place, RackProcess, cli, free_ports, running
 
 from rpi_daemon.telemetry_task import FEED_SOCKET
 
@@ -28,10 +28,11 @@ def send(folder: Path, *lines: str) -> None:
 
 def test_hosts_are_heard_masked_and_replayed(place: Place, rack: RackProcess) -> None:
     config = place.write()
-    config.write_text(config.read_text() + SECTIONS.format(port=free_tcp_ports(1)[0]))
+    config.write_text(config.read_text() + SECTIONS.format(port=free_ports(1)[0]))
     recording = place.folder / "recording"
     with running(lambda: Daemon(config, "--record", str(recording))) as daemon:
         daemon.normal()
+        daemon.until(lambda s: s["telemetry"][1]["error"], "a first question to the silent one")
         send(place.folder, '{"load": "a-1", "cpu": 0.75}', '{"load": "a-9", "cpu": 1}', "what")
         status = daemon.until(lambda s: s["telemetry"][0]["cpu"] == 0.75, "the feed's word")
         assert [status["telemetry"][0][name] for name in ("memory", "network", "disk")] == [None] * 3
