@@ -15,12 +15,24 @@ CONTROL_NICE = -10
 
 
 def take_precedence() -> None:
-    """Go ahead of other people's work, with all threads that follow, where we may say so (setpriority(2), `LimitNICE=`).
+    """Go ahead of other people's work, with all threads that follow, where we may say so (`LimitNICE=`).
 
     The first thing of a start: after a crash the box may be busy, and the rack waits. Later no tick should wait either.
     """
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, CONTROL_NICE)
+    weigh_session(CONTROL_NICE)
+
+
+def weigh_session(nice: int) -> None:
+    """As setpriority(2), for a session: Linux weighs sessions against each other first, then the processes within each.
+
+    See sched(7), autogroup. A service is a session of its own, as is a training, which keeps its lower weight; a session
+    that others share, at a terminal, is left as it is.
+    """
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):  # not permitted, or a kernel without it
+            Path("/proc/self/autogroup").write_text(str(nice), encoding="ascii")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,10 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 # with what `run` imports before STATIC_SAFE, of a rack with SNMP PDUs
 START = """
@@ -20,6 +23,12 @@ except PermissionError:
     pass
 print(json.dumps({"nice": nice, "permitted": os.getpriority(os.PRIO_PROCESS, 0), "collects": collects,
                   "modules": sorted(sys.modules)}))
+"""
+SESSION = """
+from pathlib import Path
+from rpi_daemon.host import weigh_session
+weigh_session(7)
+print(Path("/proc/self/autogroup").read_text().split()[-1])
 """
 LATER = {
     "onnxruntime", "pysnmp", "pymodbus", "serial", "aiohttp", "onnx", "matplotlib",
@@ -40,3 +49,19 @@ def test_a_start_has_precedence_and_imports_nothing_that_static_safe_can_do_with
     assert started["nice"] == started["permitted"]
     assert started["collects"]
     assert not LATER & set(started["modules"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="a kernel without autogroup")
+@pytest.mark.parametrize("own", [True, False])
+def test_a_session_is_weighed_only_where_it_is_our_own(own: bool) -> None:
+    before = Path("/proc/self/autogroup").read_text(encoding="ascii").split()[-1]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SESSION],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=own,
+        check=True,
+    )
+    assert done.stdout.strip() == ("7" if own else before)
+    assert Path("/proc/self/autogroup").read_text(encoding="ascii").split()[-1] == before
