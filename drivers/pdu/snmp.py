@@ -234,6 +234,8 @@ class SnmpPdu:
         t_mono_ns = self._clock.mono_ns()
         device, facts = await self._known_device(), await self._known_facts()
         slow = self._polls % self.options.slow_every == 0
+        if slow:
+            self.session.may_grow()
         uptime_oid = self._oid(self.profile.uptime_oid)
         answers = await self._get([uptime_oid, *self._read_oids(device, facts, slow)])
         uptime_s = self._uptime_s(answers.get(uptime_oid))

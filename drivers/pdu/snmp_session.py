@@ -42,6 +42,7 @@ _REPORT = 0xA8
 
 _DATAGRAM_BYTES = 65536
 _TOO_BIG = 1
+_LONGEST_PAUSE = 64  # looks between two tries of more values: ten minutes of slow polls (path MTU: RFC 8899, 5.1.1)
 
 _STATUS = (
     "noError", "tooBig", "noSuchName", "badValue", "readOnly", "genErr", "noAccess", "wrongType", "wrongLength",
@@ -195,7 +196,9 @@ class SnmpSession:
         self.counters = SnmpCounters()
         self._usm = _usm_of(endpoint) if endpoint.version == "3" else None
         self._community = endpoint.community.encode()
-        self._batch = endpoint.max_varbinds
+        self._batch = endpoint.max_varbinds  # values in one message, fewer after tooBig
+        self._pause = self._looks_left = 0  # until more are tried, in calls of `may_grow`
+        self._tries_more = False
         self._where = f"{endpoint.host} port {endpoint.port}"
         self._lock = asyncio.Lock()
         self._socket: socket.socket | None = None
@@ -220,6 +223,7 @@ class SnmpSession:
     async def open(self) -> None:
         """Find the host and connect; v3 asks for the engine id, so a silent agent is found here. Safe to call again."""
         self.close()
+        self._batch, self._pause, self._tries_more = self.endpoint.max_varbinds, 0, False
         loop = asyncio.get_running_loop()
         family, address = await _find(loop, self.endpoint.host, self.endpoint.port)
         sock = socket.socket(family, socket.SOCK_DGRAM)
@@ -271,6 +275,15 @@ class SnmpSession:
         before each message, repetitions included; raises SnmpWithheld when it says no."""
         return await self._in_batches(_SET, varbinds, allowed)
 
+    def may_grow(self) -> None:
+        """Called now and then: where tooBig has made batches smaller, a GET that needs it tries twice as many values.
+
+        At the next call after the first tooBig, and ever more rarely while the agent still says so.
+        """
+        if self._batch < self.endpoint.max_varbinds:
+            self._looks_left -= 1
+            self._tries_more |= self._looks_left <= 0
+
     async def _in_batches(
         self,
         tag: int,
@@ -282,16 +295,35 @@ class SnmpSession:
         async with self._lock:
             while len(answers) < len(varbinds):
                 start = len(answers)
-                part = varbinds[start : start + self._batch]
-                request = _Request(tag, secrets.randbits(31), part, allowed=allowed, retries=retries)
-                pdu = await self._exchange(request)
-                if pdu.status == _TOO_BIG and len(part) > 1:
+                more = self._tries_more and tag == _GET and len(varbinds) - start > self._batch
+                part = varbinds[
+                    start : start + (min(2 * self._batch, self.endpoint.max_varbinds) if more else self._batch)
+                ]
+                request = _Request(tag, secrets.randbits(31), part, allowed=allowed, retries=0 if more else retries)
+                try:
+                    pdu = await self._exchange(request)
+                except SnmpTimeout:
+                    if not more:
+                        raise
+                    self._no_more()  # something on the way drops what is longer
+                    continue
+                if pdu.status == _TOO_BIG and more:
+                    self._no_more()
+                elif pdu.status == _TOO_BIG and len(part) > 1:
                     self._batch = (len(part) + 1) // 2
+                    self._looks_left = self._pause = max(1, self._pause)
                 elif pdu.status:
                     raise self._refusal(tag, pdu, part, start)
                 else:
                     answers.extend(pdu.varbinds)
+                    if more:
+                        self._batch, self._pause, self._looks_left, self._tries_more = len(part), 1, 1, False
         return answers
+
+    def _no_more(self) -> None:
+        """More values were tried in vain."""
+        self._tries_more = False
+        self._looks_left = self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
     def _refusal(self, tag: int, pdu: Pdu, part: Sequence[str | Varbind], start: int) -> SnmpRefused:
         status = _STATUS[pdu.status] if pdu.status < len(_STATUS) else f"error {pdu.status}"

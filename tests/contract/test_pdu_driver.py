@@ -14,7 +14,7 @@ from rack_examples import make_rack
 from rpi_daemon.clock import Clock, ManualClock
 from rpi_daemon.drivers.pdu.profile import Profile, load_profile, profile_names
 from rpi_daemon.drivers.pdu.sim import Faults, PduSimulator, SimUser
-from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
+from rpi_daemon.drivers.pdu.snmp import SLOW_EVERY, SnmpPdu, SnmpPduOptions
 from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint, SnmpTimeout
 from rpi_daemon.errors import AuthError, ConfigError, DeviceError
 from rpi_daemon.guard import GuardConfig, static_safe_writes
@@ -61,6 +61,7 @@ async def on_wire(
     clock: Clock | None = None,
     nominal_v: float | None = None,
     quantities: tuple[str, ...] = ("power", "current", "state"),
+    slow_every: int = SLOW_EVERY,
     **session: Any,
 ) -> AsyncIterator[Bench]:
     async with simulator:
@@ -70,6 +71,7 @@ async def on_wire(
             outlets,
             quantities=quantities,
             nominal_v=nominal_v,
+            slow_every=slow_every,
         )
         pdu = SnmpPdu(options, clock)
         try:
@@ -372,6 +374,26 @@ def test_too_big_halves_the_batch(profile: str, version: str) -> None:
             assert (await b.pdu.read()).power_w[N] == draw_w(N)
             result = await b.write(*((outlet, 130.0) for outlet in range(1, N + 1)))
             assert all(outcome.verified for outcome in result.outcomes)
+
+    run(scene)
+
+
+def test_one_passing_too_big_slows_a_pdu_for_a_few_slow_polls_alone() -> None:
+    async def scene() -> None:
+        async with on_wire(simulated("apc_rpdu2"), slow_every=2) as b:
+
+            async def requests() -> int:
+                before = b.pdu.session.counters.requests
+                await b.pdu.read()
+                return b.pdu.session.counters.requests - before
+
+            quick = [await requests() for _ in range(4)][2:]  # a slow poll, and one that is not
+            b.fault(too_big_above=2)
+            assert await requests() > quick[0]
+            b.fault()
+            polls = [await requests() for _ in range(15)]
+            assert polls[0] > quick[1]
+            assert polls[-2:] == quick
 
     run(scene)
 

@@ -145,6 +145,65 @@ def test_too_big_halves_the_batch_and_is_remembered(bare: bool) -> None:
     run(body)
 
 
+def test_a_batch_that_was_halved_grows_again() -> None:
+    """By a GET of twice as many, at once after one tooBig, and ever more rarely while the agent still says so."""
+    most = [6]
+
+    def script(pdu: Pdu, n: int) -> Sequence[Reply]:
+        return [(0, good(pdu) if len(pdu.varbinds) <= most[0] else refused(pdu, 1, 0))]
+
+    async def body() -> None:
+        async with scripted(script) as (session, agent):
+
+            async def sizes(look: bool = True) -> list[int]:
+                agent.asked.clear()
+                if look:
+                    session.may_grow()
+                assert [v.value for v in await session.get(OIDS[:12])] == list(range(1, 13))
+                return [len(pdu.varbinds) for pdu in agent.asked]
+
+            assert await sizes(look=False) == [12, 6, 6]
+            assert await sizes() == [12, 6, 6]
+            tries = [len(await sizes()) > 2 for _ in range(200)]
+            assert [i + 1 for i, tried in enumerate(tries) if tried] == [2, 6, 14, 30, 62, 126, 190]
+            written = [Varbind(oid, INTEGER, i) for i, oid in enumerate(OIDS[:12])]
+            for _ in range(64):
+                session.may_grow()
+            agent.asked.clear()
+            assert await session.set(written) == written
+            assert [len(pdu.varbinds) for pdu in agent.asked] == [6, 6], "never by a SET"
+            most[0] = 48
+            assert await sizes(look=False) == [12]
+            assert [v.value for v in await session.get(OIDS)] == list(range(1, 49))
+            assert len(agent.asked) == 5
+            session.may_grow()
+            agent.asked.clear()
+            await session.get(OIDS)
+            assert [len(pdu.varbinds) for pdu in agent.asked] == [24, 24]
+            await session.open()
+            agent.asked.clear()
+            await session.get(OIDS)
+            assert [len(pdu.varbinds) for pdu in agent.asked] == [48], "another device, perhaps"
+
+    run(body)
+
+
+def test_silence_to_more_values_is_no_silence_of_the_agent() -> None:
+    def script(pdu: Pdu, n: int) -> Sequence[Reply]:
+        if n == 1:
+            return [(0, refused(pdu, 1, 0))]
+        return [(0, good(pdu))] if len(pdu.varbinds) <= 24 else []
+
+    async def body() -> None:
+        async with scripted(script) as (session, agent):
+            await session.get(OIDS)
+            session.may_grow()
+            assert [v.value for v in await session.get(OIDS)] == list(range(1, 49))
+            assert [len(pdu.varbinds) for pdu in agent.asked] == [48, 24, 24, 48, 24, 24]
+
+    run(body)
+
+
 def test_too_big_for_a_single_value_is_told() -> None:
     async def body() -> None:
         async with scripted(lambda pdu, n: [(0, refused(pdu, 1, 0))]) as (session, _):
