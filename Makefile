@@ -58,7 +58,7 @@ soak: $(VENV)/.installed
 	$(BIN)/python bench/soak.py --keep --real 1800 $(SOAK_ARGS)
 	$(BIN)/python bench/soak.py --self-test
 
-# An hour, on an otherwise idle machine; BENCH_ARGS=--quick for a first look that keeps nothing. See bench/README.md.
+# An hour, on an otherwise idle machine; BENCH_ARGS=--quick for a first look that keeps nothing, BENCH_ARGS=silent for one of them. See bench/README.md.
 bench: $(VENV)/.installed
 	$(BIN)/python bench/all.py $(BENCH_ARGS)
 	$(BIN)/python bench/figures.py

@@ -1,10 +1,10 @@
-"""Runs every bench and keeps each result in bench/results, where the README's figures come from; `--quick` keeps nothing."""
+"""Runs every bench, or those named, and keeps each result in bench/results, where the README's figures come from; `--quick` keeps nothing."""
 
 import json
 import subprocess
 import sys
 
-from common import ROOT, as_kept, parse_arguments
+from common import ROOT, as_kept, new_parser
 
 BENCHES = (
     "ring",
@@ -30,9 +30,13 @@ RESULTS = ROOT / "bench" / "results"
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__)
+    parser = new_parser(__doc__)
+    parser.add_argument("names", nargs="*", metavar="BENCH", help=f"of {', '.join(BENCHES)}; all if none is named")
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.names) - set(BENCHES)):
+        parser.error(f"no bench {', '.join(unknown)}; there are {', '.join(BENCHES)}")
     failed = []
-    for bench in BENCHES:
+    for bench in arguments.names or BENCHES:
         command = [
             sys.executable,
             str(ROOT / "bench" / f"{bench}.py"),

@@ -24,6 +24,11 @@ def _row(rows: list[Mapping[str, Any]], **wanted: object) -> Mapping[str, Any]:
     return next(row for row in rows if all(row.get(key) == value for key, value in wanted.items()))
 
 
+def _change(ratio: float) -> str:
+    """Percent, with its sign."""
+    return f"{100.0 * (ratio - 1.0):+.0f}"
+
+
 def _lateness(ratios: Mapping[str, float], rows: list[Mapping[str, Any]]) -> str:
     return (
         f"{ratios['p99_vs_cyclictest_idle']:.2f} idle, {ratios['p99_vs_cyclictest_writes']:.2f} with writes,"
@@ -98,7 +103,10 @@ FIGURES: tuple[tuple[str, str, str, Words], ...] = (
         "silent PDU: p99 of the verified writes to the PDU beside it",
         "changes < 10 %",
         "silent",
-        lambda r, _: f"{100.0 * (r['p99_silent_vs_answering'] - 1.0):+.0f} %",
+        lambda r, _: (
+            f"{_change(r['p99_silent_vs_answering'])} % (95 % interval {_change(r['p99_silent_vs_answering_low'])}"
+            f" to {_change(r['p99_silent_vs_answering_high'])} %)"
+        ),
     ),
     (
         "48 limits to a pymodbus TCP server, verified",
