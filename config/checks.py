@@ -446,6 +446,8 @@ def _boards(config: Config, base_dir: Path) -> Iterator[Found]:
             yield ("board", i, "trace"), "is needed for driver 'replay'"
         if board.driver == "replay" and board.trace is not None and not is_file(base_dir / board.trace):
             yield ("board", i, "trace"), f"{base_dir / board.trace}: no such file"
+        if board.driver in ("simulated", "replay") and not board.currents():
+            yield ("board", i, "channels"), f"driver {board.driver!r} needs an outlet to measure: 'current:PDU/OUTLET'"
         if config.rack.supply == "dc" and any(c.startswith("voltage:L") for c in board.channels):
             yield ("board", i, "channels"), "a DC rack has voltage:DC, not phases"
         if config.rack.supply == "ac" and "voltage:DC" in board.channels:

@@ -143,6 +143,12 @@ def test_a_credential_is_handed_over_or_lies_beside_the_configuration(tmp_path: 
     assert ["is not written like 'credential:auth.key'" in item for item in astray] == [True]
 
 
+def test_a_simulated_board_measures_something() -> None:
+    text = BASE + '[[board]]\nid = "volts"\ndriver = "simulated"\nchannels = ["voltage:L1"]\n'
+    found = mistakes(text)
+    assert ["board[2].channels" in item and "needs an outlet to measure" in item for item in found] == [True], found
+
+
 def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "none.toml")
