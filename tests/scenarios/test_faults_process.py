@@ -322,9 +322,11 @@ def test_fault_20_a_hang_ends_in_safe_limits_and_a_new_daemon(
     assert heard == ["READY=1", "WATCHDOG_USEC=60000000", "WATCHDOG_USEC=3000000"]  # patience while the model is loaded
     rack.until(lambda s: s["limits_w"]["pdu-b"]["1"] not in (STATIC_SAFE_W, None), "a limit of its own")
     daemon.until(lambda s: s["summary"]["writes"] > 11, "writes of its own")
+    before = len(daemon.log("watchdog.withheld"))
     hung_s = daemon.hang("block")
     ordered_s = systemd.until("WATCHDOG=trigger", hung_s)
-    said = daemon.logged("watchdog.withheld")
+    daemon.logged("watchdog.withheld", heartbeat="control")
+    said = daemon.log("watchdog.withheld")[before]
     daemon.process.send_signal(signal.SIGABRT)
     assert daemon.wait() == -signal.SIGABRT
     words = daemon.words()
@@ -362,9 +364,10 @@ def test_fault_20_each_loop_that_hangs_stops_the_pings_and_is_named(
             before = len(daemon.log("watchdog.withheld"))
             ordered_s = systemd.until("WATCHDOG=trigger", daemon.hang(name))
             deadline = time.monotonic() + PATIENCE_S
-            while not (lines := daemon.log("watchdog.withheld")[before:]) and time.monotonic() < deadline:
+            while name not in found and time.monotonic() < deadline:
+                named = {line["heartbeat"] for line in daemon.log("watchdog.withheld")[before:]}
+                found += [name] if named & hearts else []
                 daemon.pause()
-            found += [name] if {line["heartbeat"] for line in lines} & hearts else []
             daemon.go.touch()
             systemd.until("WATCHDOG=1", ordered_s)
         held_s = daemon.hang("hold")
