@@ -14,7 +14,7 @@ from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.control import SCHEMA
 from rpi_daemon.guard import loadings
 from rpi_daemon.reasons import brief, explained
-from rpi_daemon.records import REQUEST_QUANTILE, TELEMETRY, FloatArray, LimitKind, Quality
+from rpi_daemon.records import REQUEST_QUANTILE, TELEMETRY, FloatArray, LimitKind, Quality, RackModel
 from rpi_daemon.settle import too_slow
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def status_document(service: "Service") -> dict[str, Any]:
         "static_safe_differs": service.limits.differs,
         "ceilings": service.operator.ceilings(),
         "outlets": _outlets(service, snapshot) if snapshot else [],
-        "constraints": _constraints(service, snapshot) if snapshot else [],
+        "constraints": constraint_rows(service.limits.rack, snapshot) if snapshot else [],
         "forecast": _forecast(service) if snapshot else {},
         "caps": [_cap(service, snapshot, k, now_ns) for k in range(len(service.limits.rack.caps))] if snapshot else [],
         "telemetry": _telemetry(service, snapshot),
@@ -142,20 +142,27 @@ def _weights(weights: Mapping[str, FloatArray], i: int) -> dict[str, float]:
     return {expert: round(float(weight[i]), 3) for expert, weight in weights.items()}
 
 
-def _constraints(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any]]:
-    allocation = snapshot.allocation
-    carried = loadings(service.limits.rack, snapshot.readings)
+def constraint_rows(rack: RackModel, snapshot: "Snapshot") -> list[dict[str, Any]]:
+    """What each constraint carries, and what the limits in force take of each of its ratings, in that rating's unit.
+
+    A load with two feeds counts once in the limits, as in the grants: its whole draw may move to either.
+    """
+    allocation, env = snapshot.allocation, snapshot.allocation.envelope
+    carried = list(zip(loadings(rack, snapshot.readings), env.coefficient, strict=False))  # ceilings come last
+
+    def limits(per_watt: FloatArray) -> float | None:
+        amount = np.where(per_watt > 0.0, per_watt * snapshot.in_force.limit_w, 0.0)
+        return _number(float(np.maximum(amount[env.first], amount[env.second]).sum()))
+
     rows = []
-    for item in service.limits.rack.constraints:
-        on = item.share > 0.0
-        draw_w = snapshot.readings.power_w[on]
-        limits_w = snapshot.in_force.limit_w[on]
+    for item in rack.constraints:
+        draw_w = snapshot.readings.power_w[item.share > 0.0]
         rows.append(
             {
                 "id": item.name,
                 "kind": item.kind,
                 "draw_w": _number(float(draw_w.sum())),
-                "limits_w": _number(float(limits_w.sum())),
+                "limits_w": limits(item.share),
                 "granted_w": allocation.usage_w[item.name],
                 "ceiling_w": allocation.ceiling_w[item.name],
                 "derate": item.derate,
@@ -163,10 +170,11 @@ def _constraints(service: "Service", snapshot: "Snapshot") -> list[dict[str, Any
                     {
                         "unit": c.unit,
                         "draw": c.draw,
+                        "limits": limits(per_watt),
                         "rating": c.rating,
                         "over": "rating" if c.overload else "derating" if c.over_derating else None,
                     }
-                    for c in carried
+                    for c, per_watt in carried
                     if c.constraint == item.name
                 ],
             }

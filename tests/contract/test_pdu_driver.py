@@ -380,7 +380,7 @@ def test_too_big_halves_the_batch(profile: str, version: str) -> None:
 
 def test_one_passing_too_big_slows_a_pdu_for_a_few_slow_polls_alone() -> None:
     async def scene() -> None:
-        async with on_wire(simulated("apc_rpdu2"), slow_every=2) as b:
+        async with on_wire(simulated("cyberpower_epdu"), slow_every=2) as b:
 
             async def requests() -> int:
                 before = b.pdu.session.counters.requests
