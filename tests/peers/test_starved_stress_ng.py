@@ -79,7 +79,7 @@ def test_fault_19_beside_stress_ng(tmp_path: Path, figure: Figures) -> None:
             19, "stress-ng: ticks of those due", 100.0 * ticks / (10.0 * seconds), 90.0, "%", at_least=True, busy=30.0
         )
         late = 100.0 * _more(before, after, "late") / _more(before, after, "received")
-        figure(19, "stress-ng: late > 1 ms, deadlines of the sampler's own clock", late, 0.1, "%", busy=20.0)
+        figure(19, "stress-ng: late > 1 ms, deadlines of the sampler's own clock", late, 0.1, "%", busy=100.0)
         assert daemon.stop() == 0
 
 
@@ -142,4 +142,4 @@ def test_fault_19_what_is_written_on_time_is_read_on_time(kind: str, starved: bo
     assert (counters["received"], counters["lost"], counters["corrupt"]) == (TIMELY_SCANS, 0, 0)
     late = 100.0 * max(0, counters["late"] - written_late) / TIMELY_SCANS
     name = "stress-ng" if starved else "no other load"
-    figure(19, f"{name}: late > 1 ms, frames written on time into a {kind}", late, 0.1, "%", busy=20.0)
+    figure(19, f"{name}: late > 1 ms, frames written on time into a {kind}", late, 0.1, "%", busy=100.0)
