@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Coroutine, Iterator, Mapping
 from pathlib import Path
 from random import Random
 from random import seed as seed_all
@@ -25,10 +25,10 @@ from unittest.mock import patch
 
 import structlog
 from common import ROOT, as_kept, new_parser, report
-from soak_checks import RECOVERED_S, Checks, Violation, descriptors
+from soak_checks import CHECKS, RECOVERED_S, Checks, Violation, descriptors
 from soak_defects import DEFECTS
 from soak_faults import FAULTS, Begun
-from soak_rack import SoakRack, prepare
+from soak_rack import OPTED_OUT, SoakRack, prepare
 from soak_real import soak_real
 from virtual_time import START_MONO_NS, VirtualClock, VirtualLoop, run_virtually
 
@@ -54,6 +54,7 @@ LAST_S = 60.0  # of events that a violation is told with
 RESTART_S = 1.0  # systemd's RestartSec
 HANG_SEEN_S = 2.0  # a loop that stood still is seen to go on
 DEFECTIVE = {"watchdog.withheld", "history.defect"}  # events that tell of a defect
+FULL_S = 3600.0  # from here on a check that was never applied, or a fault that never came, is a defect of the soak
 START_S = 30.0  # a start may take this long where a device does not answer
 
 
@@ -123,19 +124,73 @@ class Soak:
         self._hung_ns = self.clock.mono_ns()
         self.checks.hung()
 
-    def command(self, request: Mapping[str, object]) -> None:
-        """Ask the daemon something over its socket, as an operator would."""
-        task = asyncio.get_running_loop().create_task(self._ask(request))
+    def command(self, request: Mapping[str, object], *, refused: bool = False) -> None:
+        """Ask the daemon something over its socket, as an operator would. `refused`: what must not be done."""
+        self._beside(self._ask(request, refused))
+
+    def hang_up(self) -> None:
+        """SIGHUP. Outlets that leave closed loop by it are given back first."""
+        self.checks.standing.reloading = self._opted_out_in_file() != bool(self.checks.standing.opted_out)
+        self.loop.deliver(signal.SIGHUP)
+
+    def _opted_out_in_file(self) -> bool:
+        return OPTED_OUT in (self.folder / "config.toml").read_text(encoding="utf-8")
+
+    def _reloaded(self, *, done: bool) -> None:
+        standing, service = self.checks.standing, self.service
+        if done and service is not None:
+            standing.opted_out = self.checks.ours - {row.id for row in service.config.outlets() if row.closed_loop}
+            standing.released -= standing.opted_out
+        standing.reloading = done and self._opted_out_in_file() != bool(standing.opted_out)
+
+    def start_second(self, *, own_folders: bool) -> None:
+        """(h) Another daemon, which must find that it may not run."""
+        self._beside(self._second(own_folders))
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._commands.add(task)
         task.add_done_callback(self._commands.discard)
 
-    def end_life(self, how: str) -> None:
-        """SIGTERM, or SIGKILL: then what it does from here on reaches neither disk nor wire."""
-        if self._life is None or self._life.done() or not self.checks.standing.loop_runs:
-            return
+    async def _second(self, own_folders: bool) -> None:
+        try:
+            config = load_checked(self.folder / "config.toml")
+            if own_folders:
+                own = {"state_dir": "second/state", "runtime_dir": "second/run"}
+                config = config.model_copy(update={"daemon": config.daemon.model_copy(update=own)})
+            await Service(config, clock=self.clock).run()
+        except RpiError as error:
+            self.note(f"the second daemon: {error}")
+        else:
+            self.checks.violate("h", "a second daemon ran beside the first")
+
+    def spoil(self, pattern: str, rng: Random) -> str | None:
+        """Damage a file that the next daemon will find; None where there is none."""
+        found = sorted((self.folder / self._state).glob(pattern))
+        if not found:
+            return None
+        path = rng.choice(found)
+        content = bytearray(path.read_bytes())
+        if not content or rng.random() < 0.3:
+            content = content[: rng.randint(0, len(content))]
+        else:
+            for _ in range(rng.randint(1, 30)):
+                content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        return f"{path.name} ({len(content)} bytes)"
+
+    def write_config(self) -> None:
+        """As it was at first, for the daemon that runs."""
+        with self.disk_free():
+            self.rack.write_config(self._state)
+
+    def end_life(self, how: str) -> bool:
+        """SIGTERM, or SIGKILL: then what it does from here on reaches neither disk nor wire. False where none runs."""
+        if self._life is None or self._life.done() or not self._loop_runs():
+            return False
         if how == "SIGTERM":
             self.loop.deliver(signal.SIGTERM)
-            return
+            return True
         before, self._state = self._state, f"state-{self.lives}"
         shutil.copytree(self.folder / before, self.folder / self._state, symlinks=True)
         self._cut = True
@@ -143,6 +198,7 @@ class Soak:
             pdu.cut = True
         self.loop.forget_signals()
         self._life.cancel()
+        return True
 
     # -- the run
 
@@ -155,6 +211,7 @@ class Soak:
         self.checks = Checks(self.rack, config, rack_model(config))
         self.checks.newest, self.checks.state = self._newest, lambda: self.folder / self._state
         self.rack.on_write, self.rack.on_look = self.checks.wrote, self.checks.looked
+        self.rack.on_notice = self.checks.noticed
         background = self._background = [loop.create_task(self.rack.turn()), loop.create_task(self._watch())]
         self._supervisor = loop.create_task(self._supervise())
         end_ns = self.clock.mono_ns() + round(seconds * NS_PER_S)
@@ -190,7 +247,9 @@ class Soak:
     def _begin(self, name: str) -> None:
         if self.service is None or not self.checks.standing.loop_runs:
             return
-        if name in ("restart", "sigkill") and any(key[0] == "disk_full" for key in self._active):
+        if name in ("restart", "sigkill", "damaged_files", "second_daemon") and any(
+            key[0] == "disk_full" for key in self._active
+        ):
             return
         if name in ("mode", "restore") and any(begun.subject == "mode" for begun in self._active.values()):
             return
@@ -259,8 +318,7 @@ class Soak:
     async def _supervise(self) -> None:
         """As systemd: another daemon when one ends."""
         while True:
-            with self.disk_free():
-                self.rack.write_config(self._state)
+            self.write_config()
             self._cut = False
             for pdu in self.rack.pdus.values():
                 pdu.cut = False
@@ -268,6 +326,7 @@ class Soak:
             await asyncio.wait([life])
             self.loop.forget_signals()  # nobody is there to take one before the next begins
             self._judge_end(life)
+            self.checks.look_at_audit()
             del life
             self.service = None
             await asyncio.sleep(RESTART_S)
@@ -321,14 +380,14 @@ class Soak:
     def _fault_ns(self) -> int:
         return max(self.checks.disturbed_ns.values(), default=0)
 
-    async def _ask(self, request: Mapping[str, object]) -> None:
+    async def _ask(self, request: Mapping[str, object], refused: bool) -> None:
         standing = self.checks.standing
         writes = request["command"] in ("mode", "limit_restore")
         try:
             reader, writer = await asyncio.open_unix_connection(str(self.folder / "run" / SOCKET_NAME))
         except OSError:
             return
-        standing.commanding = standing.commanding or writes
+        standing.asking = standing.asking or writes
         answer: dict[str, Any] = {}
         try:
             writer.write(json.dumps(request).encode() + b"\n")
@@ -339,8 +398,10 @@ class Soak:
         finally:
             writer.close()
             if writes:
-                standing.commanding = False
+                standing.asking = False
                 self._stands(request, answer)
+        if refused and answer.get("ok"):
+            self.checks.violate("h", f"not refused: {request}")
         self.note(f"answer to {request['command']}: {str(answer)[:160] if not answer.get('ok') else 'ok'}")
 
     def _stands(self, request: Mapping[str, object], answer: Mapping[str, object]) -> None:
@@ -372,6 +433,7 @@ class Soak:
             if pdu.disturbed():
                 checks.disturb(name)
         checks.look_at_reads()
+        checks.look_at_state()
         if service is not None and service.snapshot is not None and checks.standing.loop_runs:
             checks.ticked(service.snapshot, service.limits.rack)
             checks.look_at_ticks()
@@ -404,6 +466,8 @@ class Soak:
 
     def log_line(self, event: str, fields: Mapping[str, object]) -> None:
         """A line of the daemon's log; (h) no loop may be found to hang but one that was made to."""
+        if event in ("reload.done", "reload.refused"):
+            self._reloaded(done=event == "reload.done")
         if event in DEFECTIVE and self.clock.mono_ns() - self._hung_ns > HANG_SEEN_S * NS_PER_S:
             self.checks.violate("h", f"{event}: {fields}")
         told = " ".join(f"{key}={value}" for key, value in fields.items() if key != "level")
@@ -486,6 +550,8 @@ def main() -> int:
     seconds = 60.0 if options.quick else options.seconds
     each_s = min(options.each, seconds)
     injected: Counter[str] = Counter()
+    applied: Counter[str] = Counter(dict.fromkeys(CHECKS, 0))
+    skipped: Counter[str] = Counter()
     rows = []
     seeds = range(options.seed, options.seed + max(1, round(seconds / each_s))) if seconds > 0.0 else ()
     for seed in seeds:
@@ -493,18 +559,26 @@ def main() -> int:
         run, violations = soak(seed, each_s, writes_per_day=20_000 if seed % 2 else 150)
         tell(run, violations)
         injected += run.injected
+        applied.update(run.checks.applied)
+        skipped.update(run.checks.skipped)
         rows.append(_row(run, violations))
         print(rows[-1], flush=True)
     more: dict[str, Any] = {"injected": dict(sorted(injected.items()))}
+    more["checks"] = {name: {"applied": n, "skipped": skipped[name]} for name, n in applied.items()}
+    idle = [f"never applied: ({name})" for name, n in applied.items() if not n]
+    idle += [f"never injected: {name}" for name in FAULTS if not injected[name]]
     if options.real > 0.0:
         real = soak_real(options.seed, options.real)
         rows.append(real.row())
         more["injected_real"] = dict(sorted(real.injected.items()))
     found = sum(row["violations"] for row in rows)
     result = report("soak", rows, {"violations": float(found)}, options.json, more)
+    for name, told in more["checks"].items():
+        print(f"({name}) applied {told['applied']} times, skipped {told['skipped']} times")
+    print("\n".join(idle))
     if options.keep:
         RESULT.write_text(as_kept(result) + "\n", encoding="utf-8")
-    return 1 if found else 0
+    return 1 if found or (idle and seconds >= FULL_S) else 0
 
 
 def _row(run: Soak, violations: list[Violation]) -> dict[str, Any]:

@@ -11,6 +11,7 @@
 | g | once faults end, NORMAL within `RECOVERED_S`, every limit on the devices as the daemon knows it, and within every rating |
 | h | no exception that nobody takes, no task that ends, no tick left out |
 | i | writes per outlet and day within the budget, beyond protective ones and the first where no limit stands |
+| j | a trap sink gets what a daemon tells once and in order, and none is left out that is not told as dropped |
 
 Of (a): an outlet of ours counts with what its device holds, by whatever message it came there. A limit that others put there
 (a reboot's default, a foreign writer, a limit that stood before we came) counts while it is lower than our last one,
@@ -49,6 +50,11 @@ MARGIN_SHARE = 0.05  # guard.trip_margin_share
 NOISE_W = 12.0  # of a reading that a decision rests on, against the truth
 LEASE_S = 10.0
 AUDIT_AGAIN_S = 1.5  # the disk is tried again once a second
+CHECKS = (  # what is counted: each must have been applied in a long soak, else it proves nothing
+    "a sums", "b advisory", "b foreign writer", "b given back", "b held", "b kill switch", "b lease", "b not ours",
+    "c audited", "c chain", "c read back", "c read back first", "d draw", "e descriptors", "f losses", "g recovered",
+    "h ticks", "i budget", "j notices",
+)  # fmt: skip
 HISTORY = 120  # draws that are kept: 2 s at the least
 
 
@@ -66,9 +72,20 @@ class Standing:
     killed: bool = False
     mode: Mode = Mode.CLOSED_LOOP
     released: set[str] = field(default_factory=set)
-    commanding: bool = False  # a command that writes is under way
+    opted_out: set[str] = field(default_factory=set)  # by a reload
+    asking: bool = False  # a command that writes is under way
+    reloading: bool = False  # a reload is under way that takes outlets out of closed loop, or back
     loop_runs: bool = False  # before and after it STATIC_SAFE is written, and nothing else
     lying: dict[str, int] = field(default_factory=dict)  # outlet -> until when its sensor tells what is not so, ns
+
+    @property
+    def commanding(self) -> bool:
+        """Found limits may be put back just now."""
+        return self.asking or self.reloading
+
+    @property
+    def given_back(self) -> set[str]:
+        return self.released | self.opted_out
 
 
 class Checks:
@@ -79,6 +96,10 @@ class Checks:
         self.standing = Standing()
         self.violations: list[Violation] = []
         self.counts: dict[str, int] = dict.fromkeys(("messages", "writes", "ticks", "calms"), 0)
+        self.applied: Counter[str] = Counter()  # by check of `CHECKS`; of a forbidden state: looks while it stood
+        self.skipped: Counter[str] = (
+            Counter()
+        )  # where it could have been applied, and a fault made what it needs unknown
         self.snapshot: Snapshot | None = None
         self.ours = {name for name, row in self._rows() if row.closed_loop and row.pdu != "pdu-c"}
         self.cuts = {name for name, row in self._rows() if row.pdu == "pdu-b"}
@@ -92,6 +113,7 @@ class Checks:
         self._foreign_since: dict[str, int] = {}
         self._counted: dict[str, int] = {}
         self._tick_ns: int | None = None
+        self._noticed: tuple[int, int] | None = None  # sequence number and drops of the newest notice of this life
         self.disk_full = False
         self.disk_free_ns = -(1 << 62)  # since when
         self.state: Callable[[], Path] = Path  # the daemon's state folder
@@ -106,15 +128,22 @@ class Checks:
     def violate(self, letter: str, text: str) -> None:
         self.violations.append(Violation(letter, self.now_ns() / NS_PER_S, text))
 
+    def _judge(self, check: str, *, unless: bool = False) -> bool:
+        """Count a check as applied, or as skipped `unless`."""
+        (self.skipped if unless else self.applied)[check] += 1
+        return not unless
+
     # -- what happens
 
     def begin_life(self) -> None:
         """Another daemon."""
         self.snapshot = self._tick_ns = None
+        self.standing.opted_out, self.standing.reloading = set(), False
         self._held_since.clear()
         self._foreign_since.clear()
         self._unread.clear()
         self._counted.clear()
+        self._noticed = None
 
     def disturb(self, pdu: str) -> None:
         """Messages to or from it may be lost now."""
@@ -132,7 +161,17 @@ class Checks:
 
     def looked(self, outlet: str) -> None:
         """The daemon has asked for the limit of an outlet."""
-        self._unread.pop(outlet, None)
+        if self._unread.pop(outlet, None) is not None:
+            self._judge("c read back")
+
+    def noticed(self, sequence: int, dropped: int) -> None:
+        """(j) A notice has reached the trap sink; an acknowledgement may be lost, so the newest may come twice."""
+        self._judge("j notices")
+        if self._noticed is not None:
+            newest, before = self._noticed
+            if not newest <= sequence <= newest + 1 + dropped - before:
+                self.violate("j", f"notice {sequence} follows {newest}, {dropped - before} dropped in between")
+        self._noticed = sequence, dropped
 
     def wrote(self, pdu: str, writes: Sequence[Written]) -> None:
         """One SET message, as its device took it."""
@@ -172,12 +211,15 @@ class Checks:
 
     def hung(self) -> None:
         """The soak itself has kept the daemon from its next tick."""
+        if self._tick_ns is not None and self.now_ns() - self._tick_ns > LEASE_S * NS_PER_S:
+            self._judge("b lease")
         if (newest := self.newest()) is not None:
             self.ticked(*newest)
         self._tick_ns = self.now_ns()
 
     def look_at_ticks(self) -> None:
         """(h) The loop runs, so a tick must have come."""
+        self._judge("h ticks")
         gap_s = 0.0 if self._tick_ns is None else (self.now_ns() - self._tick_ns) / NS_PER_S
         if self.standing.loop_runs and gap_s > TICK_GAP_S:
             self.violate("h", f"no tick for {gap_s:.2f} s")
@@ -206,7 +248,7 @@ class Checks:
         return stands_w
 
     def _given_up(self, name: str) -> bool:
-        if name in self.standing.released or self.standing.mode is Mode.ADVISORY:
+        if name in self.standing.given_back or self.standing.mode is Mode.ADVISORY:
             return True
         if self.snapshot is None or name in self.cuts:
             return False
@@ -217,6 +259,7 @@ class Checks:
         return {c.name: c.derate * c.rating_w for c in self.model.constraints if c.rating_w is not None}
 
     def _over_budgets(self, writes: Sequence[Written]) -> None:
+        self._judge("a sums")
         before = self.sums_w({write.outlet: write.before_w for write in writes})
         after = self.sums_w()
         for row, cap_w in self.caps_w().items():
@@ -226,19 +269,32 @@ class Checks:
 
     # -- (b)
 
+    def look_at_state(self) -> None:
+        """Count for how long each forbidden state stands: what is written then is a violation."""
+        standing = self.standing
+        stands = {
+            "b kill switch": standing.killed,
+            "b advisory": standing.mode is Mode.ADVISORY,
+            "b given back": bool(standing.given_back),
+            "b foreign writer": bool(self._foreign_since),
+        }
+        for check in (name for name, here in stands.items() if here):
+            self._judge(check, unless=standing.commanding and check != "b kill switch")
+
     def _in_forbidden_state(self, pdu: str, writes: Sequence[Written]) -> None:
         standing, now_ns = self.standing, self.now_ns()
         names = {write.outlet for write in writes}
         if standing.killed:
             self.violate("b", f"{sorted(names)} written with the kill switch engaged")
+        self._judge("b not ours")
         if not names <= self.ours:
             self.violate("b", f"{sorted(names - self.ours)} written, and not ours to write")
         if standing.commanding:
             return
         if standing.mode is Mode.ADVISORY:
             self.violate("b", f"{sorted(names)} written in advisory")
-        if names & standing.released:
-            self.violate("b", f"{sorted(names & standing.released)} written after they were given back")
+        if names & standing.given_back:
+            self.violate("b", f"{sorted(names & standing.given_back)} written after they were given back")
         if not standing.loop_runs:
             return
         if self._tick_ns is not None and now_ns - self._tick_ns > (LEASE_S + TICK_GAP_S) * NS_PER_S:
@@ -251,7 +307,9 @@ class Checks:
         since_ns = self._held_since.get(name, now_ns)
         if not self.standing.loop_runs or self.standing.commanding or now_ns - since_ns < GRACE_S * NS_PER_S:
             return
-        if name in self._alien or self._disturbed(pdu) or write.before_w is None or write.asked_w is None:
+        if write.before_w is None or write.asked_w is None:
+            return
+        if not self._judge("b held", unless=name in self._alien or self._disturbed(pdu)):
             return
         if write.asked_w > write.before_w + STEP_W:
             self.violate("b", f"{name} raised from {write.before_w:.0f} to {write.asked_w:.0f} W while held")
@@ -260,14 +318,17 @@ class Checks:
 
     def _not_read_back(self, pdu: str, write: Written) -> None:
         before = self._unread.get(write.outlet)
-        if before is not None and before[1] != write.asked_w and not self._disturbed(pdu):
+        first = before is None or before[1] == write.asked_w
+        if self._judge("c read back first", unless=not first and self._disturbed(pdu)) and not first:
+            assert before is not None
             self.violate("c", f"{write.outlet}: {before[1]} W was not read back before {write.asked_w} W")
         self._unread[write.outlet] = self.now_ns(), write.asked_w
 
     def _not_audited(self, write: Written) -> None:
         if write.asked_w is None or (write.outlet in self._alien and self.standing.commanding):
             return
-        if self._protective(write) and (self.disk_full or self.now_ns() - self.disk_free_ns < AUDIT_AGAIN_S * NS_PER_S):
+        failing = self.disk_full or self.now_ns() - self.disk_free_ns < AUDIT_AGAIN_S * NS_PER_S
+        if not self._judge("c audited", unless=failing and self._protective(write)):
             return
         known, to_w = asked_w(self.state(), write.outlet)
         if not known or (to_w is not None and not -STEP_W <= to_w - write.asked_w <= STEP_W):
@@ -282,6 +343,7 @@ class Checks:
 
     def look_at_audit(self) -> None:
         """(c) The chain is whole."""
+        self._judge("c chain")
         if wrong := broken(self.state()):
             self.violate("c", f"the audit is broken: {wrong[:3]}")
 
@@ -291,7 +353,7 @@ class Checks:
             pdu = name.partition("/")[0]
             if self.now_ns() - t_ns > READ_BACK_S * NS_PER_S:
                 del self._unread[name]
-                if not self._disturbed(pdu):
+                if self._judge("c read back", unless=self._disturbed(pdu)):
                     self.violate("c", f"{name}: {limit_w} W was not read back within {READ_BACK_S} s")
 
     # -- (d)
@@ -300,7 +362,7 @@ class Checks:
         name = write.outlet
         if name not in self.cuts or self.standing.commanding or write.asked_w is None:
             return
-        if self.standing.lying.get(name, 0) > self.now_ns():
+        if not self._judge("d draw", unless=self.standing.lying.get(name, 0) > self.now_ns()):
             return
         drawn_w = self.least_drawn_w(name, SEEN_LATE_S if self._disturbed(pdu) else SEEN_S)
         least_w = drawn_w + MARGIN_SHARE * self._rating_w(name) - STEP_W - NOISE_W
@@ -316,20 +378,25 @@ class Checks:
 
     def look_at_descriptors(self, before: "Counter[str]", now: "Counter[str]") -> None:
         """(e) `before`: after the life before, for the first opens what stays."""
+        self._judge("e descriptors")
         if more := now - before:
             self.violate("e", f"descriptors that a life of the daemon has left open: {dict(more)}")
 
     def look_at_losses(self, counted: int, injected: int, rebooted: bool) -> None:
         """A board that reboots takes along what it had not sent yet: then there is only an upper bound."""
+        self._judge("f losses", unless=rebooted)
         if counted > injected or (counted != injected and not rebooted):
             self.violate("f", f"{counted} scans counted as lost, {injected} were")
 
     def recovered(self, snapshot: Snapshot) -> str | None:
         """(g) What is still not as it should be; None when all is well."""
+        self._judge("g recovered")
         if snapshot.safe.state is not SafeState.NORMAL:
             overloads = [c for c in snapshot.safe.causes if c.startswith("overload:")]
             if list(snapshot.safe.causes) != overloads or not any(map(self._loaded, overloads)):
                 return f"{snapshot.safe.state.name} by {list(snapshot.safe.causes)}"
+        if self.standing.opted_out:
+            return f"{sorted(self.standing.opted_out)} are opted out"
         for i, name in enumerate(self.model.outlet_ids):
             if name not in self.ours:
                 continue
@@ -359,7 +426,8 @@ class Checks:
             return
         if write.before_w is None:
             return  # no limit stood there at all
-        if self.standing.commanding or self._disturbed(write.outlet.partition("/")[0]):
+        disturbed = self.standing.commanding or self._disturbed(write.outlet.partition("/")[0])
+        if not self._judge("i budget", unless=disturbed):
             return
         self._counted[write.outlet] = self._counted.get(write.outlet, 0) + 1
         if self._counted[write.outlet] == self.rack.writes_per_day + 1:

@@ -16,9 +16,10 @@ from rpi_daemon.audit import DAEMON, Asked, Audit
 from rpi_daemon.drivers.pdu.snmp import SnmpPdu
 from rpi_daemon.guard import GuardConfig
 from rpi_daemon.pdu_task import PduTask
-from rpi_daemon.records import LimitsInForce
+from rpi_daemon.records import LimitsInForce, Notice
 from rpi_daemon.safe_limits import SafeLimits
 from rpi_daemon.service import Service
+from rpi_daemon.trap_task import SinkTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,15 @@ def _task_ends() -> Any:
     return patch.object(PduTask, "_poll", once_too_often)
 
 
+def _notices_lost() -> Any:
+    deliver = SinkTask._deliver
+
+    async def every_other(self: SinkTask, notice: Notice, sequence: int) -> bool:
+        return sequence % 2 == 0 or await deliver(self, notice, sequence)
+
+    return patch.object(SinkTask, "_deliver", every_other)
+
+
 def _not_held() -> Any:
     return patch.object(guard, "held", lambda rack, status: np.zeros(rack.n, np.bool_))
 
@@ -123,4 +133,5 @@ DEFECTS = {
         "i", "counts no writes", lambda: patch.object(Actuator, "writes_used", lambda self, _: np.zeros_like(self._used)),
         ("load_step",), 40,
     ),
+    "notices": Defect("j", "leaves out every other notice", _notices_lost, ("load_step", "trap_sink")),
 }  # fmt: skip

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING
 
+from soak_rack import CANDIDATE, DAMAGED, OPTED_OUT
+
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.drivers.pdu.sim import Faults
 from rpi_daemon.drivers.sensors.plant import LoadBank
@@ -34,6 +36,10 @@ Fault = Callable[["Soak", Random], Begun | None]  # None: not now
 
 PDUS = ("pdu-a", "pdu-b", "pdu-c")
 WRITTEN = ("pdu-a", "pdu-b")
+SPOILED = (  # glob patterns below the state folder
+    "history/history-*.sqlite", "history/events-*.sqlite", "found-limits.json", "standing.json.copy", "traps.sqlite",
+    "settle-times.json", "boards.json", "models/standing.json",
+)  # fmt: skip
 
 
 def _nothing() -> None:
@@ -247,24 +253,24 @@ RELOADS = {  # what somebody makes of the configuration, good and bad
     "static_safe_w = 380.0": ("static_safe_w = 360.0", "static_safe_w = 9000.0"),
     "[rack]": ("[rack", "[rick]", ""),
     'primary = "mixture"': ('primary = "ewma"', 'primary = "oracle"'),
+    OPTED_OUT.replace("false", "true"): (OPTED_OUT,),
     'id = "pdu-c"': ('id = "pdu-a"', 'id = "pdu-d"'),
 }
 
 
 def _reload(soak: "Soak", rng: Random) -> Begun | None:
-    if soak.checks.disk_full:
-        return None  # nobody could write the file
+    if soak.checks.disk_full or soak.checks.standing.reloading:
+        return None  # nobody could write the file, or the one before is still being read
     before = rng.choice(list(RELOADS))
     after = rng.choice(RELOADS[before])
     path = soak.folder / "config.toml"
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(before, after, 1), encoding="utf-8")
-    soak.loop.deliver(signal.SIGHUP)
+    soak.hang_up()
 
     def end() -> None:
-        with soak.disk_free():
-            path.write_text(text, encoding="utf-8")
-        soak.loop.deliver(signal.SIGHUP)
+        soak.write_config()
+        soak.hang_up()
 
     return Begun("config", f"SIGHUP with {after!r} in place of {before!r}", rng.uniform(1.0, 15.0), end)
 
@@ -273,6 +279,51 @@ def _hang(soak: "Soak", rng: Random) -> Begun:
     seconds = rng.choice((0.3, 1.0, 3.0, 12.0)) * rng.uniform(0.8, 1.2)
     soak.hang(seconds)
     return Begun("loop", f"the control loop stood still for {seconds:.1f} s")
+
+
+def _sink_away(soak: "Soak", rng: Random) -> Begun:
+    soak.rack.sink.away = True
+
+    def end() -> None:
+        soak.rack.sink.away = False
+
+    return Begun("sink", "the trap sink is away", rng.uniform(1.0, 60.0), end)
+
+
+def _second_daemon(soak: "Soak", rng: Random) -> Begun:
+    """Somebody starts another one on the same PDUs: with our folders, or with folders of its own."""
+    own = rng.random() < 0.5
+    soak.start_second(own_folders=own)
+    return Begun("second", f"another daemon begins, with {'folders of its own' if own else 'our folders'}")
+
+
+def _drill(soak: "Soak", rng: Random) -> Begun:
+    device, seconds = rng.choice([*PDUS, *soak.rack.boards]), rng.uniform(0.5, 12.0)
+    closed_loop = rng.random() < 0.8  # else it is refused
+    request = {"command": "drill", "device": device, "for_s": seconds, "closed_loop": closed_loop}
+    soak.command(request)
+    return Begun(f"drill {device}", f"operator: {request}", seconds, _nothing)
+
+
+def _model(soak: "Soak", rng: Random) -> Begun:
+    """A model takes over, goes back, or is damaged and must be refused."""
+    request = rng.choice((
+        {"command": "model_promote", "name": CANDIDATE, "reason": "soak"},
+        {"command": "model_promote", "name": "shipped", "reason": "soak"},
+        {"command": "model_promote", "name": DAMAGED, "reason": "soak"},
+        {"command": "model_roll_back", "reason": "soak"},
+    ))  # fmt: skip
+    soak.command(request, refused=request.get("name") == DAMAGED)
+    return Begun("model", f"operator: {request}")
+
+
+def _damaged(soak: "Soak", rng: Random) -> Begun | None:
+    """A power cut that leaves a file of the state folder damaged: of what has a copy, one of the two."""
+    names = rng.sample(SPOILED, rng.randint(1, 3))
+    if not soak.end_life("SIGKILL"):
+        return None
+    told = [word for name in names if (word := soak.spoil(name, rng)) is not None]
+    return Begun("life", f"power cut, damaged: {told}")
 
 
 def _command(make: Callable[[Random], dict[str, object]]) -> Fault:
@@ -363,6 +414,11 @@ FAULTS: dict[str, tuple[float, Fault]] = {  # name -> how often, beside the othe
     "kill_command": (0.4, _kill_command),
     "kill_signal": (0.3, _kill_signal),
     "reload": (1.0, _reload),
+    "trap_sink": (0.7, _sink_away),
+    "second_daemon": (0.5, _second_daemon),
+    "drill": (0.7, _drill),
+    "model": (0.7, _model),
+    "damaged_files": (0.3, _damaged),
     "restart": (0.5, _restart),
     "sigkill": (0.5, _kill),
 }  # fmt: skip

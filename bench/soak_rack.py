@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +29,7 @@ from rpi_daemon._fastpath.core import (
     FrameDecoder,
     Ring,
     Timeline,
+    decode_v2c,
     parse_description,
 )
 from rpi_daemon.clock import NS_PER_S
@@ -36,12 +38,19 @@ from rpi_daemon.drivers.pdu.profile import load_profile
 from rpi_daemon.drivers.pdu.sim import PduSimulator
 from rpi_daemon.drivers.sensors.board_sim import SimulatedBoard
 from rpi_daemon.drivers.sensors.paced import board_plant, servers_for
+from rpi_daemon.drivers.traps.mib import OBJECT_ROOT, OBJECTS, SHIPPED_ENTERPRISE
 from rpi_daemon.errors import DeviceError
+from rpi_daemon.models.forecaster import SHIPPED
+from rpi_daemon.models.library import FOLDER as MODELS
 from rpi_daemon.sensing import BoardLink, wiring
 
 PERIOD_NS = 1_000_000
 BOARD_STEP_S = 0.02
 COMMUNITY = "soak-community"
+CANDIDATE, DAMAGED = "candidate", "damaged"  # models beside the shipped one
+OPTED_OUT = 'load = "b-{n}"\nrating_w = 700.0\nstatic_safe_w = 380.0\nclosed_loop = false'
+RESPONSE = 0xA2  # an SNMP message's type
+NOTICE = f"1.3.6.1.4.1.{SHIPPED_ENTERPRISE}.{OBJECT_ROOT}"
 BREAKER_PROFILE = "breaker-pdu.toml"  # APC's columns, each threshold of which switches its outlet off
 
 CONFIG = """\
@@ -324,6 +333,7 @@ class VirtualSource:
         self._board, self._clock = board, clock
         self._payload: bytes | None = None
         self._retry_ns = 0
+        self._absent_until_ns = 0
 
     def start(self, sampler: VirtualSampler, *, may_wait: bool = False) -> None:
         if self._board.present:
@@ -342,7 +352,9 @@ class VirtualSource:
 
     def maintain(self, sampler: VirtualSampler) -> BoardDescription | None:
         now_ns = self._clock.mono_ns()
-        if not sampler.connected() and now_ns >= self._retry_ns:
+        if now_ns < self._absent_until_ns and sampler.connected():
+            sampler.unplug()
+        if not sampler.connected() and now_ns >= max(self._retry_ns, self._absent_until_ns):
             self._retry_ns = now_ns + 300_000_000
             if self._board.present:
                 self._board.plug(sampler)
@@ -351,6 +363,10 @@ class VirtualSource:
             return None
         self._payload = payload
         return parse_description(payload)
+
+    def unplug(self, seconds: float) -> None:
+        """A drill."""
+        self._absent_until_ns = self._clock.mono_ns() + round(seconds * NS_PER_S)
 
     def close(self) -> None:
         """The cable stays where it is."""
@@ -488,6 +504,40 @@ class RackPdu(PduSimulator):
         self._cells[oid] = (tag, round(limit_w / float(self._limit_step(outlet))))
 
 
+class RackSink(asyncio.DatagramProtocol):
+    """A trap sink: acknowledges informs of SNMPv2c, tells their numbers, and may be away."""
+
+    def __init__(self, heard: Callable[[int, int], None]) -> None:
+        self.away = False
+        self._heard = heard
+        self._transport: asyncio.DatagramTransport | None = None
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
+
+    @property
+    def port(self) -> int:
+        return 0 if self._transport is None else int(self._transport.get_extra_info("sockname")[1])
+
+    def stop(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        if self.away or self._transport is None:
+            return
+        answer = bytearray(data)
+        answer[data.index(COMMUNITY.encode()) + len(COMMUNITY)] = RESPONSE  # the same message, but for its type
+        _, pdu = decode_v2c(bytes(answer))
+        told = {varbind.oid: varbind.value for varbind in pdu.varbinds}
+        sequence, dropped = (told[f"{NOTICE}.{OBJECTS[name]}.0"] for name in ("sequence", "dropped"))
+        assert isinstance(sequence, int)
+        assert isinstance(dropped, int)
+        self._heard(sequence, dropped)
+        self._transport.sendto(answer, address)
+
+
 @dataclass
 class SoakRack:
     """All that the daemon speaks to. `turn` keeps the boards going; what happens is told to `on_write` and `on_look`."""
@@ -499,14 +549,19 @@ class SoakRack:
     primary: str = "mixture"
     on_write: Callable[[str, list[Written]], None] = lambda *_: None  # PDU, one message
     on_look: Callable[[str], None] = lambda _: None
+    on_notice: Callable[[int, int], None] = lambda *_: None  # sequence number, how many were dropped so far
     pdus: dict[str, RackPdu] = field(default_factory=dict)
     boards: dict[str, RackBoard] = field(default_factory=dict)
+    sink: RackSink = field(init=False)
     _place: dict[str, tuple[RackBoard, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sink = RackSink(lambda *told: self.on_notice(*told))
 
     def write_config(self, state: str = "state", mode: str = "closed_loop") -> Path:
         """The configuration, with the ports that the PDUs have by now."""
         ports = {name.replace("-", "_"): pdu.port for name, pdu in self.pdus.items()}
-        ports = {"pdu_a": 10_161, "pdu_b": 10_162, "pdu_c": 10_163, "sink": 10_164} | ports
+        ports = {"pdu_a": 10_161, "pdu_b": 10_162, "pdu_c": 10_163} | ports | {"sink": self.sink.port or 10_164}
         path = self.folder / "config.toml"
         text = CONFIG.format(
             mode=mode,
@@ -547,8 +602,10 @@ class SoakRack:
                 clock=self.clock.seconds,
             )
             await self.pdus[pdu.id].start()
+        await self.sink.start()
 
     async def stop(self) -> None:
+        self.sink.stop()
         for pdu in self.pdus.values():
             await pdu.stop()
 
@@ -568,7 +625,7 @@ class SoakRack:
         return VirtualLink(config, self.boards[board.id], runtime_dir, self.clock, event_fd)
 
     def sockets(self) -> int:
-        return sum(pdu.sockets() for pdu in self.pdus.values())
+        return 1 + sum(pdu.sockets() for pdu in self.pdus.values())
 
     def draw_w(self, outlet: str) -> float:
         """What an outlet really draws, mean of the last 100 ms."""
@@ -594,7 +651,11 @@ class SoakRack:
 
 
 def prepare(folder: Path) -> None:
-    """The files that the configuration names."""
+    """The files that the configuration names, and two models: one that may forecast, one that is damaged."""
+    for name in (CANDIDATE, DAMAGED):
+        shutil.copytree(SHIPPED, folder / "state" / MODELS / name)
+    weights = folder / "state" / MODELS / DAMAGED / "model.onnx"
+    weights.write_bytes(weights.read_bytes()[:-1])
     for name, text in (("community", COMMUNITY), (BREAKER_PROFILE, _breaker_profile())):
         path = folder / name
         path.touch(mode=0o600)

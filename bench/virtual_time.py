@@ -120,7 +120,8 @@ def _start(pinger: Pinger) -> None:
 
 
 def _stop(pinger: Pinger) -> None:
-    _looking.pop(pinger).cancel()
+    if (task := _looking.pop(pinger, None)) is not None:  # one that could not even begin has none
+        task.cancel()
 
 
 _looking: dict[Pinger, "asyncio.Task[None]"] = {}

@@ -17,6 +17,8 @@ def test_no_invariant_is_violated_under_faults_at_random(seed: int) -> None:
     assert run.checks.counts["ticks"] > 8 * SECONDS
     assert run.checks.counts["calms"] >= 2
     assert sum(run.injected.values()) >= SECONDS / 8
+    applied = run.checks.applied
+    assert min(applied[name] for name in ("a sums", "c audited", "c read back", "d draw", "h ticks", "j notices")) > 5
 
 
 def test_a_seed_is_the_same_run_each_time() -> None:
