@@ -29,12 +29,11 @@ strip --strip-unneeded "$root"/usr/lib/rpi-daemon/lib/python3.11/site-packages/r
 units "$root" /usr /lib/systemd/system /lib/udev/rules.d
 install -d -m 755 "$root/usr/share/lintian/overrides"
 cp packaging/debian/lintian-overrides "$root/usr/share/lintian/overrides/rpi-daemon"
-documents "$doc"
+documents "$doc" "$build"
 install -d -m 755 "$root/etc/rpi-daemon/credentials"
 cp packaging/debian/copyright "$doc/"
-printf 'rpi-daemon (%s) bookworm; urgency=medium\n\n  * See CHANGELOG.md.gz.\n\n -- %s  %s\n' \
+printf 'rpi-daemon (%s) bookworm; urgency=medium\n\n  * See CHANGELOG.md.\n\n -- %s  %s\n' \
     "$version" "$maintainer" "$(date -R -u -d "@$SOURCE_DATE_EPOCH")" | gzip -9n > "$doc/changelog.gz"
-gzip -9n < CHANGELOG.md > "$doc/CHANGELOG.md.gz"
 install -d "$root/usr/share/man/man1"
 gzip -9n < packaging/rpi-daemon.1 > "$root/usr/share/man/man1/rpi-daemon.1.gz"
 find "$root" -type d -exec chmod 755 {} +

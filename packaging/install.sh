@@ -30,7 +30,7 @@ install_all() {
     tree "$root" "$prefix" "$python" "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" "$work/venv/bin/pip" "$wheel[$extras]"
     "$python" -m compileall -q -j 0 "$root$prefix/lib/rpi-daemon/lib" > /dev/null || true
     units "$root" "$prefix" "$prefix/lib/systemd/system" "$prefix/lib/udev/rules.d"
-    documents "$root$prefix/share/doc/rpi-daemon"
+    documents "$root$prefix/share/doc/rpi-daemon" "$python"
     [ -z "$root" ] || return 0
     systemd-sysusers rpi-daemon.conf
     systemd-tmpfiles --create rpi-daemon.conf

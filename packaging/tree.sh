@@ -37,9 +37,9 @@ units() {
     cp systemd/rpi-daemon.tmpfiles "$root$prefix/lib/tmpfiles.d/rpi-daemon.conf"
 }
 
-# documents FOLDER: the pages and examples
+# documents FOLDER PYTHON: the pages, with links as they are there, and examples of configurations and drop-ins
 documents() {
-    mkdir -p "$1/examples"
-    cp docs/*.md README.md SECURITY.md "$1/" 2> /dev/null || cp docs/*.md "$1/"
-    cp systemd/examples/* packaging/rpi-daemon.toml config/default.toml "$1/examples/"
+    rm -rf "$1"
+    mkdir -p "$1"
+    "$2" packaging/documents.py "$1"
 }

@@ -1,5 +1,6 @@
 """The package as users get it: one top-level name, every sub-package and data file, a console script that runs elsewhere."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -67,3 +68,24 @@ def test_the_console_script_runs_outside_the_checkout(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("rpi-daemon")
     done = subprocess.run([str(script), "--version"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("rpi-daemon, version ")
+
+
+def test_links_of_the_installed_pages_lead_to_installed_files(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, ROOT / "packaging" / "documents.py", tmp_path], check=True)
+    pages = list(tmp_path.glob("**/*.md"))
+    assert {f"docs/{page.name}" for page in tmp_path.glob("*.md")} >= set(tracked_below("docs/")) - {"docs/README.md"}
+    assert [page.name for page in pages if "README.md#" in page.read_text("utf-8")]  # links that had to change
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8")):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name} links {target}"
+
+
+def test_every_example_is_installed(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, ROOT / "packaging" / "documents.py", tmp_path], check=True)
+    ours = {Path(name).name for name in tracked() if "/examples/" in name and name.endswith((".toml", ".conf"))}
+    assert {file.name for file in (tmp_path / "examples").iterdir()} == ours | {"default.toml", "rpi-daemon.toml"}
+
+
+def tracked_below(folder: str) -> list[str]:
+    """Pages of a folder itself."""
+    return [name for name in tracked() if name.startswith(folder) and name.count("/") == 1 and name.endswith(".md")]
