@@ -19,7 +19,11 @@ INCLUDE: Final = "systemd,systemd-sysv,dbus,python3,libstdc++6,zlib1g"
 PATIENCE_S: Final = 60.0  # a busy machine; what is to be quick is measured
 LOOK_S: Final = 0.05
 PROGRAMS: Final = ("debootstrap", "systemd-nspawn", "nsenter", "unshare", "setsid", "dpkg-deb", "dpkg-shlibdeps")
-ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0"}
+ENVIRONMENT: Final = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+    "SYSTEMD_COLORS": "0",
+}
 # the loopback interface comes up (SIOCSIFFLAGS, IFF_UP: netdevice(7)), and stays for as long as this lives
 HOLD_NETWORK: Final = (
     "import fcntl, signal, socket, struct\n"

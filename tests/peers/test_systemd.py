@@ -352,7 +352,7 @@ def test_a_training_is_a_unit_in_an_idle_slice_whose_end_harms_nobody(site: Site
 def test_a_training_in_its_unit_makes_a_model_and_ends_with_who_ordered_it(site: Site) -> None:
     keep_history(site)
     site.work()
-    made = site.box.run(*train(updates=12)).stdout.splitlines()
+    made = site.box.run(*train(updates=1)).stdout.splitlines()
     assert json.loads(made[-1]) == {"sha256": True, "in_memory": True, "not_confined": []}
     assert site.box.run("stat", "-c%U", f"{STATE}/models/night/model.onnx").stdout == "rpi-daemon\n"
     site.box.run("rm", "-r", f"{STATE}/models/night")
@@ -382,14 +382,14 @@ print(json.dumps({"sha256": len(result.sha256) == 64, "in_memory": 50.0 < result
 """
 
 
-def train(updates: int) -> list[str]:
+def train(updates: int, lib: str = "/usr/lib") -> list[str]:
     """A training that the daemon's user orders."""
     order = {
         "history": f"{STATE}/history", "rack": "box", "ratings_w": {f"pdu-a/{k + 1}": 700.0 for k in range(OUTLETS)},
         "from_ns": 0, "seed": 1, "updates": updates, "out": f"{STATE}/models/night", "name": "night",
     }  # fmt: skip
     user = ["setpriv", "--reuid=rpi-daemon", "--regid=rpi-daemon", "--clear-groups"]
-    return [*user, "/usr/lib/rpi-daemon/bin/python3", "-I", "-c", TRAIN, json.dumps(order)]
+    return [*user, f"{lib}/rpi-daemon/bin/python3", "-I", "-c", TRAIN, json.dumps(order)]
 
 
 def keep_history(site: Site) -> None:
@@ -441,3 +441,65 @@ def test_removal_puts_the_found_limits_back(site: Site) -> None:
     site.box.run("dpkg", "-P", "rpi-daemon")
     assert not (site.box.root / STATE.lstrip("/")).exists()
     assert not (site.box.root / "etc/rpi-daemon").exists()
+
+
+@pytest.mark.skipif(
+    os.environ.get("RPI_INSTALL") != "1", reason="RPI_INSTALL=1 runs it: needs `make wheel`, and a network"
+)
+def test_make_install_and_uninstall(site: Site) -> None:
+    """From the source, on the box that the package has left: below /usr/local."""
+    before = files_of(site)
+    prepare_source(site)
+    env = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/root/wheels"}
+
+    def make(target: str) -> str:
+        return site.box.run("make", "-C", "/root/source", target, env=env, timeout_s=600.0).stdout
+
+    assert "Now change /etc/rpi-daemon/rpi-daemon.toml" in make("install")
+    assert site.state() == "inactive"
+    rack_folder = site.rack.log_path.parent
+    for name in ("auth.key", "priv.key"):
+        site.box.write(f"/etc/rpi-daemon/credentials/{name}", (rack_folder / "credentials" / name).read_text(), 0o600)
+    site.box.write(CONFIG_FILE, CONFIG)
+    site.box.run("systemctl", "enable", UNIT)
+    site.work()
+    pid = site.main_pid()
+    assert os.readlink(site.box.root / "usr/local/bin/rpi-daemon") == "../lib/rpi-daemon/bin/rpi-daemon"
+    keep_history(site)
+    made = site.box.run(*train(updates=1, lib="/usr/local/lib")).stdout.splitlines()
+    assert json.loads(made[-1])["not_confined"] == [], "the unit of /usr/local trains"
+    assert "started again" in make("install")
+    assert site.main_pid() != pid
+    site.until(site.at_work, "limits follow the draw")
+    assert "are left" in make("uninstall")
+    assert site.limits_w() == site.found_w
+    assert site.state() == "inactive"
+    assert site.box.show(UNIT)["LoadState"] == "not-found"
+    assert files_of(site) - before == {"/etc/rpi-daemon", CONFIG_FILE}
+
+
+def files_of(site: Site) -> set[str]:
+    """Of the programs and settings of the box, but for what other packages bring."""
+    found = site.box.run(
+        "find", "/usr/local", "/etc", "/run", "/lib/systemd", "-xdev", "-name", "*rpi[-_]daemon*"
+    ).stdout
+    return set(found.splitlines())
+
+
+def prepare_source(site: Site) -> None:
+    """What git tracks, the wheel and those that it needs, and the two programs that a bare Debian lacks."""
+    wheel = max(ROOT.glob("dist/*.whl"), key=lambda path: path.stat().st_mtime)
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in [*tracked.splitlines(), f"dist/{wheel.name}"]:
+        target = site.box.root / "root" / "source" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target)
+    requirements = ROOT / "packaging" / "requirements.txt"
+    pip = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    subprocess.run([*pip, "-r", requirements, "-d", site.box.root / "root" / "wheels"], check=True)
+    shutil.copy("/etc/resolv.conf", site.box.root / "etc" / "resolv.conf")
+    for command in (
+        ["apt-get", "update"],
+        ["apt-get", "install", "-y", "--no-install-recommends", "python3-venv", "make"],
+    ):
+        subprocess.run(["chroot", site.box.root, *command], check=True, capture_output=True)
