@@ -146,6 +146,7 @@ class SnmpPdu:
         self._where = f"{options.endpoint.host} port {options.endpoint.port}"
         self._device: _Device | None = None
         self._met: Mapping[int, str] = {}  # the rows of the outlets when it was identified; outlives `open`
+        self._serial = ""  # as identified; outlives `open`
         self._polls = 0
         self._facts: dict[int, _Facts] | None = None
         self._facts_due_ns = 0
@@ -183,20 +184,41 @@ class SnmpPdu:
         self._met = (await self._known_device()).places
 
         def told(template: str | None, pattern: str | None = None) -> str:
-            text = "" if template is None else _text(answers.get(self._oid(template)))
-            found = re.search(pattern, descr) if pattern is not None and not text else None
-            return found.group(1) if found is not None else text
+            return self._told(answers, template, pattern)
 
+        self._serial = told(identity.serial_oid, identity.serial_pattern)
         count_oid = identity.outlet_count_oid
         count = None if count_oid is None else _integer(answers.get(self._oid(count_oid)))
         return PduIdentity(
             vendor=self.profile.vendor,
             model=told(identity.model_oid, identity.model_pattern),
             firmware=told(identity.firmware_oid, identity.firmware_pattern),
-            serial=told(identity.serial_oid, identity.serial_pattern),
+            serial=self._serial,
             n_outlets=len(self.options.outlets) if count is None else count,
             proven=self.profile.proven != "none",
         )
+
+    def _told(self, answers: Mapping[str, Varbind], template: str | None, pattern: str | None) -> str:
+        text = "" if template is None else _text(answers.get(self._oid(template)))
+        found = re.search(pattern, _text(answers.get(SYS_DESCR))) if pattern is not None and not text else None
+        return found.group(1) if found is not None else text
+
+    def _serial_oids(self) -> list[str]:
+        """What tells the serial number, where the device told one when it was identified."""
+        identity = self.profile.identity
+        if not self._serial:
+            return []
+        return [SYS_DESCR if identity.serial_oid is None else self._oid(identity.serial_oid)]
+
+    def _check_serial(self, answers: Mapping[str, Varbind]) -> None:
+        """Two cables may change places between two polls, and both devices go on answering."""
+        identity = self.profile.identity
+        now = self._told(answers, identity.serial_oid, identity.serial_pattern)
+        if now and self._serial and now != self._serial:
+            raise DeviceError(
+                f"PDU {self._where} has the serial number {now}, and had {self._serial} before: another device, or two"
+                " addresses that changed places"
+            )
 
     def _check_family(self, object_id: str, descr: str) -> None:
         wanted = self.profile.identity.sys_object_id
@@ -237,7 +259,8 @@ class SnmpPdu:
         if slow:
             self.session.may_grow()
         uptime_oid = self._oid(self.profile.uptime_oid)
-        answers = await self._get([uptime_oid, *self._read_oids(device, facts, slow)])
+        answers = await self._get([uptime_oid, *self._serial_oids(), *self._read_oids(device, facts, slow)])
+        self._check_serial(answers)
         uptime_s = self._uptime_s(answers.get(uptime_oid))
         if self._rebooted(t_mono_ns, uptime_s):
             self._reboot_untold = True

@@ -20,6 +20,8 @@ from rpi_daemon.clock import Clock, ManualClock, SystemClock
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.devices import profile_digest
 from rpi_daemon.drivers.base import CapDriver, MayWrite, PduDriver
+from rpi_daemon.drivers.pdu.profile import load_profile
+from rpi_daemon.drivers.pdu.sim import PduSimulator
 from rpi_daemon.errors import DeviceError
 from rpi_daemon.found import FoundCaps, FoundLimits
 from rpi_daemon.guard import GuardConfig
@@ -495,3 +497,35 @@ def test_static_safe_that_waits_for_the_wire_is_not_written_over_a_limit_that_wa
     assert asyncio.run(both()) == [1, 2]
     (refused,) = records(tmp_path, "refused")
     assert refused.data["why"] == "it is not ours"
+
+
+def test_another_device_in_its_place_between_two_polls_is_not_written(tmp_path: Path) -> None:
+    """Two cables changed places while nobody asked, of PDUs that were switched on together."""
+    (tmp_path / "word").touch(mode=0o600)
+    (tmp_path / "word").write_text("public", encoding="utf-8")
+
+    async def act() -> None:
+        first = PduSimulator(load_profile("apc_rpdu2"), 2, serial="A")
+        await first.start()
+        text = CONFIG.format(accept="true").replace("port = 9", f"port = {first.port}").replace("0.05", "1.0")
+        config = parse_config(text, "t", base_dir=tmp_path)
+        audit = Audit(tmp_path, SystemClock(), keep_days=1.0)
+        audit.open()
+        limits = SafeLimits(config, GuardConfig(), SystemClock(), audit)
+        second = PduSimulator(load_profile("apc_rpdu2"), 2, serial="B", port=first.port)
+        async with contextlib.AsyncExitStack() as stack:
+            assert await limits.open_pdus(stack)
+            await limits.tasks["a"]._poll()
+            await first.stop()
+            await second.start()
+            stack.push_async_callback(second.stop)
+            task = limits.tasks["a"]
+            with pytest.raises(DeviceError, match="has the serial number B, and had A before"):
+                await task._poll()
+            task._failed("as its loop does with it")
+            with pytest.raises(DeviceError, match="serial number is B, that of the PDU first met there is A"):
+                await task._poll()
+            assert not task.reachable
+        audit.close()
+
+    asyncio.run(act())
