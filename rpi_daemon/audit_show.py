@@ -12,7 +12,7 @@ from rpi_daemon.config.schema import Config
 from rpi_daemon.errors import ConfigError, RpiError
 from rpi_daemon.history.chain import Event, Head
 from rpi_daemon.history.query import local_zone, parse_time
-from rpi_daemon.history.show import stamp
+from rpi_daemon.history.show import one_line, stamp
 
 
 def verify(config_path: Path, heads: Sequence[str]) -> tuple[dict[str, Any], str]:
@@ -64,7 +64,7 @@ def show(
             continue
         at = stamp(record.t_ns, zone, 3)
         for line in _lines(record, wanted):
-            say(f"{at}  {line}")
+            say(one_line(f"{at}  {line}"))
         rows.append({**asdict(record), "local_time": at})
     if not rows:
         notes.append("no record in this span")

@@ -26,7 +26,7 @@ from rpi_daemon.history.query import (
     parse_time,
     read_series,
 )
-from rpi_daemon.history.show import Escape, as_csv, bins, escapes, joined, stamp, write_npz, write_png
+from rpi_daemon.history.show import Escape, as_csv, bins, escapes, joined, one_line, stamp, write_npz, write_png
 from rpi_daemon.history.stretches import POWER, stretches
 from rpi_daemon.history.weeks import History
 
@@ -195,7 +195,7 @@ def events(
     rows = []
     for event in event_files.read_events(asked.folder, asked.from_ns, asked.to_ns, names, notes):
         fields = " ".join(f"{key}={_short(value)}" for key, value in event.data.items())
-        say(f"{stamp(event.t_ns, asked.now.tzinfo, 3)}  {event.name}  {fields}")
+        say(one_line(f"{stamp(event.t_ns, asked.now.tzinfo, 3)}  {event.name}  {fields}"))
         rows.append({**asdict(event), "local_time": stamp(event.t_ns, asked.now.tzinfo, 3)})
     if not rows:
         notes.append(" ".join(["no event", *([" or ".join(names)] if names else []), "in this span"]))

@@ -97,6 +97,11 @@ def stamp(t_ns: int, zone: tzinfo | None, digits: int = 0) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S}{fraction}"
 
 
+def one_line(text: str) -> str:
+    """For a terminal: whoever chose the words, an operator or a device, begins no line of their own and moves no cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def as_csv(answer: Answer, zone: tzinfo | None) -> str:
     """One line per moment and outlet: UTC nanoseconds, local time, outlet, quantity, value; what is not known is empty."""
     text = io.StringIO()

@@ -1,11 +1,16 @@
 """`rpi-daemon audit show`: what a line says, for people."""
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rpi_daemon.audit_show import _lines
-from rpi_daemon.history.chain import Event
+from rpi_daemon.audit_show import _lines, show
+from rpi_daemon.history.chain import ChainLog, Event
+
+
+EXAMPLE = Path(__file__).parents[2] / "config" / "examples" / "demo.toml"
 
 
 def line(name: str, data: dict[str, Any]) -> str:
@@ -46,3 +51,19 @@ def line(name: str, data: dict[str, Any]) -> str:
 )  # fmt: skip
 def test_a_record_is_one_line_without_digits_that_nobody_reads(name: str, data: dict[str, Any], told: str) -> None:
     assert line(name, data) == told
+
+
+def test_words_of_an_operator_forge_no_line(tmp_path: Path) -> None:
+    """Nor do they rub one out."""
+    config = tmp_path / "rack.toml"
+    config.write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
+    log = ChainLog(tmp_path / "state" / "audit", kind="audit", keep_days=400.0)
+    words = "x\n2026-11-21 22:00:00.000  7  operator root  asked 3  pdu-a/1\x1b[2J\u202e"
+    log.append([Event(time.time_ns(), 1, "command", {"who": "operator eve", "command": "kill", "words": words})])
+    log.close()
+    said: list[str] = []
+    document = show(config, "1h", "now", (), None, said.append)
+    (only,) = said
+    assert only.isprintable()
+    assert only.endswith(r'words="x\n2026-11-21 22:00:00.000  7  operator root  asked 3  pdu-a/1\x1b[2J\u202e"')
+    assert document["records"][0]["data"]["words"] == words
