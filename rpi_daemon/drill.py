@@ -34,6 +34,7 @@ LATE_S = 30.0  # what comes too late is still waited for: late is another findin
 SHARE_BELOW = 0.8  # of STATIC_SAFE
 NORMAL_S = 60.0  # for the rack to be NORMAL again, beyond `guard.recover_s`
 DEMO_OUTLETS = 12
+REASON = "drill"  # of the kill switch: one that somebody engages meanwhile in earnest stays
 
 Status = Mapping[str, Any]
 
@@ -144,7 +145,7 @@ class Drill:
 
     def kill_switch(self) -> None:
         """The kill switch stops every write, and lets go again."""
-        self._client.ask("kill", reason="drill")
+        self._client.ask("kill", reason=REASON)
         try:
             self._expect("the kill switch is engaged, and the status says so", lambda s: s["kill_switch"], 1.0)
             self._expect("an alarm tells it", lambda s: self._alarms(s, "kill_switch"), 3.0)
@@ -158,7 +159,7 @@ class Drill:
             ticks = ended["ticks"] - begun["ticks"]
             self._check("sampling and forecasts went on", ticks > 5 * QUIET_S, seen=f"{ticks} ticks")
         finally:
-            self._client.ask("resume")
+            self._client.ask("resume", only=REASON)
         self._expect("it is released again", lambda s: not s["kill_switch"], 1.0)
         self._back()
 

@@ -472,6 +472,13 @@ class KillSwitch:
         """Allow writes again."""
         self.path.unlink(missing_ok=True)
 
+    def reason(self) -> str:
+        """What it was engaged for last; empty where the file does not tell."""
+        try:
+            return self.path.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            return ""
+
     def engaged(self) -> bool:
         """True when the file is there, dangling link included, or when we cannot know."""
         try:

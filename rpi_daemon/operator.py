@@ -156,7 +156,10 @@ class Operator:
         return {"kill_switch": True}
 
     async def _resume(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._service.limits.release_kill_switch()
+        only, limits = request.get("only"), self._service.limits
+        if only is not None and limits.killed() and limits.killed_for() != only:
+            raise RpiError(f"somebody else has engaged the kill switch meanwhile ({limits.killed_for()!r}): it stays")
+        limits.release_kill_switch()
         return {"kill_switch": False, **await self._acknowledge(request)}
 
     async def _acknowledge(self, request: dict[str, Any]) -> dict[str, Any]:

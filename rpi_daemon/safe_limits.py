@@ -106,6 +106,7 @@ class SafeLimits:
         self._saving = asyncio.Lock()
         self._saver: asyncio.Task[None] | None = None
         self._save_failed_ns: int | None = None
+        self._killed_for = ""
         self._config = config
         self._guard = guard
         self._clock = clock
@@ -122,6 +123,7 @@ class SafeLimits:
 
     def engage_kill_switch(self, reason: str) -> None:
         """On a signal or on request; on a full or read-only disk it holds in memory, until `resume` or a restart."""
+        self._killed_for = reason
         try:
             self._kill_switch.engage(reason)
         except OSError as error:
@@ -136,6 +138,10 @@ class SafeLimits:
         except OSError as error:
             raise RpiError(f"the kill switch is still engaged: {self._kill_switch.path}: {error.strerror}") from None
         self.killed_in_memory = False
+
+    def killed_for(self) -> str:
+        """What the kill switch was engaged for last, as far as that is known."""
+        return self._kill_switch.reason() or self._killed_for
 
     def killed(self) -> bool:
         """Whether nothing may be written to any PDU."""

@@ -9,7 +9,6 @@ import pytest
 from rpi_daemon.audit_show import _lines, show
 from rpi_daemon.history.chain import ChainLog, Event
 
-
 EXAMPLE = Path(__file__).parents[2] / "config" / "examples" / "demo.toml"
 
 

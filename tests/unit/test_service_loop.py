@@ -13,8 +13,9 @@ from structlog.testing import capture_logs
 
 from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.config.load import parse_config
+from rpi_daemon.drill import REASON
 from rpi_daemon.drivers.base import PduDriver
-from rpi_daemon.errors import DeviceError
+from rpi_daemon.errors import DeviceError, RpiError
 from rpi_daemon.found import FoundCaps, FoundLimits
 from rpi_daemon.heartbeats import Heartbeats
 from rpi_daemon.pdu_task import Lease, PduTask
@@ -296,3 +297,22 @@ def test_an_acknowledgement_releases_no_kill_switch(tmp_path: Path) -> None:
     assert daemon.limits.killed()
     asyncio.run(daemon.operator._resume({}))
     assert not daemon.limits.killed()
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_drill_releases_no_kill_switch_that_somebody_engages_meanwhile(on_disk: bool, tmp_path: Path) -> None:
+    daemon = Ticking(tmp_path, 0.0, 1)
+    if on_disk:
+        daemon.state_dir.mkdir()
+    else:
+        daemon.state_dir.write_text("a disk that takes nothing")
+    limits, resume = daemon.limits, daemon.operator._resume
+    limits.engage_kill_switch(REASON)
+    limits.engage_kill_switch("smoke in aisle 3")
+    with pytest.raises(RpiError, match="smoke in aisle 3"):
+        asyncio.run(resume({"only": REASON}))
+    assert limits.killed()
+    if on_disk:
+        limits.engage_kill_switch(REASON)
+        asyncio.run(resume({"only": REASON}))
+        assert not limits.killed()
