@@ -365,6 +365,40 @@ def test_a_change_that_needs_a_restart_refuses_the_whole(place: Path) -> None:
     assert running.service.reload.status()["refused"] is None
 
 
+SINK = """[[trap_sink]]
+id = "second"
+host = "127.0.0.6"
+version = "2c"
+community_file = "key"
+allow_insecure = true
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (f"{CONFIG}{SINK}", "trap_sink second: not there -> {"),
+        (CONFIG[: CONFIG.index("[[trap_sink]]")], "trap_sink facility: {"),
+        (CONFIG.replace("127.0.0.3", "127.0.0.6"), 'trap_sink facility.host: "127.0.0.3" -> "127.0.0.6"'),
+        (CONFIG.replace("writes_per_day = 100", "writes_per_day = 100\npoll_s = 5.0"), "pdu pdu.poll_s: 1.0 -> 5.0"),
+        (CONFIG.replace("rating_w = 700.0", "rating_w = 710.0"), "outlet pdu/1-4.rating_w: 700.0 -> 710.0"),
+        (CONFIG.replace("127.0.0.2", "127.0.0.6"), 'cap load-2.host: "127.0.0.2" -> "127.0.0.6"'),
+        (CONFIG + MORE[MORE.index("[[cap]]") :], "cap load-3: not there -> {"),
+        (CONFIG + MORE[MORE.index("[[telemetry]]") : MORE.index("[[cap]]")], "telemetry load-1: not there -> {"),
+    ],
+)
+def test_whatever_a_person_may_expect_to_be_live_and_is_not_is_named_with_what_to_do(
+    text: str, says: str, place: Path
+) -> None:
+    running = Running(load_config(place))
+    place.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        reloaded(running)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{place}: {says}")
+    assert line.endswith(": needs a restart")
+
+
 def test_every_mistake_is_listed_and_nothing_changes(place: Path) -> None:
     running = Running(load_config(place))
     before, sha256 = of(running), running.service.config.sha256
