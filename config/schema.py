@@ -579,7 +579,10 @@ class Guard(Section):
         0.05, ge=0, le=1, description="a limit that cuts off stays this part of the rating above the draw"
     )
     lowest_limit_w: float = Field(
-        10.0, ge=0, le=10_000, description="W, lowest limit written; zero means no threshold on some devices"
+        10.0,
+        ge=0,
+        le=10_000,
+        description="W, lowest limit written, or one step of the device where that is more; zero means no threshold on some devices",
     )
 
 
