@@ -370,7 +370,7 @@ def _may_stand_at(
 
 def cuts_off(state: LimitState) -> bool:
     """Whether a limit, while it stands, cuts its outlet off."""
-    return state.kind in (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT) and state.enabled is not False
+    return _kind_cuts(state) and state.enabled is not False
 
 
 def would_cut_off(
@@ -393,6 +393,25 @@ def would_cut_off(
         f"a {found.kind} limit, found at {limit}, could cut its load off, whose draw is {draw};"
         " lower the load and restore again, or set the limit on the PDU yourself"
     )
+
+
+def cuts_off_by_now(
+    to_w: float, state: LimitState, rack: RackModel, config: GuardConfig, readings: Readings, i: int
+) -> bool:
+    """Whether lowering the limit of outlet `i`, decided a while ago, would cut off what it draws by now.
+
+    Half the margin has to be left: what noise moved since is no reason to decide anew. No reading, no answer.
+    """
+    stands_w = None if state.enabled is False else state.limit_w
+    if not _kind_cuts(state) or (stands_w is not None and to_w >= stands_w):
+        return False
+    amps_w = math.nan if state.volts is None else float(readings.rms_a[i]) * state.volts
+    drawn_w = np.fmax(float(readings.power_w[i]), amps_w)
+    return bool(to_w < drawn_w + 0.5 * _margin_w(rack, config, i))
+
+
+def _kind_cuts(state: LimitState) -> bool:
+    return state.kind in (LimitKind.TRIP_OFF, LimitKind.CURRENT_LIMIT)
 
 
 def _margin_w(rack: RackModel, config: GuardConfig, i: int) -> float:

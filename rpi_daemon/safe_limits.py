@@ -27,6 +27,7 @@ from rpi_daemon.guard import (
     KillSwitch,
     away_from_static_safe,
     cuts_off,
+    cuts_off_by_now,
     static_safe_writes,
     would_cut_off,
 )
@@ -95,6 +96,7 @@ class SafeLimits:
         self.found_caps = FoundCaps({})
         self.lease: Lease | None = None  # none: no loop runs
         self.known: Readings | None = None  # the draws, at stop; at start only the PDUs themselves tell any
+        self.measured: Readings | None = None  # the draws, as of the newest tick
         self.stands: dict[str, PduReading] = {}  # as `static_safe` left it
         self.static_safe_s: float | None = None  # when it was verified, in seconds of this process
         self.damaged: list[str] = []  # files of found limits and caps
@@ -526,7 +528,16 @@ class SafeLimits:
             return "it is not ours"  # any more: it was decided before that
         if self.lease is None:
             return None
+        if self._cuts_off_by_now(pdu, write):
+            return "its draw has grown since: it would be cut off"
         return self._loop_forbidden(self.lease, None if write.why is None else write.why.t_mono_ns)
+
+    def _cuts_off_by_now(self, pdu: str, write: LimitWrite) -> bool:
+        """A batch may take a slow device many seconds."""
+        state, i = self.tasks[pdu].limits.get(write.outlet), self.index(pdu, write.outlet)
+        if state is None or self.measured is None:
+            return False
+        return cuts_off_by_now(write.limit_w, state, self.rack, self._guard, self.measured, i)
 
     def _cap_forbidden(self, load: str, restoring: bool) -> str | None:
         """As `_forbidden`, for a server's cap; one that was given back is not ours, whatever still waits for its BMC."""

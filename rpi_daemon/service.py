@@ -485,6 +485,7 @@ class Service:
             self._recorder.add(inputs, pipeline.features.ends, self.digest.hexdigest())
         self._log_changes(snapshot)
         self.snapshot = snapshot
+        self.limits.measured = snapshot.readings
 
     def _after_tick(self) -> None:
         """What may wait until the limits are on their way."""

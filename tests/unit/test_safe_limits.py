@@ -25,6 +25,7 @@ from rpi_daemon.drivers.pdu.sim import PduSimulator
 from rpi_daemon.errors import DeviceError
 from rpi_daemon.found import FoundCaps, FoundLimits
 from rpi_daemon.guard import GuardConfig
+from rpi_daemon.pdu_task import Lease
 from rpi_daemon.proof import PROOF_FILE
 from rpi_daemon.records import (
     ApplyResult,
@@ -529,3 +530,28 @@ def test_another_device_in_its_place_between_two_polls_is_not_written(tmp_path: 
         audit.close()
 
     asyncio.run(act())
+
+
+@pytest.mark.parametrize(
+    ("to_w", "kind", "drawn_w", "goes"),
+    [
+        (330.0, LimitKind.TRIP_OFF, 300.0, True),  # as it was decided: the draw and 5 % of 600 W
+        (330.0, LimitKind.TRIP_OFF, 310.0, True),
+        (330.0, LimitKind.TRIP_OFF, 320.0, False),
+        (330.0, LimitKind.CURRENT_LIMIT, 500.0, False),
+        (330.0, LimitKind.ALARM, 500.0, True),  # it cuts nothing off
+        (510.0, LimitKind.TRIP_OFF, 505.0, True),  # a raise
+        (330.0, LimitKind.TRIP_OFF, None, True),  # nobody knows: it was decided when somebody did
+    ],
+)
+def test_a_limit_that_cuts_off_is_not_lowered_below_a_draw_that_has_grown_since(
+    tmp_path: Path, to_w: float, kind: LimitKind, drawn_w: float | None, goes: bool
+) -> None:
+    """The batch before it took a slow device seconds."""
+    limits = _with(tmp_path, Slow(500.0))
+    limits.tasks["a"].limits = {1: LimitState(500.0, True, kind, raw=(("1.2", 2, 5),))}
+    limits.lease = Lease(10.0, SystemClock().mono_ns())
+    limits.measured = make_readings(1, np.array([drawn_w, 0.0], dtype=np.float64))
+    refused = limits._forbidden("a", LimitWrite(1, to_w))
+    assert refused == (None if goes else "its draw has grown since: it would be cut off")
+    assert limits._forbidden("a", LimitWrite(1, to_w, limits.found.pdus["a"][1])) is None, "its owner's own limit"
