@@ -1,7 +1,8 @@
 """What drivers that speak HTTP share: how a certificate is known, what a failed handshake means, bounded answers."""
 
+import contextlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rpi_daemon.errors import AuthError, DeviceError
@@ -51,7 +52,26 @@ def _verification(
         raise DeviceError(f"{label}: cannot use tls_ca_file {tls_ca_file}: {error}") from error
 
 
-def tls_error(label: str, tls_ca_file: str | None, error: Exception) -> DeviceError:
+@contextlib.contextmanager
+def request(label: str, tls_ca_file: str | None, timeout_s: float) -> Iterator[None]:
+    """Around one request and its answer: raises AuthError for a wrong certificate, DeviceError for whatever else fails."""
+    import aiohttp
+
+    try:
+        yield
+    except TimeoutError as error:
+        raise DeviceError(f"{label} did not answer within {timeout_s:g} s") from error
+    except aiohttp.ServerFingerprintMismatch as error:
+        raise AuthError(
+            f"{label} shows another certificate than tls_fingerprint: SHA-256 {error.got.hex(':')}"
+        ) from error
+    except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
+        raise _tls_error(label, tls_ca_file, error) from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise DeviceError(f"{label}: {printable(str(error)) or type(error).__name__}") from error
+
+
+def _tls_error(label: str, tls_ca_file: str | None, error: Exception) -> DeviceError:
     """The sentence for a handshake that failed: AuthError for a certificate that does not pass."""
     reason = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
     if isinstance(reason, ssl.SSLCertVerificationError):

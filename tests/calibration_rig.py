@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
+from config_examples import TWO_OUTLETS
 
 from rpi_daemon._fastpath.core import BoardDescription, ChannelDescription
 from rpi_daemon.calibration import Calibration, ChannelRecord, Instrument, Residual
@@ -16,31 +17,7 @@ ERRORS = {"gain_error_sd": 0.03, "phase_error_sd_deg": 2.0, "offset_sd_counts": 
 FULL_SCALE_A = 10.0  # peak
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 METER = Instrument(name="WT310", serial_number="C2QG1", uncertainty_percent=0.1)
-TOML = """\
-[[board]]
-id = "b"
-port = "/dev/ttyACM0"
-calibration = "b.json"
-channels = ["current:a/1", "current:a/2", "voltage:L1"]
-[[pdu]]
-id = "a"
-profile = "raritan_px"
-host = "192.0.2.1"
-user = "u"
-auth_key_env = "KEY"
-priv_key_env = "KEY"
-[[outlet]]
-pdu = "a"
-numbers = "1-2"
-load = "n{n}"
-rating_w = 2000.0
-static_safe_w = 500.0
-[[constraint]]
-id = "breaker"
-kind = "breaker"
-rating_w = 4000.0
-outlets = ["a/*"]
-"""
+TOML = TWO_OUTLETS.replace("channels", 'calibration = "b.json"\nchannels')
 
 
 def record(channel: int, kind: str = "current", **changes: object) -> ChannelRecord:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from rpi_daemon.drivers.pdu.profile import load_profile
 from rpi_daemon.drivers.pdu.snmp import SnmpPdu, SnmpPduOptions
 from rpi_daemon.errors import NotRunningError
 
-PATIENCE_S = 25.0  # two busy cores; a condition that is met ends the wait at once
+PATIENCE_S = 60.0  # one core that others use; a condition that is met ends the wait at once
 LOOK_S = 0.05  # between two looks
 T = TypeVar("T")
 Status = Mapping[str, Any]
@@ -370,7 +370,7 @@ def on_pdu(config: Path, pdu_id: str, outlets: Sequence[int], use: Callable[[Snm
     """Do something on a PDU as another manager would."""
     loaded = load_config(config)
     pdu = next(item for item in loaded.pdu if item.id == pdu_id)
-    endpoint = snmp_endpoint(loaded, pdu)
+    endpoint = replace(snmp_endpoint(loaded, pdu), timeout_s=5.0)
 
     async def act() -> T:
         driver = SnmpPdu(SnmpPduOptions(endpoint, load_profile(pdu.profile), tuple(outlets), nominal_v=230.0))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 from rpi_daemon.drivers.caps.documents import BadDocument, complaint, is_path, link, obj, parse, text
-from rpi_daemon.drivers.https import TooLong, bounded, client, tls_error
+from rpi_daemon.drivers.https import TooLong, bounded, client, request
 from rpi_daemon.errors import AuthError, DeviceError
 
 if TYPE_CHECKING:
@@ -230,29 +230,16 @@ class RedfishSession:
         headers = {"X-Auth-Token": self._token} if self._token is not None else {}
         if etag is not None:
             headers["If-Match"] = etag
-        try:
+        timeout = aiohttp.ClientTimeout(total=seconds)
+        with request(endpoint.label, endpoint.tls_ca_file, seconds):
             async with self._http.request(
-                method,
-                endpoint.base + path,
-                json=body,
-                headers=headers,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=seconds),
+                method, endpoint.base + path, json=body, headers=headers, allow_redirects=False, timeout=timeout
             ) as response:
-                data = await bounded(response.content, MAX_ANSWER_BYTES)
-                return Answer(response.status, dict_of(response.headers), _body(response.status, data))
-        except TimeoutError as error:
-            raise DeviceError(f"{endpoint.label} did not answer within {seconds:g} s") from error
-        except aiohttp.ServerFingerprintMismatch as error:
-            raise AuthError(
-                f"{endpoint.label} shows another certificate than tls_fingerprint: SHA-256 {error.got.hex(':')}"
-            ) from error
-        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
-            raise tls_error(endpoint.label, endpoint.tls_ca_file, error) from error
-        except (BadDocument, TooLong) as error:
-            raise DeviceError(f"{endpoint.label}: the answer to {method} {path} is {error}") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise DeviceError(f"{endpoint.label}: {text(str(error)) or type(error).__name__}") from error
+                try:
+                    data = await bounded(response.content, MAX_ANSWER_BYTES)
+                    return Answer(response.status, dict_of(response.headers), _body(response.status, data))
+                except (BadDocument, TooLong) as error:
+                    raise DeviceError(f"{endpoint.label}: the answer to {method} {path} is {error}") from error
 
 
 def _split(address: str) -> SplitResult:

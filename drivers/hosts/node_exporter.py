@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from rpi_daemon.clock import Clock
 from rpi_daemon.drivers.hosts.exposition import BadPage, parse
 from rpi_daemon.drivers.hosts.shares import WANTED, CounterShares, Shares
-from rpi_daemon.drivers.https import TooLong, bounded, client, printable, tls_error
+from rpi_daemon.drivers.https import TooLong, bounded, client, printable, request
 from rpi_daemon.errors import AuthError, DeviceError
 from rpi_daemon.records import HostReading
 
@@ -131,23 +131,13 @@ class NodeExporter:
             raise DeviceError(f"{self._label} is not open")
         options = self.options
         url = URL(f"{options.url}?{COLLECT}" if self._filtered else options.url, encoded=True)
-        try:
-            async with self._http.get(
-                url, allow_redirects=False, timeout=aiohttp.ClientTimeout(total=options.timeout_s)
-            ) as response:
+        timeout = aiohttp.ClientTimeout(total=options.timeout_s)
+        with request(self._label, options.tls_ca_file, options.timeout_s):
+            async with self._http.get(url, allow_redirects=False, timeout=timeout) as response:
                 if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                     raise DeviceError(f"{self._label} answers compressed, which was not asked for")
-                data = await bounded(response.content, MAX_PAGE_BYTES)
+                try:
+                    data = await bounded(response.content, MAX_PAGE_BYTES)
+                except TooLong as error:
+                    raise DeviceError(f"{self._label}: the answer is {error}") from None
                 return response.status, response.headers.get("Location", ""), data
-        except TimeoutError as error:
-            raise DeviceError(f"{self._label} did not answer within {options.timeout_s:g} s") from error
-        except TooLong as error:
-            raise DeviceError(f"{self._label}: the answer is {error}") from None
-        except aiohttp.ServerFingerprintMismatch as error:
-            raise AuthError(
-                f"{self._label} shows another certificate than tls_fingerprint: SHA-256 {error.got.hex(':')}"
-            ) from error
-        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
-            raise tls_error(self._label, options.tls_ca_file, error) from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise DeviceError(f"{self._label}: {printable(str(error)) or type(error).__name__}") from error

@@ -153,7 +153,7 @@ def test_a_secret_that_is_gone_is_named_and_keeps_it_from_no_other_pdu(killed: G
     key = killed.config.parent / "auth.key"
     key.rename(key.with_suffix(".away"))
     try:
-        code, document = failsafe(killed, "--for", "1")
+        code, document = failsafe(killed, "--for", "3")
     finally:
         key.with_suffix(".away").rename(key)
     assert code == 4

@@ -130,7 +130,9 @@ def test_expiry_is_a_cause_that_is_shown_and_holds_nothing(tmp_path: Path) -> No
     assert link.calibration_expired(expires_ns + 1)
     flags = HealthFlags(calibration_expired=frozenset({"b"}))
     assert flags.causes() == ("calibration_expired:b",)
-    status = ladder(at_start(0), 10 * NS_PER_S, flags)
+    status = at_start(0)
+    for second in range(1, 11):
+        status = ladder(status, second * NS_PER_S, flags)
     assert (status.state, status.causes) == (SafeState.NORMAL, ("calibration_expired:b",))
 
 

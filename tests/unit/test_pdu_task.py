@@ -92,7 +92,7 @@ class VirtualPdu:
 class Bench:
     """A task that runs, with its virtual PDU and clock."""
 
-    def __init__(self, allowed: Callable[[LimitWrite], bool] = lambda write: True) -> None:
+    def __init__(self, allowed: Callable[[LimitWrite], bool] = lambda write: True, meet: Meet | None = None) -> None:
         self.clock = ManualClock(10**12)
         self.device = VirtualPdu(self.clock)
         self.audit = ListAudit()
@@ -103,6 +103,7 @@ class Bench:
             poll_s=0.01,
             forbidden=lambda write: None if allowed(write) else "the kill switch is engaged",
             audit=self.audit,
+            meet=meet,
         )
 
     async def until(self, true: Callable[[], bool]) -> None:
@@ -393,20 +394,10 @@ def test_nothing_is_written_to_a_device_that_was_not_met() -> None:
     """Whatever answers there now may be another PDU: no found limit goes to it, and it does not count as reachable."""
 
     async def act() -> None:
-        bench = Bench()
-
         async def another() -> None:
             raise DeviceError("it is another device")
 
-        bench.task = PduTask(
-            "pdu",
-            bench.device,
-            bench.clock,
-            poll_s=0.01,
-            forbidden=lambda _: None,
-            audit=bench.audit,
-            meet=Meet(another, another),
-        )
+        bench = Bench(meet=Meet(another, another))
         bench.task.away("silent at start")
         with pytest.raises(DeviceError, match="has not answered since the start"):
             await bench.task.write_exclusive([LimitWrite(1, 100.0)], By("operator x"))
@@ -417,7 +408,6 @@ def test_nothing_is_written_to_a_device_that_was_not_met() -> None:
 
 def test_a_device_that_is_back_and_takes_no_static_safe_stays_away_and_is_asked_seldom() -> None:
     async def act() -> None:
-        bench = Bench()
         looks: list[int] = []
 
         async def same() -> None:
@@ -428,15 +418,7 @@ def test_a_device_that_is_back_and_takes_no_static_safe_stays_away_and_is_asked_
             assert not bench.task.reachable
             raise DeviceError("it does not take STATIC_SAFE")
 
-        bench.task = PduTask(
-            "pdu",
-            bench.device,
-            bench.clock,
-            poll_s=0.01,
-            forbidden=lambda _: None,
-            audit=bench.audit,
-            meet=Meet(same, denied),
-        )
+        bench = Bench(meet=Meet(same, denied))
         bench.task.away("silent at start")
         with pytest.raises(DeviceError, match="does not take STATIC_SAFE"):
             await bench.task._poll()
