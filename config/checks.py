@@ -122,11 +122,11 @@ def _channels(config: Config) -> Iterator[Found]:
     pdus = [pdu.id for pdu in config.pdu]
     stands_for: dict[str, str] = {}
     for outlet in config.outlets():
-        if outlet.id in seen:
-            continue
         pdu = outlet.meter.partition("/")[0]
         if pdu not in pdus:
             yield ("outlet", outlet.group, "meter"), f"no PDU is called {pdu!r}{_close(pdu, pdus)}"
+        if outlet.id in seen:
+            continue
         other = stands_for.setdefault(outlet.meter, outlet.id)
         if other != outlet.id:
             yield (
@@ -383,7 +383,7 @@ def _snmp_secrets(place: Loc, section: Pdu | TrapSink, base_dir: Path, env: Mapp
             )
         yield from _secret(section, place, "community", base_dir, env, least=1)
     else:
-        if section.user is None:
+        if not section.user:
             yield (*place, "user"), "is needed for version 3"
         yield from _secret(section, place, "auth_key", base_dir, env, least=8)
         yield from _secret(section, place, "priv_key", base_dir, env, least=8)

@@ -13,12 +13,14 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}$")]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 CREDENTIAL = "credential:"
-NUMBERS_PATTERN = r"^\d+(-\d+)?(,\d+(-\d+)?)*$"
+NUMBERS = re.compile(r"[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*")
+MOST_NUMBERS = 1000  # of one group: longer than any PDU
+CHANNEL = re.compile(r"voltage:L[123N]|voltage:DC|current:[A-Za-z0-9_.-]+/[0-9]+(:reversed)?|unused")
 
 
 def expand_numbers(text: str) -> list[int]:
     """`"1-3,7"` -> [1, 2, 3, 7]; raises ValueError for anything else or a range that goes back."""
-    if not re.match(NUMBERS_PATTERN, text):
+    if not NUMBERS.fullmatch(text):
         raise ValueError(f"{text!r} is not a list of outlet numbers such as '1-12' or '1,3,5-8'")
     numbers: list[int] = []
     for part in text.split(","):
@@ -26,7 +28,7 @@ def expand_numbers(text: str) -> list[int]:
         stop = int(last or first)
         if stop < int(first):
             raise ValueError(f"range {part!r} goes back")
-        if stop - int(first) > 1000:
+        if stop - int(first) + len(numbers) >= MOST_NUMBERS:
             raise ValueError(f"range {part!r} is longer than any PDU")
         numbers.extend(range(int(first), stop + 1))
     if len(set(numbers)) != len(numbers):
@@ -182,7 +184,7 @@ class Board(Section):
     @classmethod
     def _channels(cls, value: list[str]) -> list[str]:
         for text in value:
-            if not re.match(r"^(voltage:L[123N]|voltage:DC|current:[\w.-]+/\d+(:reversed)?|unused)$", text):
+            if not CHANNEL.fullmatch(text):
                 raise ValueError(f"{text!r} is not 'voltage:L1|L2|L3|DC', 'current:PDU/OUTLET[:reversed]' or 'unused'")
         return value
 
@@ -276,6 +278,7 @@ class Outlet(Section):
     pdu: Name = Field(description="PDU that has the outlet", examples=["pdu-a"])
     numbers: Numbers = Field(description="outlet numbers on the PDU: '7', '1-24' or '1,3,5-8'", examples=["1-2"])
     load: str = Field(
+        min_length=1,
         description="what it feeds; '{n}' becomes the outlet number; two outlets with one load are its two feeds",
         examples=["server-{n}"],
     )
@@ -284,6 +287,7 @@ class Outlet(Section):
     )
     meter: str | None = Field(
         None,
+        pattern=r"^[A-Za-z0-9_.{}-]{1,80}/([0-9]|\{n\}){1,9}$",
         description="slow meter that stands for outlets which no board measures: 'PDU/{n}'; the outlet's own PDU if not given",
         examples=["meter-1/{n}"],
     )

@@ -277,8 +277,12 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         raise ModelError(f"{file}: damaged or edited by hand (its digest differs); copy the directory again")
     try:
         manifest = tomllib.loads(content[first.end() :].decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (
+        ValueError
+    ) as error:  # TOML's own kind is one; so is text that is not UTF-8, and a number of thousands of digits
         raise ModelError(f"{file}: not TOML: {error}") from error
+    except RecursionError:
+        raise ModelError(f"{file}: not TOML: nested too deeply") from None
     if manifest.get("schema") != SCHEMA:
         raise ModelError(f"{file}: schema {manifest.get('schema')} is not {SCHEMA}; use a model made for this version")
     if not _is_whole(manifest):
@@ -298,12 +302,21 @@ def _is_whole(manifest: Mapping[str, Any]) -> bool:
             and steps.ndim == 3
             and len(steps) > 0
             and output.ndim == 2
+            and _numbers(canary["input"], 3)
+            and _numbers(canary["output"], 2)
             and {"scaling_version", "columns"} <= manifest["inputs"].keys()
             and {"quantiles", "horizons_s"} <= manifest["outputs"].keys()
             and isinstance(manifest["training"], dict)
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return False
+
+
+def _numbers(value: object, levels: int) -> bool:
+    """Whether lists in lists hold numbers alone: NumPy makes them of texts and truth values too."""
+    if levels == 0:
+        return type(value) in (int, float)
+    return isinstance(value, list) and all(_numbers(part, levels - 1) for part in value)
 
 
 def _check_contract(directory: Path, manifest: Mapping[str, Any]) -> None:
@@ -328,8 +341,8 @@ def _run_canary(model: LoadedModel, canary: NDArray[np.float64]) -> Float32:
 
 
 def _check_canary(model: LoadedModel, canary: Mapping[str, Any]) -> None:
-    expected = np.asarray(canary["output"])
-    output = _run_canary(model, np.asarray(canary["input"]))
+    expected = np.asarray(canary["output"], np.float64)
+    output = _run_canary(model, np.asarray(canary["input"], np.float64))
     if output.shape != expected.shape or not np.allclose(output, expected, rtol=0.0, atol=CANARY_TOLERANCE):
         raise ModelError(f"{model.path}: the canary input does not give its expected output on this machine")
 

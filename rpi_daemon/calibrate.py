@@ -96,7 +96,10 @@ def read_plan(path: Path) -> Plan:
         data = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; name a plan with --from") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # TOML's own kind is a ValueError; so is a number of thousands of digits
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     try:
         return Plan.model_validate(data)

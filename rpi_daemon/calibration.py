@@ -106,7 +106,7 @@ def parse_calibration(text: str, name: str) -> Calibration:
         digest = content.pop("sha256", None)
         if digest is None or content.get("schema") is None:
             raise ValueError("no schema or sha256")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{name}: not a calibration file ({error}); name one that `calibrate` wrote") from None
     if digest != _digest(content):
         raise ConfigError(

@@ -65,7 +65,10 @@ def parse_file(
     try:
         text = data.decode()
         table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # TOML's own kind is a ValueError; so is a number of thousands of digits
         raise ConfigError(f"{shown}: not a TOML file: {error}") from error
     try:
         parsed = model.model_validate(table)

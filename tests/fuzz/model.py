@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+import itertools
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -135,7 +137,12 @@ MANIFEST_VALUES = (
     "true",
     "1979-05-27",
     "[1, 'a']",
+    "9" * 400,
+    "9" * 5000,
+    "[" * 900 + "]" * 900,
+    "[[" + "9" * 400 + "]]",
 )
+NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 
 
 def manifest_of(choices: Choices) -> bytes:
@@ -144,13 +151,15 @@ def manifest_of(choices: Choices) -> bytes:
         return choices.rest()
     lines = (directory() / MANIFEST).read_text().splitlines()[1:]
     for _ in range(choices.below(4)):
-        at, how = choices.byte() % len(lines), choices.below(5)
+        at, how = choices.byte() % len(lines), choices.below(6)
         if how == 0:
             del lines[at]
         elif how == 1:
             lines.insert(at, lines[choices.byte() % len(lines)])
         elif how == 2:
             lines[at] = lines[at][: choices.byte()]
+        elif how == 5:  # numbers of another kind
+            lines[at] = NUMBER.sub(choices.one(('"1.0"', "true", "1", r'"\g<0>"', "inf", "1979-05-27")), lines[at])
         else:
             lines[at] = f"{lines[at].split('=')[0]}= {choices.one(MANIFEST_VALUES)}"
         lines = lines or ["x = 1"]
@@ -169,7 +178,10 @@ def check_manifest(body: bytes, *, whole: bool) -> bool:
     except ModelError as error:
         must(str(changed) in str(error) or "onnxruntime" in str(error), error)
         return False
-    must(isinstance(manifest["model"]["hidden"], int) and isinstance(manifest["name"], str), manifest["model"])
+    canary = manifest["canary"]
+    numbers = [*itertools.chain(*itertools.chain(*canary["input"])), *itertools.chain(*canary["output"])]
+    must(all(type(number) in (int, float) for number in numbers), "a canary of other things than numbers")
+    must(type(manifest["model"]["hidden"]) is int and isinstance(manifest["name"], str), manifest["model"])
     return True
 
 
@@ -201,7 +213,7 @@ def seeds() -> list[bytes]:
 TARGET = Target(
     "model",
     "a graph is taken in which the onnx package reads an operator outside the list, another domain, a function, a sub-graph, a sparse tensor, "
-    "training, or weights in another file; a manifest is taken whose size of state or name is not of its kind",
+    "training, or weights in another file; a manifest is taken whose size of state or name is not of its kind, or whose canary holds anything but numbers",
     ("models/manifest.py",),
     seeds,
     check,

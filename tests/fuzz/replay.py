@@ -3,13 +3,14 @@
 import contextlib
 import importlib.util
 import logging
+import os
 import random
 import sys
 from pathlib import Path
 
 import structlog
 
-FRESH = 5000
+FRESH = int(os.environ.get("FUZZ_FRESH", "5000"))
 
 
 def load_core(path: str) -> None:

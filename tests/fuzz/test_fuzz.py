@@ -9,7 +9,7 @@ from fuzz.targets import PLACES, target
 
 FRESH = {
     "frames": 1000,
-    "config": 1000,
+    "config": 150,
     "control": 300,
     "traces": 1000,
     "recording": 500,

@@ -124,6 +124,7 @@ def test_canary_and_contract_are_checked_behind_the_hashes(copy: Path) -> None:
     [
         ('name = "small"', 'title = "small"'), (f"hidden = {HIDDEN}", 'hidden = "6"'), (f"hidden = {HIDDEN}", "hidden = 999999999999"),
         ("[inputs]", "[puts]"), ("quantiles =", "parts ="), ("[canary]", "[finch]"), ("input = [[[", 'input = ["x", [['),
+        ("input = [[[", "input = [[[true, "), ("input = [[[", 'input = [[["1.0", '), ("output = [[", "output = [[" + "9" * 400 + ", "),
     ],
 )  # fmt: skip
 def test_a_manifest_that_holds_something_else_is_refused_whatever_its_digest(copy: Path, old: str, new: str) -> None:
@@ -131,6 +132,13 @@ def test_a_manifest_that_holds_something_else_is_refused_whatever_its_digest(cop
     for read in (load_model, describe):
         with pytest.raises(ModelError, match=r"manifest\.toml: not what a manifest holds"):
             read(copy)
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 900 + "]" * 900], ids=["a long number", "a deep list"])
+def test_a_manifest_that_toml_cannot_say_is_refused(value: str, copy: Path) -> None:
+    _resign(copy, 'name = "small"', f'name = "small"\nx = {value}')
+    with pytest.raises(ModelError, match=r"manifest\.toml: not TOML"):
+        load_model(copy)
 
 
 def _model(op: str, domain: str = "", external: bool = False) -> bytes:
