@@ -152,16 +152,17 @@ class Service:
             self._stack.callback(self.pinger.stop)  # the very last: a disk may take its time to close files
             self._prepare()
             self._begin_pinging()
-            boards = asyncio.create_task(self._open_boards(), name="boards")
-            self._stack.push_async_callback(_end, [boards])
             limits.go_on_after_crash()
+            boards = None
             if await limits.open_pdus(self._stack):
+                boards = self._begin_boards()
                 await boards
             limits.save_found(replace(limits.found, given_back=limits.released))
             limits.save_standing()
             await limits.static_safe("start")
             limits.save_standing()  # a PDU may have denied every write
             limits.say_static_safe()
+            boards = boards or self._begin_boards()
             control = ControlServer(
                 self.runtime_dir / SOCKET_NAME,
                 int(self.config.daemon.socket_mode, 8),
@@ -325,10 +326,15 @@ class Service:
             self.keeping.begin(self.limits.rack, calibration, pipeline.features.interval_ticks, self._board_of)
         return pipeline
 
+    def _begin_boards(self) -> "asyncio.Task[list[BoardSetup]]":
+        """Open them beside what follows; the start waits for them where a PDU is met for the first time, else the loop alone."""
+        boards = asyncio.create_task(self._open_boards(), name="boards")
+        self._stack.push_async_callback(_end, [boards])
+        return boards
+
     async def _open_boards(self) -> list[BoardSetup]:
         """Open every port, then wait for the boards' descriptions."""
-        await asyncio.sleep(0)  # the PDUs' first requests go out first; these imports then cost no time of theirs
-        from rpi_daemon.sensing import board_link
+        from rpi_daemon.sensing import board_link  # not before STATIC_SAFE
 
         known = KnownBoards.read(self.state_dir)
         for board in self.config.board:
