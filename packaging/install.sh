@@ -42,6 +42,7 @@ install_all() {
         say "Installed. Now change $etc/rpi-daemon.toml: PDUs, outlets, ratings; pass phrases are files of $etc/credentials."
         say "Then: rpi-daemon check-config && systemctl enable --now rpi-daemon"
     elif [ -n "$ran" ]; then
+        systemctl reset-failed rpi-daemon 2> /dev/null || true # its start limit was the old version's
         systemctl start rpi-daemon
         say "Installed and started again, with $etc/rpi-daemon.toml as it was."
     else
@@ -52,7 +53,9 @@ install_all() {
 stop_service() {
     ran=
     [ -z "$root" ] || return 0
-    ! systemctl --quiet is-active rpi-daemon || ran=yes
+    # also one that was given up, and waits for the failsafe unit to start it again: it may be what the upgrade repairs
+    ! systemctl show --property=ActiveState --value rpi-daemon.service rpi-daemon-failsafe.service \
+        | grep -Eqx 'active|activating|reloading' || ran=yes
     # one after the other: a stop that a PDU did not take begins the failsafe unit, which holds the PDUs and starts the daemon again
     systemctl stop rpi-daemon 2> /dev/null || true
     systemctl stop rpi-daemon-failsafe rpi-daemon-retrain.socket 2> /dev/null || true

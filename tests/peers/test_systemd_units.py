@@ -1,5 +1,6 @@
 """The units as systemd itself judges them, without running any: no word on standard error, little exposure."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -86,3 +87,28 @@ def test_the_start_limit_is_cleared_before_the_daemon_is_tried_anew() -> None:
         f"/bin/systemctl --no-block start {SERVICES[0]}",
     ]
     assert "ExecStart=-" in text, "a PDU that is away for good must not keep the daemon from being tried"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a /run of its own")
+@pytest.mark.parametrize(
+    ("daemon", "failsafe", "starts_again"),
+    [
+        ("active", "inactive", True),
+        ("failed", "activating", True),
+        ("activating", "inactive", True),
+        ("inactive", "inactive", False),
+    ],
+)
+def test_an_upgrade_starts_what_ran_or_was_given_up_for_a_while(
+    daemon: str, failsafe: str, starts_again: bool, tmp_path: Path
+) -> None:
+    """The very case in which one upgrades: it ended at each start. `systemctl` is a word of systemd's here."""
+    says = {"systemctl": f"printf '{daemon}\\n\\n{failsafe}\\n'; [ {daemon} = active ]", "deb-systemd-invoke": "exit 0"}
+    for name, what in says.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{what}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    prerm = UNITS.parent / "packaging" / "debian" / "prerm"
+    script = f"mount -t tmpfs none /run && mkdir -p /run/systemd/system && sh {prerm} upgrade 1 2> /dev/null; ls /run"
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    seen = subprocess.run(["unshare", "-m", "sh", "-c", script], env={"PATH": path}, capture_output=True, text=True)
+    assert seen.stdout.split() == [*(["rpi-daemon.upgrade"] if starts_again else []), "systemd"]
