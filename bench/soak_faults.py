@@ -97,11 +97,26 @@ def _pdu_reboot(soak: "Soak", rng: Random) -> Begun:
 
 
 def _foreign(soak: "Soak", rng: Random) -> Begun:
-    name = rng.choice(WRITTEN)
-    number, limit_w = rng.randint(1, 4), float(rng.randint(100, 700))
-    soak.rack.pdus[name].change(number, limit_w)
-    soak.checks.changed(f"{name}/{number}")
-    return Begun(name, f"somebody sets {name}/{number} to {limit_w:.0f} W")
+    """Once, or often enough that the daemon must stop writing there."""
+    name, times = rng.choice(WRITTEN), rng.choice((1, 1, 4))
+    going = True
+
+    def change(left: int) -> None:
+        if not going:
+            return
+        number, limit_w = rng.randint(1, 4), float(rng.randint(100, 700))
+        soak.rack.pdus[name].change(number, limit_w)
+        soak.checks.changed(f"{name}/{number}")
+        soak.note(f"somebody sets {name}/{number} to {limit_w:.0f} W")
+        if left > 1:
+            soak.loop.call_later(rng.uniform(2.0, 6.0), change, left - 1)
+
+    def end() -> None:
+        nonlocal going
+        going = False
+
+    change(times)
+    return Begun(f"{name} {soak.clock.mono_ns()}", f"somebody sets limits on {name}, {times} times", 30.0, end)
 
 
 def _board(call: Callable[["Soak", Random, str], str]) -> Fault:
