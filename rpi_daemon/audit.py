@@ -422,4 +422,10 @@ def verify_audit(state_dir: Path, events_folder: Path, outside: Sequence[Head] =
             Head.parse(str(event.data.get("head"))) for event in read_events(events_folder, 0, END_NS, [HEAD_EVENT])
         ]
     chain = verify_chain(folder, kind=KIND, heads=heads)
+    begins = chain.first.seq if chain.first is not None else 1
+    broken += [
+        f"number {head.seq}, whose hash was kept elsewhere, cannot be compared: the chain begins with number {begins}"
+        for head in outside
+        if head.seq < begins - 1
+    ]
     return replace(chain, broken=(*broken, *chain.broken))

@@ -33,7 +33,7 @@ from rpi_daemon.audit import (
     verify_audit,
 )
 from rpi_daemon.clock import ManualClock, SystemClock
-from rpi_daemon.history.chain import Event, Head
+from rpi_daemon.history.chain import SHORTENED, ChainLog, Event, Head
 from rpi_daemon.history.events import EventLog
 from rpi_daemon.records import (
     CapDesired,
@@ -405,3 +405,22 @@ def test_any_number_and_any_words_are_json_that_means_what_it_says(
     for value in (intent.before_w, intent.to_w):
         assert value is None or abs(value) < float("inf")
     assert By(words).who == words
+
+
+def test_a_begin_that_was_taken_away_with_a_record_that_excuses_it_is_told_by_a_head_from_before(
+    tmp_path: Path,
+) -> None:
+    week_ns = 7 * 86_400 * 10**9
+    log = ChainLog(tmp_path / FOLDER, kind="audit", keep_days=36_500.0)
+    heads = []
+    for week in range(3):
+        log.append([Event(1_799_020_790 * 10**9 + week * week_ns, 0, "asked", {})] * 2)
+        heads.append(log.head)
+    log.append([Event(1_799_020_790 * 10**9 + 2 * week_ns, 0, SHORTENED, {"begins": 5, "deleted": ["as too old"]})])
+    log.close()
+    (tmp_path / HEAD_FILE).write_text(f"{log.head}\n", encoding="ascii")
+    for path in sorted((tmp_path / FOLDER).glob("*.sqlite"))[:2]:
+        path.unlink()
+    assert verify_audit(tmp_path, tmp_path / "history", heads[1:]).broken == (), "4 ended where it begins now"
+    (told,) = verify_audit(tmp_path, tmp_path / "history", heads).broken
+    assert told == "number 2, whose hash was kept elsewhere, cannot be compared: the chain begins with number 5"
