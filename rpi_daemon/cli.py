@@ -427,8 +427,9 @@ def resume(config_path: Path, as_json: bool) -> None:
                 f"the kill switch is still engaged: {switch.path}: {error.strerror}; remove it as a user who may"
             ) from None
     else:
-        with contextlib.suppress(NotRunningError), client(config_path) as daemon:  # nothing is latched where none runs
-            daemon.ask("acknowledge")
+        # its own memory may hold it, too; and nothing is latched where none runs
+        with contextlib.suppress(NotRunningError), client(config_path) as daemon:
+            daemon.ask("resume")
     show({"schema": 1, "ok": True, "kill_switch": False}, as_json, "kill switch released")
 
 
