@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter, deque
-from collections.abc import Collection, Coroutine, Iterator, Mapping
+from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from random import seed as seed_all
@@ -548,12 +548,31 @@ def main() -> int:
         print("\n".join(unseen) or f"{len(DEFECTS)} defects, each seen by its invariant")
         return 1 if unseen else 0
     seconds = 60.0 if options.quick else options.seconds
-    each_s = min(options.each, seconds)
+    rows: list[Mapping[str, Any]] = []
+    more: dict[str, Any] = {}
+    idle: list[str] = []
+    if seconds > 0.0:
+        each_s = min(options.each, seconds)
+        rows, more = soak_seeds(range(options.seed, options.seed + max(1, round(seconds / each_s))), each_s)
+        idle = _idle(more) if seconds >= FULL_S else []
+    if options.real > 0.0:
+        real = soak_real(options.seed, options.real)
+        rows.append(real.row())
+        more["injected_real"] = dict(sorted(real.injected.items()))
+    found = sum(row["violations"] for row in rows)
+    result = report("soak", rows, {"violations": float(found)}, options.json, more)
+    for words in idle:
+        print(words)
+    if options.keep:
+        RESULT.write_text(as_kept(result) + "\n", encoding="utf-8")
+    return 1 if found or idle else 0
+
+
+def soak_seeds(seeds: Sequence[int], each_s: float) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
+    """A row for each seed; and of all together the faults, and how often each check was applied and skipped."""
+    rows: list[Mapping[str, Any]] = []
     injected: Counter[str] = Counter()
-    applied: Counter[str] = Counter(dict.fromkeys(CHECKS, 0))
-    skipped: Counter[str] = Counter()
-    rows = []
-    seeds = range(options.seed, options.seed + max(1, round(seconds / each_s))) if seconds > 0.0 else ()
+    applied, skipped = Counter(dict.fromkeys(CHECKS, 0)), Counter(dict.fromkeys(CHECKS, 0))
     for seed in seeds:
         # every second seed has a budget of writes that a storm uses up
         run, violations = soak(seed, each_s, writes_per_day=20_000 if seed % 2 else 150)
@@ -563,22 +582,15 @@ def main() -> int:
         skipped.update(run.checks.skipped)
         rows.append(_row(run, violations))
         print(rows[-1], flush=True)
-    more: dict[str, Any] = {"injected": dict(sorted(injected.items()))}
-    more["checks"] = {name: {"applied": n, "skipped": skipped[name]} for name, n in applied.items()}
-    idle = [f"never applied: ({name})" for name, n in applied.items() if not n]
-    idle += [f"never injected: {name}" for name in FAULTS if not injected[name]]
-    if options.real > 0.0:
-        real = soak_real(options.seed, options.real)
-        rows.append(real.row())
-        more["injected_real"] = dict(sorted(real.injected.items()))
-    found = sum(row["violations"] for row in rows)
-    result = report("soak", rows, {"violations": float(found)}, options.json, more)
-    for name, told in more["checks"].items():
-        print(f"({name}) applied {told['applied']} times, skipped {told['skipped']} times")
-    print("\n".join(idle))
-    if options.keep:
-        RESULT.write_text(as_kept(result) + "\n", encoding="utf-8")
-    return 1 if found or (idle and seconds >= FULL_S) else 0
+    for name, n in applied.items():
+        print(f"({name}) applied {n} times, skipped {skipped[name]} times")
+    return rows, {"injected": dict(sorted(injected.items())), "applied": dict(applied), "skipped": dict(skipped)}
+
+
+def _idle(more: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What proves nothing in this run."""
+    unapplied = [f"({name}) was never applied" for name, n in more["applied"].items() if not n]
+    return unapplied + [f"{name} was never injected" for name in FAULTS if name not in more["injected"]]
 
 
 def _row(run: Soak, violations: list[Violation]) -> dict[str, Any]:
