@@ -29,7 +29,6 @@ REST_TICKS: Final = 100  # after that many late answers the network is left alon
 MIXTURE: Final = "mixture"
 _VALUE, _RUNNING_MAX = 0, 1
 _MEDIAN: Final = QUANTILES.index(0.5)
-_PERSISTENCE: Final = EXPERTS.index("persistence")
 
 
 class Mixture:

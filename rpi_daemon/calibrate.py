@@ -39,7 +39,6 @@ from rpi_daemon.sensing import BoardLink, board_link, sensors
 
 SECONDS = 5.0  # of averaging
 LEAST_S, MOST_S = 2.0, 600.0
-BOUND_PERCENT = 0.5  # of reading, at `verify`
 METER_PERIOD_S = 0.5  # between two readings of a reference meter
 LEAST_READINGS = 2  # of a reference meter within one step
 STALE_NS = 2 * NS_PER_S
