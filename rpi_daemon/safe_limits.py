@@ -133,6 +133,13 @@ class SafeLimits:
             log.error("kill_switch.not_on_disk", error=str(error))
         log.warning("kill_switch.engaged", reason=reason)
 
+    def keep_kill_switch(self) -> None:
+        """One that the disk did not take holds over a restart, too, once it takes files again."""
+        if self.killed_in_memory:
+            with contextlib.suppress(OSError):
+                self._kill_switch.engage(self._killed_for)
+                self.killed_in_memory = False
+
     def release_kill_switch(self) -> None:
         """Let writes through again. Raises RpiError where the file stays."""
         try:
@@ -534,9 +541,9 @@ class SafeLimits:
 
     def _cuts_off_by_now(self, pdu: str, write: LimitWrite) -> bool:
         """A batch may take a slow device many seconds."""
-        state, i = self.tasks[pdu].limits.get(write.outlet), self.index(pdu, write.outlet)
-        if state is None or self.measured is None:
+        if self.measured is None or (state := self.tasks[pdu].limits.get(write.outlet)) is None:
             return False
+        i = self.index(pdu, write.outlet)
         return cuts_off_by_now(write.limit_w, state, self.rack, self._guard, self.measured, i)
 
     def _cap_forbidden(self, load: str, restoring: bool) -> str | None:

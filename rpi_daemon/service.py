@@ -514,6 +514,7 @@ class Service:
             gc.collect()
             if self.learning is not None:
                 self.learning.look(_load(self.limits.rack, snapshot), snapshot.safe.state is SafeState.NORMAL)
+            self.limits.keep_kill_switch()
             self._note_settle_times()
             if self.settle.worth_saving() and (self._saving is None or self._saving.done()):
                 self._saving = asyncio.create_task(asyncio.to_thread(self.settle.save), name="settle times")

@@ -316,3 +316,17 @@ def test_a_drill_releases_no_kill_switch_that_somebody_engages_meanwhile(on_disk
         limits.engage_kill_switch(REASON)
         asyncio.run(resume({"only": REASON}))
         assert not limits.killed()
+
+
+def test_a_kill_switch_that_the_disk_did_not_take_is_kept_once_it_takes_files_again(tmp_path: Path) -> None:
+    daemon = Ticking(tmp_path, 0.0, 1)
+    daemon.state_dir.write_text("a disk that takes nothing")
+    daemon.limits.engage_kill_switch("smoke in aisle 3")
+    daemon.limits.keep_kill_switch()
+    assert daemon.limits.killed_in_memory
+    daemon.state_dir.unlink()
+    daemon.state_dir.mkdir()
+    daemon.limits.keep_kill_switch()
+    assert not daemon.limits.killed_in_memory
+    assert (daemon.state_dir / "kill").read_text() == "smoke in aisle 3\n"
+    assert daemon.limits.killed()
