@@ -153,9 +153,7 @@ def test_fault_17_killed_at_random(place: Place, rack: RackProcess, figure: Figu
     assert missing == []
     figure(17, f"corrupt stores after {KILLS} kills", len(damage), 0, "")
     figure(17, f"writes without their audit record after {KILLS} kills", len(missing), 0, "")
-    figure(
-        17, f"start to verified safe limits after a kill, highest of {len(verified_s)}", highest, 3.0, "s", busy=15.0
-    )
+    figure(17, f"start to verified safe limits, highest of {KILLS} kills", highest, 3.0, "s", busy=15.0)
 
 
 # -- power
