@@ -13,6 +13,8 @@ from rpi_daemon.errors import TraceError
 from rpi_daemon.records import BoolArray, FloatArray
 
 POWER_W_RANGE = (-1.0e3, 1.0e6)  # small negatives are meter offset; above is no outlet
+MOST_S = 1e12  # either side of 0: a wall clock in ms fits, and differences of ms are not lost
+LEAST_STEP_S = 1e-9  # no meter is as fast
 MAX_SAMPLES = 50_000_000
 MAX_VALUES = 100_000_000  # of a CSV file, times included
 
@@ -106,7 +108,7 @@ def _read_csv(path: Path) -> tuple[Trace, ...]:
     cells, lines = array("d"), array("L")  # compact: a list of lists would take ten times the memory
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, strict=True)  # else "2"1 is read as 21
             header = [cell.strip() for cell in next(reader, [])]
             if len(header) < 2 or header[0] != "t_s":
                 raise TraceError(f"{path}:1: header is {','.join(header)!r}; allowed: t_s,power_w[,more outlets]")
@@ -130,6 +132,9 @@ def _read_csv(path: Path) -> tuple[Trace, ...]:
 
 def _numbers(path: Path, line: int, row: list[str]) -> list[float]:
     try:
+        text = "".join(row)
+        if "_" in text or not text.isascii():  # float() takes 1_0, and digits of other scripts
+            raise ValueError(f"not numbers: {','.join(row)[:60]!r}")
         return [float(cell) for cell in row]
     except ValueError as error:
         raise TraceError(f"{path}:{line}: {error}; allowed: plain numbers") from error
@@ -140,7 +145,8 @@ def _checked(path: Path, names: list[str], t_s: FloatArray, columns: FloatArray,
         raise TraceError(f"{path}: {len(t_s)} samples; allowed: 2 to {MAX_SAMPLES}")
     if columns.shape[1] == 0:
         raise TraceError(f"{path}: no power column; allowed: one or more")
-    _refuse(path, ~np.isfinite(t_s), where, "time is not a finite number")
+    _refuse(path, ~(np.abs(t_s) <= MOST_S), where, f"time is missing or absurd; allowed: seconds, {MOST_S:g} at most")
+    t_s = t_s - t_s[0]  # first, for differences may vanish in it
     _refuse(path, np.append(False, np.diff(t_s) < 0.0), where, "time goes back; allowed: rising seconds")
     low_w, high_w = POWER_W_RANGE
     good = np.isfinite(columns) & (columns >= low_w) & (columns <= high_w)
@@ -150,6 +156,10 @@ def _checked(path: Path, names: list[str], t_s: FloatArray, columns: FloatArray,
     if len(t_s) < 2:
         raise TraceError(f"{path}: all samples have the same time; allowed: rising seconds")
     step_s = float(np.median(np.diff(t_s)))
+    if step_s < LEAST_STEP_S:
+        raise TraceError(
+            f"{path}: {step_s:g} s from sample to sample; allowed: {LEAST_STEP_S:g} s or more (are these seconds?)"
+        )
     return tuple(
         Trace(name=name, t_s=t_s - t_s[0], power_w=columns[:, i].copy(), step_s=step_s) for i, name in enumerate(names)
     )

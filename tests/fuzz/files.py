@@ -6,6 +6,7 @@ import math
 import re
 import struct
 import zipfile
+from pathlib import Path
 
 import numpy as np
 from fuzz.target import Choices, Target, must, scratch
@@ -29,7 +30,7 @@ SHAPES = (
     "(3,",
     "('a',)",
 )
-NUMBERS = (0.0, 1.0, 2.0, 0.5, -1.0, 1e9, math.nan, math.inf, 100.0, -1e3, 1e6, 5e-324)
+NUMBERS = (0.0, 1.0, 2.0, 0.5, -1.0, 1e9, math.nan, math.inf, 100.0, -1e3, 1e6, 5e-324, 1e308, -1e308, 1e15, 1e-15)
 CELLS = (
     "0",
     "1",
@@ -49,6 +50,10 @@ CELLS = (
     "t_s",
     "power_w",
     "1e400",
+    "1e308",
+    "-1e308",
+    "1e-15",
+    "1e15",
 )
 
 
@@ -69,7 +74,10 @@ def npy(choices: Choices) -> bytes:
     length = struct.pack("<H" if version == b"\1\0" else "<I", len(header) + 1)
     numbers = [choices.one(NUMBERS) if choices.byte() >= 128 else float(i) for i in range(6)]
     numbers = [n if dtype[1] == "f" or math.isfinite(n) else 0.0 for n in numbers]
-    content = np.array(numbers, dtype if dtype in DTYPES[:2] and choices.byte() < 250 else "<f8", copy=True).tobytes()
+    with np.errstate(over="ignore"):  # what a small float does not hold is infinite
+        content = np.array(
+            numbers, dtype if dtype in DTYPES[:2] and choices.byte() < 250 else "<f8", copy=True
+        ).tobytes()
     return (
         b"\x93NUMPY" + version + length + header.encode("latin-1") + b"\n" + content[: 24 if "2" not in shape else 48]
     )
@@ -102,6 +110,8 @@ def check_traces(data: bytes) -> bool:
         name, content = "t.csv", "\n".join(lines).encode()
     path = scratch() / name
     path.write_bytes(content)
+    if choices.byte() >= 253:
+        path = choices.one((scratch() / "none.csv", scratch(), path.rename(scratch() / "t.txt")))
     try:
         traces = read_traces(path)
     except TraceError as error:
@@ -114,23 +124,38 @@ def check_traces(data: bytes) -> bool:
         must(all(a < b for a, b in itertools.pairwise(t_s)) and math.isfinite(t_s[-1]), t_s)
         must(all(POWER_W_RANGE[0] <= p <= POWER_W_RANGE[1] for p in power_w), power_w)
         must(trace.step_s > 0.0 and trace.duration_s > t_s[-1], trace.step_s)
-    if name == "t.csv":
-        check_csv(content.decode(), traces[0].power_w.tolist())
+    rows = csv_rows(content.decode()) if name == "t.csv" else npz_rows(path)
+    kept = [
+        row
+        for row, after in itertools.zip_longest(rows, rows[1:])
+        if after is None or after[0] - rows[0][0] != row[0] - rows[0][0]
+    ]
+    must(traces[0].t_s.tolist() == [row[0] - kept[0][0] for row in kept], "other times", rows)
+    must(
+        [[p, *more] for p, *more in zip(*(trace.power_w.tolist() for trace in traces), strict=True)]
+        == [row[1:] for row in kept],
+        "other values",
+        rows,
+    )
     return True
 
 
-def check_csv(text: str, power_w: list[float]) -> None:
-    """Every value is one of the second column: none is made up."""
-    cells = {line.split(",")[1].strip('" \r') for line in text.replace("\r", "\n").split("\n")[1:] if line.count(",")}
-    numbers = {float(cell) for cell in cells if plain(cell)}
-    must(all(p in numbers for p in power_w), power_w, text)
+def csv_rows(text: str) -> list[list[float]]:
+    """The file, read a second time; quotes only as they come around a whole cell."""
+    lines = [line for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")[1:] if line]
+    cells = [[cell[1:-1] if cell[:1] == '"' == cell[-1:] else cell for cell in line.split(",")] for line in lines]
+    must(all(NUMBER.fullmatch(cell) for row in cells for cell in row), "no number", text)
+    return [[float(cell) for cell in row] for row in cells]
 
 
-def plain(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+def npz_rows(path: Path) -> list[list[float]]:
+    with np.load(path, allow_pickle=False) as archive:
+        t_s, power_w = archive["t_s"], archive["power_w"]
+    must(t_s.dtype.kind in "fiu" and power_w.dtype.kind in "fiu" and t_s.ndim == 1, t_s.dtype)
+    return [[float(t), *map(float, np.atleast_1d(row))] for t, row in zip(t_s, power_w, strict=True)]
+
+
+NUMBER = re.compile(r"\s*[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.A)
 
 
 def trace_seeds() -> list[bytes]:
@@ -209,9 +234,9 @@ def snmprec_seeds() -> list[bytes]:
 
 TRACES = Target(
     "traces",
-    "a trace is taken whose times do not start at 0 and rise strictly, whose power is not finite or outside the allowed range, or (CSV) that "
-    "holds a value which is not in the file",
-    ("drivers/sensors/traces.py",),
+    "a trace is taken whose times do not start at 0 and rise strictly, whose power is not finite or outside the allowed range, or that "
+    "holds other times or values than the file when it is read a second time (CSV by hand; the last of equal times)",
+    ("drivers/sensors/traces.py", "rpi_daemon/arrays.py"),
     trace_seeds,
     check_traces,
 )

@@ -82,7 +82,12 @@ def test_a_recording_drives_an_outlet_and_a_larger_machine_is_scaled_down() -> N
         ("gap", "t_s,power_w\n0,1\n1,nan\n", "line 3: power is missing or absurd"),
         ("endless", "t_s,power_w\n0,1\n1,inf\n", "line 3: power is missing or absurd"),
         ("absurd", "t_s,power_w\n0,1\n1,1e9\n", "allowed: -1000 to 1e"),
-        ("timeless", "t_s,power_w\n0,1\nnan,1\n", "line 3: time is not a finite"),
+        ("timeless", "t_s,power_w\n0,1\nnan,1\n", "line 3: time is missing or absurd"),
+        ("eternal", "t_s,power_w\n-1e308,1\n1e308,1\n", "line 2: time is missing or absurd"),
+        ("instant", "t_s,power_w\n0,1\n1e-15,1\n", "1e-15 s from sample to sample; allowed: 1e-09 s or more"),
+        ("quoted", 't_s,power_w\n0,1\n1,"2"1\n', "not a readable CSV file"),
+        ("grouped", "t_s,power_w\n0,1_0\n1,2\n", ":2: not numbers: '0,1_0'"),
+        ("foreign", "t_s,power_w\n0,1\n1,\u0661\n", ":3: not numbers: '1,\u0661'"),
     ],
 )
 def test_a_damaged_csv_is_refused_by_name_and_line(tmp_path: Path, name: str, text: str, words: str) -> None:
