@@ -53,7 +53,9 @@ LOOK_S = 0.05
 LAST_S = 60.0  # of events that a violation is told with
 RESTART_S = 1.0  # systemd's RestartSec
 HANG_SEEN_S = 2.0  # a loop that stood still is seen to go on
-DEFECTIVE = {"watchdog.withheld", "history.defect"}  # events that tell of a defect
+DEFECTIVE = {  # events that tell of a defect
+    "audit.broken", "board.defect", "history.defect", "stop.defect", "telemetry.ended", "traps.ended", "watchdog.withheld",
+}  # fmt: skip
 FULL_S = 3600.0  # from here on a check that was never applied, or a fault that never came, is a defect of the soak
 START_S = 30.0  # a start may take this long where a device does not answer
 
@@ -428,7 +430,7 @@ class Soak:
     def _look(self) -> None:
         checks, service = self.checks, self.service
         checks.sampled()
-        checks.standing.loop_runs = self._loop_runs()
+        self._look_at_standing()
         for name, pdu in self.rack.pdus.items():
             if pdu.disturbed():
                 checks.disturb(name)
@@ -442,10 +444,13 @@ class Soak:
         """Whether a daemon is ticking: before and after it STATIC_SAFE is written, and nothing else."""
         return self.service is not None and not self._cut and self.service.limits.lease is not None
 
-    def _newest(self) -> tuple[Snapshot, RackModel] | None:
-        service = self.service
+    def _look_at_standing(self) -> None:
         self.checks.standing.loop_runs = self._loop_runs()
         self.checks.standing.killed = os.path.lexists(self.kill_file())
+
+    def _newest(self) -> tuple[Snapshot, RackModel] | None:
+        service = self.service
+        self._look_at_standing()
         return None if service is None or service.snapshot is None else (service.snapshot, service.limits.rack)
 
     def _check(self) -> None:
@@ -468,7 +473,8 @@ class Soak:
         """A line of the daemon's log; (h) no loop may be found to hang but one that was made to."""
         if event in ("reload.done", "reload.refused"):
             self._reloaded(done=event == "reload.done")
-        if event in DEFECTIVE and self.clock.mono_ns() - self._hung_ns > HANG_SEEN_S * NS_PER_S:
+        hung = event == "watchdog.withheld" and self.clock.mono_ns() - self._hung_ns <= HANG_SEEN_S * NS_PER_S
+        if event in DEFECTIVE and not hung and not self._cut:
             self.checks.violate("h", f"{event}: {fields}")
         told = " ".join(f"{key}={value}" for key, value in fields.items() if key != "level")
         self.note(f"  {event} {told[:240]}")
