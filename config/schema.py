@@ -292,7 +292,9 @@ class Outlet(Section):
         examples=["meter-1/{n}"],
     )
     rating_w: PositiveW = Field(description="W, what the outlet may carry continuously", examples=[600.0])
-    static_safe_w: PositiveW = Field(description="W, limit at start, at stop and in every fault", examples=[400.0])
+    static_safe_w: PositiveW = Field(
+        description="W, limit at start, at stop, after a crash and where nothing is measured any more", examples=[400.0]
+    )
     closed_loop: bool = Field(False, description="the outlet opts in to limits written by the daemon")
 
 
