@@ -139,10 +139,10 @@ def test_leaving_closed_loop_restores_all_and_coming_back_writes_again(
     assert (answer["restored"], answer["verified"], answer["mode"]) == (11, 11, "advisory")
     assert {pdu: _found(place, pdu) for pdu in found} == found
     assert not daemon.log("limit.foreign_change")
+    assert cli(daemon.config, "mode", "closed_loop").returncode == 0
 
 
 def test_killed_at_stop_nothing_is_written(place: Place, rack: RackProcess, daemon: Daemon) -> None:
-    assert cli(daemon.config, "mode", "closed_loop").returncode == 0
     _writes_again(daemon)
     assert cli(daemon.config, "kill").returncode == 0
     tick = daemon.status()["summary"]["ticks"]

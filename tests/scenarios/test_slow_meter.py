@@ -89,8 +89,8 @@ def rack(config: Path) -> Iterator[RackProcess]:
 
 @pytest.fixture(scope="module")
 def daemon(config: Path, rack: RackProcess) -> Iterator[Daemon]:
-    recording = config.parent / "recording"
-    with running(lambda: Daemon(config, "--record", str(recording))) as process:
+    before = len(list(config.parent.glob("recording-*")))
+    with running(lambda: Daemon(config, "--record", str(config.parent / f"recording-{before}"))) as process:
         process.normal()
         yield process
 
@@ -150,6 +150,7 @@ def test_a_meter_that_falls_silent_is_stale_after_three_polls(rack: RackProcess,
 def test_the_run_replays_to_the_same_decisions(config: Path, daemon: Daemon) -> None:
     daemon.normal()
     assert daemon.stop() == 0
-    replayed = cli(config, "dry-run", "--recording", str(config.parent / "recording"))
+    recording = max(config.parent.glob("recording-*"))
+    replayed = cli(config, "dry-run", "--recording", str(recording))
     assert replayed.returncode == 0, replayed.stderr
     assert "the same decisions" in replayed.stdout
