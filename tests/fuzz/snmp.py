@@ -20,12 +20,13 @@ from rpi_daemon._fastpath.core import (
     encode_v2c,
     encode_v3,
 )
-from rpi_daemon.drivers.pdu.snmp_session import SnmpEndpoint, SnmpSession, _Request
+from rpi_daemon.drivers.pdu.snmp_session import _GET_BULK, SnmpEndpoint, SnmpSession, _Request
 from rpi_daemon.drivers.pdu.usm import Rejected, Usm, _iv
 
 GET, RESPONSE, REPORT = 0xA0, 0xA2, 0xA8
 ENGINE_ID = bytes.fromhex("80001f88805203cd6a3195006b")
 REQUEST_ID, MESSAGE_ID, BOOTS, TIME_S = 0x12345678, 0x1BCDEF01, 7, 5000
+ROWS = 3
 OIDS = ["1.3.6.1.4.1.13742.6.5.4.3.1.4.1.1.5", "1.3.6.1.2.1.1.3.0", "2.999.4294967295"]
 REPLY = [Varbind(OIDS[0], 0x42, 1671), Varbind(OIDS[1], 0x43, 5), Varbind(OIDS[2], 0x04, b"\x30")]
 PDU_TAGS = (RESPONSE, REPORT, GET, 0xA3, 0xA5, 0xA1)
@@ -93,6 +94,14 @@ def check_taken(found: Pdu, private: bool) -> None:
     must([v.oid for v in found.varbinds] == OIDS or found.status != 0 or found.tag == REPORT, found.varbinds)
 
 
+def check_rows(found: Pdu | None, private: bool) -> None:
+    """The same of GETBULK, which asks for at most ROWS objects, whatever their names."""
+    if found is not None:
+        must(found.request_id == REQUEST_ID or found.tag == REPORT, found.request_id)
+        must(found.tag == RESPONSE or (found.tag == REPORT and private), found.tag)
+        must(1 <= len(found.varbinds) <= ROWS or found.status != 0 or found.tag == REPORT, found.varbinds)
+
+
 # --- v2c
 
 
@@ -119,6 +128,8 @@ def check_v2c(data: bytes) -> bool:
     answer = read(v2c_session()._open_v2c, octets, request)
     if answer is not None:
         check_taken(answer, private=False)
+    rows = _Request(_GET_BULK, REQUEST_ID, OIDS[:1], repetitions=ROWS, message_ids={REQUEST_ID})
+    check_rows(read(v2c_session()._open_v2c, octets, rows), private=False)
     decoded = read(decode_v2c, octets)
     must(answer is None or decoded is not None)
     if decoded is None:
@@ -236,6 +247,9 @@ def check_v3(data: bytes) -> bool:
         must(ours == expected, octets.hex(), expected)
         must(octets[m.auth_offset : m.auth_offset + len(m.auth_params)] == m.auth_params, m.auth_offset)
         check_scoped(m.scoped)
+    rows = _Request(_GET_BULK, REQUEST_ID, OIDS[:1], repetitions=ROWS, message_ids={MESSAGE_ID})
+    check_rows(read(session._open_v3, usm, octets, rows), private=True)
+    fresh_session()
     request = _Request(GET, REQUEST_ID, OIDS, message_ids={MESSAGE_ID})
     answer = read(session._open_v3, usm, octets, request)
     if answer is None:
