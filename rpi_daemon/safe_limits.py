@@ -102,6 +102,7 @@ class SafeLimits:
         self.damaged: list[str] = []  # files of found limits and caps
         self.differs: dict[str, list[int]] = {}  # outlets away from STATIC_SAFE that may not be written
         self.meters_only: dict[str, str] = {}  # PDUs whose outlets would be written but for this reason
+        self._strangers: dict[str, str] = {}  # PDUs in whose place another device answers, and what tells that
         self.killed_in_memory = False  # the kill switch could not be written to disk
         self._found_waits: FoundLimits | None = None  # for the disk; not in force before
         self._caps_wait: FoundCaps | None = None
@@ -451,7 +452,9 @@ class SafeLimits:
         driver = self.drivers[options.id]
         await driver.open()
         if another := self._another(options.id, await driver.identify()):
-            raise DeviceError(f"PDU {options.id!r}: {another}")
+            self._strangers[options.id] = f"PDU {options.id!r}: {another}"
+            raise DeviceError(self._strangers[options.id])
+        self._strangers.pop(options.id, None)
 
     def _another(self, pdu: str, identity: PduIdentity) -> str | None:
         """What tells that this is not the device whose limits were found."""
@@ -529,6 +532,8 @@ class SafeLimits:
             return "the kill switch is engaged"
         if not self.found.may_write(pdu, write.outlet):
             return "no found limit is saved"
+        if stranger := self._strangers.get(pdu):
+            return stranger
         if write.restore is not None:
             return None
         if not self.rack.opted_in[self.index(pdu, write.outlet)]:
@@ -604,6 +609,8 @@ class SafeLimits:
         task, driver = self.tasks[pdu], self.drivers[pdu]
         if not task.met:
             raise DeviceError(f"PDU {pdu!r} has not answered since the start")
+        if stranger := self._strangers.get(pdu):
+            raise DeviceError(stranger)
         reading = await driver.read()
         task.limits = reading.limits
         writes = static_safe_writes(self.rack, pdu, reading, self._guard, self.known)

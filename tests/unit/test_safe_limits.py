@@ -527,6 +527,12 @@ def test_another_device_in_its_place_between_two_polls_is_not_written(tmp_path: 
             with pytest.raises(DeviceError, match="serial number is B, that of the PDU first met there is A"):
                 await task._poll()
             assert not task.reachable
+            before = second.limits_w()
+            with pytest.raises(DeviceError, match="serial number is B"):
+                await limits.static_safe("stop")
+            with pytest.raises(DeviceError, match="serial number is B"):
+                await limits.restore(limits.rack.outlet_ids, By("operator eve"))
+            assert second.limits_w() == before, "written to another device"
         audit.close()
 
     asyncio.run(act())
