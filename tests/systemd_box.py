@@ -30,6 +30,8 @@ HOLD_NETWORK: Final = (
     "fcntl.ioctl(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0x8914, struct.pack('16sh', b'lo', 1))\n"
     "signal.pause()"
 )
+# cgroup v2, and no filter of nspawn's own on system calls: what filters devices and addresses is BPF on cgroup v2
+FILTERS: Final = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_SECCOMP": "0"}
 T = TypeVar("T")
 
 
@@ -97,6 +99,7 @@ class Box:
                 "--keep-unit",
                 "--console=pipe",
                 "--machine=rack-box",
+                "--capability=all",  # systemd then filters devices and addresses as it does on a machine of its own
             ),
             *(f"--network-namespace-path=/proc/{self._network.pid}/ns/net", "-D", str(self.root)),
         ]
@@ -104,8 +107,9 @@ class Box:
         shell = f"echo $$ > {pid_file}.new; mv {pid_file}.new {pid_file}; exec {' '.join(nspawn)}"
         with self._log.open("a") as log:
             subprocess.run(
-                ["setsid", "--fork", "sh", "-c", shell], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True
-            )
+                ["setsid", "--fork", "sh", "-c", shell],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True, env={**os.environ, **FILTERS},
+            )  # fmt: skip
         until(pid_file.exists, "systemd-nspawn begins")
         self._nspawn = int(pid_file.read_text())
         self._init = until(self._find_init, "a process 1 in the container")

@@ -412,6 +412,82 @@ def training_of(site: Site) -> str:
     return str(site.until(lambda: site.box.run(*show).stdout.strip().removeprefix("0"), "a training"))
 
 
+def test_the_unit_lets_serial_ports_through_and_no_other_device(site: Site) -> None:
+    """Opened by a program in the unit's own sandbox. ENXIO: it was let through, to hardware that is not there."""
+    for name, (major, minor) in NODES.items():
+        site.box.run("sh", "-c", f"[ -e /dev/{name} ] || mknod -m 660 /dev/{name} c {major} {minor}")
+        site.box.run("chgrp", "dialout", f"/dev/{name}")
+    site.box.run("systemctl", "stop", UNIT)
+    site.box.write("/usr/local/bin/probe.py", PROBE.format(names=list(NODES)))
+    lines = ("Type=oneshot", "ExecStartPre=", "ExecStart=", "ExecStart=python3 /usr/local/bin/probe.py")
+    with site.box.changed(UNIT, *lines, "ExecStopPost=", "Restart=no", "WatchdogSec=0"):
+        site.box.run("systemctl", "start", UNIT)
+    said = next(e for e in site.box.journal() if e["event"] == "probe")
+    assert said["filter"] == 2, "system calls are filtered"
+    assert {name: said[name] for name in ("ttyUSB7", "ttyACM7", "ttyAMA7")} == dict.fromkeys(
+        ("ttyUSB7", "ttyACM7", "ttyAMA7"), "ENXIO"
+    )
+    assert said["ttyS3"] in ("open", "ENXIO", "EIO")
+    assert {said["iio"], said["mem7"]} == {"EPERM"}
+    assert said["pty"] == "open"
+
+
+def test_a_board_on_a_pseudo_terminal_is_sampled_in_the_sandbox(site: Site) -> None:
+    folder = f"{STATE}/sim"
+    board = BOARD.format(
+        port=f"{folder}/board.tty", channels=[*(f"current:pdu-a/{k + 1}" for k in range(OUTLETS)), "voltage:L1"]
+    )
+    site.box.write(f"{folder}/rack.toml", CONFIG.replace("16100", "16199") + board)
+    site.box.run("chown", "-R", "rpi-daemon:rpi-daemon", folder)
+    site.box.run("systemctl", "stop", UNIT)
+    site.box.write(CONFIG_FILE, CONFIG + board)
+    user = ["setpriv", "--reuid=rpi-daemon", "--regid=rpi-daemon", "--clear-groups"]
+    sim = [*site.box.inside, *user, "rpi-daemon", "sim", "--config", f"{folder}/rack.toml"]
+    with subprocess.Popen(sim, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as boards:
+        try:
+            site.until((site.box.root / folder.lstrip("/") / "board.tty").is_symlink, "a simulated board")
+            site.box.run("systemctl", "start", UNIT)
+            site.until(lambda: sampled(site), "every outlet is measured by the board")
+        finally:
+            site.box.run("systemctl", "stop", UNIT)
+            assert boards.stdin is not None
+            boards.stdin.close()
+
+
+def sampled(site: Site) -> bool:
+    status = site.status()
+    by_board = all({"stale", "slow_meter"}.isdisjoint(outlet["quality"]) for outlet in status["outlets"])
+    return by_board and status["boards"][0]["received"] > 1000
+
+
+# names and majors as in the kernel's Documentation/admin-guide/devices.txt; minors that no machine has
+NODES = {
+    "ttyUSB7": (188, 250), "ttyACM7": (166, 250), "ttyAMA7": (204, 250), "ttyS3": (4, 67),
+    "iio": (250, 0), "mem7": (1, 1),
+}  # fmt: skip
+PROBE = """
+import errno, json, os
+def opened(path):
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK))
+        return "open"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+said = {{name: opened("/dev/" + name) for name in {names}}}
+master, slave = os.openpty()
+said["pty"] = opened(os.ttyname(slave))
+said["filter"] = int(open("/proc/self/status").read().split("Seccomp:")[1].split()[0])
+print(json.dumps({{"event": "probe", **said}}))
+"""
+BOARD = """
+[[board]]
+id = "board-1"
+board_id = 1
+port = "{port}"
+channels = {channels}
+"""
+
+
 def test_after_a_power_cut_the_box_comes_back_to_safe_limits(site: Site, told: Told) -> None:
     site.work()
     site.box.cut_power()
