@@ -53,7 +53,7 @@ REASONS: Mapping[str, Reason] = {
     "audit_not_durable": Reason("the audit record cannot be written to disk", "make room in the state folder"),
     "foreign_writer": Reason(
         "somebody else writes limits on {}; acknowledge with `rpi-daemon resume`",
-        "find and stop the other writer, then `rpi-daemon resume`",
+        "find and stop the other writer, then `rpi-daemon resume` (it releases the kill switch, too)",
     ),
     "no_readings": Reason("no reading at all", "check the sensor boards"),
     "lease_expired": Reason(

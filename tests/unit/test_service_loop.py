@@ -15,7 +15,7 @@ from rpi_daemon.clock import NS_PER_S, ManualClock
 from rpi_daemon.config.load import parse_config
 from rpi_daemon.drill import REASON
 from rpi_daemon.drivers.base import PduDriver
-from rpi_daemon.errors import DeviceError, RpiError
+from rpi_daemon.errors import DeviceError, NotRunningError, RpiError
 from rpi_daemon.found import FoundCaps, FoundLimits
 from rpi_daemon.heartbeats import Heartbeats
 from rpi_daemon.pdu_task import Lease, PduTask
@@ -330,3 +330,22 @@ def test_a_kill_switch_that_the_disk_did_not_take_is_kept_once_it_takes_files_ag
     assert not daemon.limits.killed_in_memory
     assert (daemon.state_dir / "kill").read_text() == "smoke in aisle 3\n"
     assert daemon.limits.killed()
+
+
+def test_a_stop_cuts_a_command_that_writes_short_and_lets_none_begin(tmp_path: Path) -> None:
+    """A reload waits for the next tick, of which there is none any more."""
+    operator = Ticking(tmp_path, 0.0, 1).operator
+
+    async def write() -> None:
+        async with operator.writing():
+            await asyncio.Event().wait()
+
+    async def scenario() -> list[object]:
+        commands = [asyncio.create_task(write()) for _ in range(2)]
+        await asyncio.sleep(0.0)
+        await operator.close()
+        return list(await asyncio.gather(*commands, return_exceptions=True))
+
+    under_way, waiting = asyncio.run(scenario())
+    assert isinstance(under_way, asyncio.CancelledError)
+    assert isinstance(waiting, NotRunningError)
