@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import functools
 import hashlib
 import os
 import re
@@ -194,11 +195,18 @@ def _example(loc: Loc) -> Any:
 
 def allowed_range(model: type[BaseModel], field: str) -> str:
     """The range of a numeric option in words, from the schema itself."""
-    schema = model.model_json_schema()["properties"][field]
+    schema = _properties(model)[field]
     options = [schema, *schema.get("anyOf", ())]
     words = {"minimum": ">= {}", "exclusiveMinimum": "> {}", "maximum": "<= {}", "pattern": "pattern {}"}
     found = [form.format(option[key]) for option in options for key, form in words.items() if key in option]
     return ", ".join(found)
+
+
+@functools.cache
+def _properties(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a section's options; made once, for it takes milliseconds."""
+    properties: dict[str, Any] = model.model_json_schema()["properties"]
+    return properties
 
 
 def _mended(data: dict[str, Any], error: ValidationError) -> Config | None:

@@ -317,7 +317,7 @@ def written(tables: dict[str, Any]) -> str:
 def changed(choices: Choices) -> str:
     """A good configuration with a few options set to other values, tables twice, gone or new."""
     which = choices.byte()
-    tables = copy.deepcopy(BASES[0] if which < 90 else BASES[1] if which < 230 else BASES[which % len(BASES)])
+    tables = copy.deepcopy(BASES[0] if which < 130 else BASES[1] if which < 240 else BASES[which % len(BASES)])
     for _ in range(1 + choices.below(4)):
         how, name = choices.byte(), choices.one(tuple(tables) if tables and choices.byte() < 160 else tuple(options()))
         content = tables.setdefault(name, [{}] if name in TABLES else {})
@@ -424,11 +424,11 @@ def content_of(choices: Choices) -> bytes:
     kind = choices.byte()
     if kind < 110:
         return changed(choices).encode()
-    if kind < 170:
+    if kind < 160:
         return edited(choices).encode()
-    if kind < 250:
+    if kind < 205:
         return stepped(choices).encode()
-    if kind < 252:  # around the largest file that is read
+    if kind < 207:  # around the largest file that is read
         text = (choices.one((BASE, FULL, "")) + "#").encode()
         return text + b" " * (MAX_BYTES - len(text) + choices.below(3) - 1)
     return choices.rest()
@@ -440,10 +440,11 @@ def check(data: bytes) -> bool:
     running()
     content = content_of(choices)
     Path(name).write_bytes(content)
+    handed = {"CREDENTIALS_DIRECTORY": str(place() / "credentials")}
     if way >= 250:
         name = str(place() / choices.one(("none", "folder", "fuzz.toml/x", "x" * 300, "fuzz.toml")))
     try:
-        config = load_config(name, ENV, more=device_mistakes if way == 1 else None)
+        config = load_config(name, ENV | handed if way % 16 == 4 else ENV, more=device_mistakes if way == 1 else None)
     except ConfigError as error:
         check_refused(name, str(error))
         check_others(name, way)
@@ -484,13 +485,13 @@ def check_refused(name: str, said: str) -> None:
 
 def check_others(name: str, way: int) -> None:
     """What must work, or end in a sentence, where the configuration has mistakes."""
-    if way & 32:
+    if way % 16 == 2:
         try:
             state, run = read_folders(name)
             must(state.name and run.name, state, run)
         except ConfigError as error:
             check_refused(name, str(error))
-    if way & 64:
+    if way % 16 == 3:
         try:
             read_config(name)
         except ConfigError as error:
@@ -550,6 +551,7 @@ def check_safe(config: Config) -> None:
     for section in (*config.pdu, *config.trap_sink):
         v3 = section.version == "3" and getattr(section, "driver", "snmp") == "snmp"
         must(not v3 or (section.user and keyed(section, "auth_key") and keyed(section, "priv_key")), "no key", section)
+        must(not v3 or len(config.secret(section, "auth_key")) >= 8, "another key than was checked", section)
         plain = (
             section.version == "2c" if getattr(section, "driver", "snmp") == "snmp" else section.driver == "modbus_tcp"
         )
@@ -634,12 +636,12 @@ def seeds() -> list[bytes]:
         b"\0\xff" + BASE.encode(),
         b"\1\xff" + BASE.encode(),
         b"\0\xff" + FULL.encode(),
-        b"\x61\xff" + PRESENT.encode(),
+        b"\2\xff" + PRESENT.encode(),
     ]
     found += [bytes([way, 0xFF]) for way in range(250, 256)]
     found += [bytes([252, 0xFF, i]) for i in range(6)]
-    found += [bytes([0, 250, i, i]) for i in range(3)]
-    found += [bytes([96 * (i % 2), 200, 0, 0, i]) for i in range(len(STEPS))] + [
+    found += [bytes([0, 205, i, i]) for i in range(3)]
+    found += [bytes([(0, 2, 3, 4)[i % 4], 200, 0, 0, i]) for i in range(len(STEPS))] + [
         bytes([1, 200, 0, 0, i]) for i in (0, 4, 40)
     ]
     uncovered = [STEPS.index(step) for step in STEPS if step[1] in ('["c/1-2"]', '["c/*"]')]
