@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
-from scenario_rack import Child, Place, RackProcess, running
+from scenario_rack import Child, Place, RackProcess, on_pdu, running
 
 SHARED = pytest.StashKey[dict[str, tuple[pytest.FixtureDef[Any], pytest.FixtureRequest]]]()
 FAILED = pytest.StashKey[bool]()
@@ -17,8 +17,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture(scope="module")
 def rack(place: Place) -> Iterator[RackProcess]:
-    """One simulated rack per module."""
-    with running(lambda: RackProcess(place.write())) as process:
+    """One simulated rack per module. Its agents have answered once, which takes them longer than any time after."""
+    config = place.write()
+    with running(lambda: RackProcess(config)) as process:
+        for pdu in ("pdu-a", "pdu-b"):
+            on_pdu(config, pdu, range(1, 7), lambda driver: driver.read())
         yield process
 
 

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from rpi_daemon import failsafe
 from rpi_daemon.audit import FAILSAFE
 from rpi_daemon.config.load import read_config
 from rpi_daemon.durable import copy_of
@@ -19,7 +21,10 @@ EXAMPLE = Path(__file__).parents[2] / "config" / "examples" / "demo.toml"  # clo
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a box without a service: what one on this machine has in its folder is not looked at."""
+    monkeypatch.setattr(failsafe, "Daemon", lambda: SimpleNamespace(state_dir=str(tmp_path / "none")))
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     path = tmp_path / "etc" / "rack.toml"
     path.parent.mkdir()
     path.write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
