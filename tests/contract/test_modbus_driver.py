@@ -27,7 +27,7 @@ def run(scene: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def test_identity_metering_and_limits(name: str, wire: str) -> None:
     async def scene() -> None:
         map_ = load_map(name)
-        async with on_wire(map_, wire, volts=48.0) as b:
+        async with on_wire(map_, wire, volts=48.0, timeout_s=2.0) as b:
             identity = await b.pdu.identify()
             assert identity.vendor == map_.vendor
             assert identity.n_outlets == map_.outlets
@@ -55,7 +55,7 @@ def test_identity_metering_and_limits(name: str, wire: str) -> None:
 @wires
 def test_a_batch_is_written_in_one_message_read_back_and_in_force(wire: str) -> None:
     async def scene() -> None:
-        async with on_wire(example_map(), wire) as b:
+        async with on_wire(example_map(), wire, timeout_s=2.0) as b:
             writes = [(outlet, 150.0 + outlet) for outlet in range(48, 0, -1)]
             result = await b.write(*writes)
             assert [(o.outlet, o.asked_w) for o in result.outcomes] == writes  # order kept
@@ -138,7 +138,7 @@ def test_enable_bit_and_write_gate(wire: str) -> None:
 @wires
 def test_no_write_goes_out_once_it_is_not_allowed_any_more(wire: str) -> None:
     async def scene() -> None:
-        async with on_wire(example_map(), wire) as b:
+        async with on_wire(example_map(), wire, timeout_s=2.0) as b:
 
             def may_write(write: LimitWrite) -> bool:  # the kill switch is engaged while the first message is answered
                 return b.device.counters["writes"] == 0
