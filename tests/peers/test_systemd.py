@@ -238,6 +238,7 @@ def test_a_stop_leaves_static_safe(site: Site, told: Told) -> None:
     told("stop -> STATIC_SAFE in the PDU", site.safe_after(lambda: site.box.run("systemctl", "stop", UNIT)), 10.0)
     assert site.state() == "inactive"
     assert site.box.show(UNIT)["Result"] == "success"
+    assert site.state("rpi-daemon-retrain.socket") == "inactive"
 
 
 def test_after_sigkill_limits_are_safe_and_a_new_daemon_verifies_them_within_3_s(site: Site, told: Told) -> None:
@@ -345,6 +346,7 @@ def test_a_training_is_a_unit_in_an_idle_slice_whose_end_harms_nobody(site: Site
         said = asked.stderr.read()
     assert asked.returncode == 1
     assert "ended without a result" in said
+    assert site.state("rpi-daemon-retrain.socket") == "active"
     site.until(lambda: site.at_work() and site.main_pid() == pid, "the daemon goes on")
     site.until(lambda: not trainings(site), "nothing of it is left, not even as failed")
 
