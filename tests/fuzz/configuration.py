@@ -383,7 +383,7 @@ PRESENT = "# comment\n[x]\ny = '''\n'''\nz = [\n1,\n]\n"
 # one step from the good configuration to each check that spans options
 STEPS = (
     ('[rack]', '[retrain]\nhours = "01:00-01:00"\n[rack]'), ("[rack]", "[retrain]\nhistory_days = 1.0\nmin_history_days = 2.0\n[rack]"),
-    ("[rack]", "[sampling]\nraw_ring_s = 10.0\n[rack]"), ('id = "r"', 'id = "r"\nsupply = "dc"'), ('meter = "m/{n}"', 'meter = "m/3"\n[[outlet]]\npdu = "c"\nnumbers = "4"\nload = "n4"\nmeter = "m/3"\nrating_w = 9.0\nstatic_safe_w = 9.0'),
+    ("[rack]", "[sampling]\nraw_ring_s = 10.0\n[rack]"), ('id = "r"', 'id = "r"\nsupply = "dc"'), ('meter = "m/{n}"', 'meter = "m/3"\nrating_w = 9.0\nstatic_safe_w = 9.0\n[[outlet]]\npdu = "c"\nnumbers = "4"\nload = "n4"\nmeter = "m/3"'),
     ('meter = "m/{n}"', 'meter = "m/x"'), ('meter = "m/{n}"', 'meter = "q/1"'), ('["a/*", "c/1-2"]', '["c/1-2"]'), ('["a/*", "c/1-2"]', '["a/1-2", "c/9"]'),
     ('["*"]', '["c/*"]'), ('["*"]', '["a"]'), ('["*"]', '["a/3-1"]'), ('["*"]', '["a/1-2000"]'), ('["*"]', '["a/1,1"]'), ("rating_w = 4000.0\n", ""), ("rating_va = 4000.0", "rating_va = 400.0"),
     ("critical = true", "critical = true\nsheddable = true"), ("floor_w = 100.0", "floor_w = 301.0"), ("demand_w = 400.0", "demand_w = 501.0"),

@@ -3,14 +3,13 @@
 import contextlib
 import importlib.util
 import logging
-import os
 import random
 import sys
 from pathlib import Path
 
 import structlog
 
-FRESH = int(os.environ.get("FUZZ_FRESH", "5000"))
+FRESH = 5000
 
 
 def load_core(path: str) -> None:
