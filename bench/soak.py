@@ -112,7 +112,7 @@ class Soak:
         path = self.kill_file()
         with contextlib.suppress(FileNotFoundError):
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-        self.command({"command": "acknowledge"})
+        self.command({"command": "resume"})  # one that the disk did not take stands in memory, and is kept later
 
     def hang(self, seconds: float) -> None:
         """Nothing of the daemon runs for so long; boards and their sampling go on."""
