@@ -133,7 +133,7 @@ def _read_csv(path: Path) -> tuple[Trace, ...]:
 def _numbers(path: Path, line: int, row: list[str]) -> list[float]:
     try:
         text = "".join(row)
-        if "_" in text or not text.isascii():  # float() takes 1_0, and digits of other scripts
+        if not (text.isascii() and text.isprintable()) or "_" in text:  # float() takes 1_0, other scripts, line breaks
             raise ValueError(f"not numbers: {','.join(row)[:60]!r}")
         return [float(cell) for cell in row]
     except ValueError as error:
