@@ -230,7 +230,7 @@ def permit(
     Whatever subset of the returned limits reaches the devices, and in whatever order, no row of the envelope is
     exceeded that was not exceeded before: until a lowering is verified, the old limit counts, and a raise only gets
     room that is free now. So it is with raises to STATIC_SAFE; but the configured values all together are always
-    allowed, whatever today's power factor makes of them in amps. Outlets that we do not write count with their grant; but
+    allowed, whatever today's power factor makes of them in amps. Outlets that we do not write count with their grant, or their draw where that is higher; but
     of those opted in, a limit that the device enforces counts while it is the higher one: the load may draw up to it.
 
     In HOLD an outlet that has no limit any more, by its device's word, gets one: at most what we last had there, or
@@ -259,7 +259,8 @@ def permit(
     if may_draw_w is not None and not static:
         target_w = np.fmax(target_w, np.minimum(may_draw_w, np.minimum(standing_w, rack.rating_w)))
     stuck = rack.opted_in & ~ours & enforced
-    counted_w = np.where(ours, standing_w, allocation.grant_w)
+    # a ceiling on an outlet that we do not write keeps nobody from drawing
+    counted_w = np.where(ours, standing_w, np.fmax(allocation.grant_w, readings.power_w))
     counted_w = np.where(stuck, np.maximum(counted_w, standing_w), counted_w)
     if may_draw_w is not None:
         beyond_w = np.where(np.isinf(may_draw_w), _of_load(rack, readings.power_w), may_draw_w)

@@ -205,6 +205,14 @@ def test_a_limit_that_holds_and_cannot_be_lowered_keeps_its_room(
     assert at_most_w - 100.0 < got.limit_w[0] <= at_most_w + 1e-6  # of 800 W, beside 700 W or the 100 W that it needs
 
 
+def test_what_is_not_ours_counts_with_its_draw_where_its_grant_is_lower() -> None:
+    """A ceiling on it, or a shortfall, keeps nobody from drawing."""
+    rack = make_rack(2, [constraint("b", [0, 1], 2, w=1000.0)], opted_in=[True, False])
+    limits = make_limits(np.full(2, 50.0))
+    got = _permit(rack, np.array([600.0, 100.0]), limits, HealthFlags(), np.array([50.0, 400.0]))
+    assert got.limit_w[0] == pytest.approx(400.0)  # of 800 W, beside the 400 W that it draws
+
+
 def test_a_trip_limit_eases_down_to_draw_plus_margin_and_stays_when_blind() -> None:
     rack = make_rack(2)
     limits = make_limits(np.full(2, 900.0), kind=LimitKind.TRIP_OFF)
