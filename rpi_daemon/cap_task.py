@@ -1,6 +1,7 @@
 """One server's I/O task: newest desired cap, polls, back-off. A slow or silent management controller delays nobody else."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 
@@ -31,10 +32,10 @@ class CapTask(DeviceTask[CapReport]):
         clock: Clock,
         *,
         poll_s: float,
-        forbidden: Callable[[bool], str | None],
+        forbidden: Callable[[bool, int | None], str | None],
         audit: Audit,
     ) -> None:
-        """`forbidden(restoring)`: why this server's cap may not be written now, None where it may."""
+        """`forbidden(restoring, decided_ns)`: why this server's cap, decided then, may not be written now; None where it may."""
         super().__init__(clock)
         self.load = load
         self.host = host
@@ -88,7 +89,8 @@ class CapTask(DeviceTask[CapReport]):
         """Set the cap and read it back; None where the kill switch, or whoever else is asked, forbids it."""
         async with self._wire:
             intent = cap_intent(self.load, cap_w, self.reading, why)
-            outcome = await self._audited(intent, DAEMON, lambda may: self._driver.apply(cap_w, may))
+            forbidden = partial(self._forbidden, False, None if why is None else why.t_mono_ns)
+            outcome = await self._audited(intent, DAEMON, forbidden, lambda may: self._driver.apply(cap_w, may))
         if outcome is None:
             self._inbox.append(CapReport(self.load, lost=True))
             return None
@@ -99,19 +101,19 @@ class CapTask(DeviceTask[CapReport]):
         self.withdraw()
         async with self._wire:
             intent = cap_intent(self.load, found.cap_w if found.active else None, self.reading, None, "restore")
-            outcome = await self._audited(intent, by, lambda may: self._driver.restore(found, may), restoring=True)
+            forbidden = partial(self._forbidden, True, None)
+            outcome = await self._audited(intent, by, forbidden, lambda may: self._driver.restore(found, may))
         return None if outcome is None else self._ended(outcome, None)
 
     async def _audited(
         self,
         intent: Intent,
         by: By,
+        forbidden: Callable[[], str | None],
         write: Callable[[Callable[[], bool]], Awaitable[CapOutcome]],
-        *,
-        restoring: bool = False,
     ) -> CapOutcome | None:
         """Once its record is durable, `write`; without it only what is protective. None: `refused` says why not."""
-        self.refused = self._forbidden(restoring) or ""
+        self.refused = forbidden() or ""
         if not self.refused:
             await self._connect()
             asked = await self._audit.asked(self.load, [intent], by)
@@ -120,7 +122,7 @@ class CapTask(DeviceTask[CapReport]):
             self._audit.refused(self.load, [intent], self.refused, by)
             return None
         try:
-            outcome = await write(lambda: self._forbidden(restoring) is None)
+            outcome = await write(lambda: forbidden() is None)
         except BaseException as error:
             self._audit.failed(asked, self.load, str(error) or type(error).__name__)
             raise

@@ -551,7 +551,7 @@ class SafeLimits:
         i = self.index(pdu, write.outlet)
         return cuts_off_by_now(write.limit_w, state, self.rack, self._guard, self.measured, i)
 
-    def _cap_forbidden(self, load: str, restoring: bool) -> str | None:
+    def _cap_forbidden(self, load: str, restoring: bool, decided_ns: int | None = None) -> str | None:
         """As `_forbidden`, for a server's cap; one that was given back is not ours, whatever still waits for its BMC."""
         if self.killed():
             return "the kill switch is engaged"
@@ -561,7 +561,7 @@ class SafeLimits:
             return None
         if self.given_back(load):
             return "it was given back"
-        return self._loop_forbidden(self.lease)
+        return self._loop_forbidden(self.lease, decided_ns)
 
     def _loop_forbidden(self, lease: Lease | None, decided_ns: int | None = None) -> str | None:
         if self.mode is not Mode.CLOSED_LOOP:

@@ -72,6 +72,7 @@ class Bench:
         self.clock = ManualClock()
         self.server = VirtualServer(self.clock)
         self.allowed = True
+        self.asked: list[tuple[bool, int | None]] = []
         self.audit = ListAudit()
         self.task = CapTask(
             "server-1",
@@ -79,9 +80,13 @@ class Bench:
             self.server,
             self.clock,
             poll_s=1000.0,
-            forbidden=lambda restoring: None if self.allowed else "the kill switch is engaged",
+            forbidden=self._forbidden,
             audit=self.audit,
         )
+
+    def _forbidden(self, restoring: bool, decided_ns: int | None) -> str | None:
+        self.asked.append((restoring, decided_ns))
+        return None if self.allowed else "the kill switch is engaged"
 
     def desire(self, cap_w: float | None, from_w: float | None = None) -> None:
         now_ns = self.clock.mono_ns()
@@ -142,6 +147,7 @@ def test_nothing_is_written_where_writing_is_forbidden_and_the_stage_hears_of_it
         bench.allowed = False
         bench.desire(300.0)
         await turns()
+        assert bench.asked == [(False, bench.clock.mono_ns())]  # with the time of the decision
         assert not bench.server.asked
         assert [r.lost for r in bench.task.take_reports()] == [True]
         assert await bench.task.restore(CapReading(0, None, None, False), By("operator test")) is None

@@ -182,6 +182,22 @@ def test_systemd_hears_of_a_pdu_task_that_hangs(tmp_path: Path) -> None:
     asyncio.run(look())
 
 
+def test_a_cap_decided_before_the_loop_stood_still_is_not_written(tmp_path: Path) -> None:
+    """Its message falls due once the loop goes on: a controller may be asked twice."""
+    daemon = Ticking(tmp_path, 0.0, 0)
+    daemon.limits.mode = Mode.CLOSED_LOOP
+    daemon.limits.found_caps = FoundCaps({"load": CapReading(0, None, None, False, ())})
+    began_ns = daemon.manual.mono_ns()
+    daemon.limits.lease = Lease(10.0, began_ns)
+    assert daemon.limits._cap_forbidden("load", False, began_ns) is None
+    daemon.manual.advance(3.0)
+    daemon.limits.lease.renew(daemon.manual.mono_ns())
+    why = "the control loop stood still: its next tick decides anew"
+    assert daemon.limits._cap_forbidden("load", False, began_ns) == why
+    assert daemon.limits._cap_forbidden("load", False, daemon.manual.mono_ns()) is None
+    assert daemon.limits._cap_forbidden("load", True) is None
+
+
 def test_a_cap_that_was_given_back_is_not_written_by_what_still_waits(tmp_path: Path) -> None:
     """A wish of the tick before, behind the reading that found the cap as it was."""
     daemon = Ticking(tmp_path, 0.0, 0)
