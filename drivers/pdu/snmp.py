@@ -289,7 +289,7 @@ class SnmpPdu:
         )
 
     async def read_details(self) -> dict[int, RowReading]:
-        """Everything that each outlet tells, thresholds and hysteresis included: for benches and discovery, polls ask for
+        """Everything that each outlet tells, thresholds and hysteresis included; polls ask for
         less. Thresholds are in A or W as the device has them, the limit among them."""
         device, facts = await self._known_device(), await self._known_facts()
         meter, thresholds = self.profile.metering, self.profile.thresholds
