@@ -259,10 +259,11 @@ class SnmpPdu:
         if slow:
             self.session.may_grow()
         uptime_oid = self._oid(self.profile.uptime_oid)
+        asked_ns = self._clock.mono_ns()
         answers = await self._get([uptime_oid, *self._serial_oids(), *self._read_oids(device, facts, slow)])
         self._check_serial(answers)
         uptime_s = self._uptime_s(answers.get(uptime_oid))
-        if self._rebooted(t_mono_ns, uptime_s):
+        if self._rebooted(asked_ns, uptime_s):
             self._reboot_untold = True
             self._forget()
             device, facts, slow = await self._known_device(), await self._known_facts(), True
@@ -548,12 +549,15 @@ class SnmpPdu:
         complete = complete and (meter.power is None or power_from == "power")
         return _Facts(digits, threshold, lower, lower_count, power_from, complete)
 
-    def _rebooted(self, now_ns: int, uptime_s: float | None) -> bool:
-        """Whether the device's clock fell behind ours since the last poll, or began after it; a wrap after 497 days counts as well."""
-        last, self._uptime = self._uptime, None if uptime_s is None else (now_ns, uptime_s)
+    def _rebooted(self, asked_ns: int, uptime_s: float | None) -> bool:
+        """Whether the device's clock fell behind ours since the last poll, or began after it; a wrap after 497 days counts as well.
+
+        `asked_ns`: just before it was asked for. From then at the last poll to now is the most that may lie between the answers.
+        """
+        last, self._uptime = self._uptime, None if uptime_s is None else (asked_ns, uptime_s)
         if last is None or uptime_s is None:
             return False
-        since_s = (now_ns - last[0]) / NS_PER_S
+        since_s = (self._clock.mono_ns() - last[0]) / NS_PER_S
         return uptime_s < max(last[1], last[1] + since_s - REBOOT_SLACK_S, since_s)
 
     def _uptime_s(self, varbind: Varbind | None) -> float | None:

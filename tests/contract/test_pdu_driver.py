@@ -505,23 +505,34 @@ def test_a_lost_reply_to_a_taken_set_counts_by_its_read_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("up_s", "silent_s", "back_s"), [(20.0, 100.0, 50.0), (2.0, 1.0, 4.0)]
+    ("up_s", "silent_s", "back_s"), [(20.0, 100.0, 50.0), (2.0, 0.01, 4.0)]
 )  # the second: twice in 10 s
+@pytest.mark.parametrize("answer_s", [0.0, 0.01])  # what else is asked before the uptime takes time
 def test_a_reboot_is_told_once_even_with_an_uptime_above_the_last_one(
-    up_s: float, silent_s: float, back_s: float
+    up_s: float, silent_s: float, back_s: float, answer_s: float
 ) -> None:
+    pace_s = 0.0
+
     async def scene() -> None:
+        nonlocal pace_s
         clock = ManualClock(mono_ns=10**12)
-        simulator = simulated("raritan_px", clock=lambda: clock.mono_ns() / 1e9)
-        async with on_wire(simulator, clock=clock) as b:
+
+        def now_s() -> float:
+            clock.advance(pace_s)
+            return clock.mono_ns() / 1e9
+
+        async with on_wire(simulated("raritan_px", clock=now_s), clock=clock) as b:
             clock.advance(up_s)
             first = await b.pdu.read()
             clock.advance(silent_s)
             b.simulator.reboot()
             clock.advance(back_s)
             await b.pdu.open()  # as after a silence
+            pace_s = answer_s
             second, third = await b.pdu.read(), await b.pdu.read()
-            assert (first.uptime_s, second.uptime_s) == (up_s, back_s)
+            assert first.uptime_s == up_s
+            assert second.uptime_s is not None
+            assert (second.uptime_s == back_s, second.uptime_s > back_s) == (not answer_s, bool(answer_s))
             assert [reading.rebooted for reading in (first, second, third)] == [False, True, False]
 
     run(scene)
