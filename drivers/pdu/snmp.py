@@ -53,6 +53,7 @@ INCONSISTENT_VALUE = 12  # error-status of RFC 3416: the value does not go with 
 DENIED = frozenset((4, 6, 16, 17))
 SWITCH_LOOK_S = 0.2  # between two looks at a switched outlet's state
 MAX_EXTRA_TRIPS = 2  # resends per `apply` after a refused varbind
+UPTIME_STEP_S = 0.01  # TimeTicks (RFC 2578)
 REBOOT_SLACK_S = 10.0  # the device's clock may lag ours by this much between two polls without a reboot
 NOT_ALLOWED = "not written: the kill switch, the mode or the safe state does not allow it any more"
 FACTS_RETRY_S = 30.0  # a device that just started may lack columns that it has a little later
@@ -552,13 +553,13 @@ class SnmpPdu:
     def _rebooted(self, asked_ns: int, uptime_s: float | None) -> bool:
         """Whether the device's clock fell behind ours since the last poll, or began after it; a wrap after 497 days counts as well.
 
-        `asked_ns`: just before it was asked for. From then at the last poll to now is the most that may lie between the answers.
+        `asked_ns`: just before it was asked for.
         """
         last, self._uptime = self._uptime, None if uptime_s is None else (asked_ns, uptime_s)
         if last is None or uptime_s is None:
             return False
-        since_s = (self._clock.mono_ns() - last[0]) / NS_PER_S
-        return uptime_s < max(last[1], last[1] + since_s - REBOOT_SLACK_S, since_s)
+        since_s = (asked_ns - last[0]) / NS_PER_S
+        return uptime_s < max(last[1], last[1] + since_s - REBOOT_SLACK_S, since_s - UPTIME_STEP_S)
 
     def _uptime_s(self, varbind: Varbind | None) -> float | None:
         ticks = _integer(varbind)
