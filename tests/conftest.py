@@ -76,7 +76,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     patterns = [line for line in Path(listed).read_text().splitlines() if line and not line.startswith("#")]
     reasons = {
-        str(report.longrepr[2]) for report in reporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)
+        str(report.longrepr[2]).removeprefix("Skipped: ")
+        for report in reporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
     }
     unknown = sorted(reason for reason in reasons if not any(re.search(pattern, reason) for pattern in patterns))
     if unknown:
