@@ -109,15 +109,20 @@ class TrapQueue:
             try:
                 return self._load()
             except sqlite3.OperationalError:
-                raise
+                return self._load(alone=True)
             except (sqlite3.DatabaseError, ValueError) as error:
                 self._set_aside(error)
                 return self._load()
         except sqlite3.Error as error:
             raise ConfigError(f"{self._path}: {error}; the daemon's user must be able to write there") from None
 
-    def _load(self) -> Mapping[str, Any]:
+    def _load(self, *, alone: bool = False) -> Mapping[str, Any]:
+        """`alone`: no other process may look, and the log's index is in memory: a full disk has no room for it."""
+        if self._db is not None:
+            self._db.close()
         self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        if alone:
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(SCHEMA)
@@ -128,7 +133,8 @@ class TrapQueue:
             queue.waiting, queue.done = row[0], queue.sequence if row[1] is None else row[1] - 1
         for (sink,) in self._db.execute("SELECT DISTINCT sink FROM notice").fetchall():
             if sink not in self.sinks:  # it is no longer configured
-                self._db.execute("DELETE FROM notice WHERE sink = ?", (sink,))
+                with contextlib.suppress(sqlite3.OperationalError):  # a full disk; then at the next start
+                    self._db.execute("DELETE FROM notice WHERE sink = ?", (sink,))
         return {name: json.loads(body) for name, body in self._db.execute("SELECT name, body FROM fact")}
 
     def _set_aside(self, error: Exception) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.drivers.traps.engine import EngineIdentity
 from rpi_daemon.drivers.traps.mib import Value
 from rpi_daemon.errors import AuthError, ConfigError, DeviceError
@@ -145,7 +146,7 @@ class TrapSender:
         from pysnmp.entity.rfc3413.ntforg import NotificationOriginator
         from pysnmp.proto.rfc1902 import OctetString
 
-        engine = _engine(OctetString(self._identity.engine_id), self._identity.boots, self._started_ns)
+        engine = _engine(self._identity, self._started_ns)
         options = self._options
         if options.version == "3":
             auth = {
@@ -219,27 +220,27 @@ def master_key(pass_phrase: str, auth: str) -> bytes:
     return hashlib.new(AUTH_HASH[auth], repeated).digest()
 
 
-def _engine(engine_id: Any, boots: int, started_ns: int) -> Any:
-    """A pysnmp engine with our boots, and a time that the wall clock does not move.
+def _engine(identity: EngineIdentity, started_ns: int) -> Any:
+    """A pysnmp engine with our id and boots, and a time that the wall clock does not move.
 
     Left to itself pysnmp keeps boots in the temporary folder, where a reboot or PrivateTmp loses them, and receivers then
     refuse our traps.
     """
     from pysnmp.entity.engine import SnmpEngine
-    from pysnmp.proto.rfc1902 import Integer32
+    from pysnmp.proto.rfc1902 import Integer32, OctetString
 
     class EngineTime(Integer32):  # type: ignore[misc]
-        """snmpEngineTime: seconds since this start."""
+        """snmpEngineTime: seconds since boots last changed, which is this start unless no disk could keep it."""
 
         def clone(self, *args: Any, **kwargs: Any) -> Any:
-            return Integer32((time.monotonic_ns() - started_ns) // 1_000_000_000)
+            return Integer32(identity.age_s + (time.monotonic_ns() - started_ns) // NS_PER_S)
 
     engine = SnmpEngine()
     builder = engine.get_mib_builder()
     names = ("snmpEngineID", "snmpEngineBoots", "snmpEngineTime")
     stored_id, stored_boots, stored_time = builder.import_symbols("__SNMP-FRAMEWORK-MIB", *names)
-    stored_id.syntax = engine.snmpEngineID = stored_id.syntax.clone(engine_id)
-    stored_boots.syntax = stored_boots.syntax.clone(boots)
+    stored_id.syntax = engine.snmpEngineID = stored_id.syntax.clone(OctetString(identity.engine_id))
+    stored_boots.syntax = stored_boots.syntax.clone(identity.boots)
     stored_time.syntax = EngineTime(0)
     return engine
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from rpi_daemon.clock import NS_PER_S
-from rpi_daemon.durable import create
 from rpi_daemon.errors import RpiError
 from rpi_daemon.history.weeks import (
     ASIDE,
@@ -19,6 +18,7 @@ from rpi_daemon.history.weeks import (
     WEEK_NS,
     delete_files,
     is_damaged,
+    make_database,
     old_files,
     open_read_only,
     set_aside,
@@ -176,8 +176,7 @@ class ChainLog:
             before, self._path = self._path, files[-1]  # if it is damaged, it is this one
             self._go_on_after(files[-1])
             self._path = before
-        if not self._path.exists():
-            os.close(create(self._path, os.O_EXCL))  # SQLite gives its helper files to the same owner
+        make_database(self._path, _TABLE)
         connection = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode = WAL")

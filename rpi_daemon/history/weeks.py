@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import functools
 import itertools
 import json
@@ -22,6 +23,7 @@ import numpy as np
 import structlog
 
 from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.durable import create
 from rpi_daemon.history.blobs import DamagedBlock, unpack
 from rpi_daemon.records import FloatArray, IntArray
 
@@ -32,6 +34,7 @@ PATTERN: Final = "history-*.sqlite"
 ASIDE: Final = ".corrupt-"
 WEEK_NS: Final = 7 * 86_400 * NS_PER_S
 BESIDE_SUFFIX: Final = ".new"
+LOGS: Final = ("-wal", "-shm", "-journal")  # SQLite's, beside a database
 PAGE: Final = 1024  # octets: blocks are some KB, and each commit writes the pages that it touched twice
 LOG_PAGES: Final = 8192  # of the write-ahead log before they go to the file: some 80 minutes of 48 outlets
 RUN_NS: Final = (
@@ -40,8 +43,10 @@ RUN_NS: Final = (
 NO_PLACE: Final = 2**62
 BESIDE: Final = 64  # blocks: more than a minute has
 BUSY_S: Final = 2.0  # a reader may hold the file for a moment
-_TABLES: Final = """
+_TABLES: Final = f"""
+PRAGMA page_size = {PAGE};
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+INSERT OR IGNORE INTO meta VALUES ('schema', '{SCHEMA}');
 CREATE TABLE IF NOT EXISTS layout (id INTEGER PRIMARY KEY, text TEXT UNIQUE);
 CREATE TABLE IF NOT EXISTS block (
     t_ns INTEGER, t_mono_ns INTEGER, quantity TEXT, layout INTEGER, period_ns INTEGER, data BLOB, number INTEGER, crc INTEGER
@@ -159,14 +164,13 @@ def path_of(folder: Path, t_ns: int) -> Path:
 
 def open_for_writing(path: Path) -> sqlite3.Connection:
     """The file of a week, made if need be. Raises sqlite3.Error; sqlite3.DatabaseError where it is no database."""
-    if not path.exists():
-        _make(path)
+    make_database(path, _TABLES)
     connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # what was written outlives a power cut, not only the process
         connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
-        _prepare(connection)
+        connection.executescript(_TABLES)
         found = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0]
         if found != str(SCHEMA):
             raise sqlite3.DatabaseError(f"schema {found}, not {SCHEMA}")
@@ -176,22 +180,36 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _make(path: Path) -> None:
-    """An empty file of a week: made beside and renamed, so that one that was half made when the power went is never read."""
-    beside = path.with_name(path.name + BESIDE_SUFFIX)
+def make_database(path: Path, tables: str) -> None:
+    """An empty file of a week, if there is none: one that was half made when it was cut short is never read.
+
+    It is made beside and renamed, by one process at a time. Raises sqlite3.Error or OSError.
+    """
+    if path.exists():
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        beside.unlink(missing_ok=True)
-        with contextlib.closing(sqlite3.connect(beside, timeout=BUSY_S, isolation_level=None)) as connection:
-            connection.execute(f"PRAGMA page_size = {PAGE}")
-            _prepare(connection)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if path.exists():  # by now
+            return
+        beside = path.with_name(path.name + BESIDE_SUFFIX)
+        logs = [one.with_name(one.name + suffix) for one in (path, beside) for suffix in LOGS]
+        for left in (
+            beside,
+            *logs,
+        ):  # by who was cut short, or took the database away: SQLite would take them for its own
+            left.unlink(missing_ok=True)
+        with contextlib.closing(
+            os.fdopen(create(beside, os.O_EXCL))
+        ) as file:  # SQLite's helper files get the same owner
+            with contextlib.closing(sqlite3.connect(beside, timeout=BUSY_S, isolation_level=None)) as connection:
+                connection.execute("PRAGMA synchronous = OFF")
+                connection.executescript(tables)
+                connection.execute("PRAGMA journal_mode = WAL")
+            os.fsync(file)
         beside.replace(path)
-    except OSError as error:
-        raise sqlite3.OperationalError(f"{path}: {error.strerror}") from error
-
-
-def _prepare(connection: sqlite3.Connection) -> None:
-    connection.executescript(_TABLES)
-    connection.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(SCHEMA),))
+    finally:
+        os.close(folder)
 
 
 def insert(

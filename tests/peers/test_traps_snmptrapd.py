@@ -58,9 +58,9 @@ def overload(i: int = 1) -> Notice:
     )  # fmt: skip
 
 
-def send(options: SinkOptions, boots: int, *notices: Notice) -> None:
+def send(options: SinkOptions, boots: int, *notices: Notice, age_s: int = 0) -> None:
     async def body() -> None:
-        sender = TrapSender(options, EngineIdentity(ENGINE_ID, boots))
+        sender = TrapSender(options, EngineIdentity(ENGINE_ID, boots, age_s))
         try:
             await sender.open()
             for i, notice in enumerate(notices, start=1):
@@ -138,6 +138,13 @@ def test_a_receiver_that_is_not_there_or_has_no_name(receiver: Any) -> None:
         send(options(receiver), 7, overload())
     with pytest.raises(DeviceError, match=r"nowhere\.invalid"):
         send(options(receiver, host="nowhere.invalid"), 7, overload())
+
+
+def test_a_start_that_no_disk_counted_is_heard_because_its_time_goes_on(receiver: Any) -> None:
+    """Traps, whose time the receiver judges; 150 s back is too old (RFC 3414 3.2.7)."""
+    for i, age_s in ((1, 500), (2, 510), (3, 0), (4, 520)):
+        send(options(receiver, inform=False), 7, overload(i), age_s=age_s)
+    assert [item["rpidText"][-3:] for item in receiver.until(3)] == ["(1)", "(2)", "(4)"]
 
 
 class Delivery:

@@ -1,6 +1,7 @@
 """13 and 14: a disk that is full, and databases that are damaged, under the real daemon."""
 
 import contextlib
+import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,15 @@ OURS = [f"pdu-a/{n}" for n in range(1, 6)] + [f"pdu-b/{n}" for n in range(1, 7)]
 STATIC_SAFE_W = 550.0
 WEEK_NS = 7 * 86_400 * 10**9
 MINUTE = 600  # ticks
+SINK = """
+[[trap_sink]]
+id = "facilities"
+host = "127.0.0.1"
+port = 9
+user = "rpi-daemon"
+auth_key_file = "auth.key"
+priv_key_file = "priv.key"
+"""
 LAYOUT = Layout("rack", tuple(f"pdu-a/{n}" for n in range(1, 25)))
 DAYS = 36_500.0
 T0 = 1_799_020_790 * 10**9
@@ -116,6 +126,30 @@ def test_fault_13_on_a_full_disk_control_goes_on_nothing_is_raised_and_static_sa
     ballast.unlink()
     assert all(item["to_w"] is not None for r in refused for item in r.data["writes"])
     figure(13, "ticks missed while the disk is full", max(0.0, missed), 1.0, "of 30", busy=15.0)
+
+
+@pytest.mark.fault(13)
+@pytest.mark.parametrize("end", ["kill", "terminate"])
+def test_fault_13_a_known_rack_is_taken_up_on_a_full_disk(
+    place: Place, rack: RackProcess, state: Path, end: str
+) -> None:
+    """With a receiver over SNMPv3, who counts our starts: no room for the count, nor for the index of the queue's log."""
+    config = place.write()
+    config.write_text(config.read_text() + SINK)
+    ballast = state / "ballast"
+    with running(lambda: Daemon(config)) as daemon:
+        daemon.normal()
+        fill(ballast)
+        getattr(daemon.process, end)()
+        assert daemon.process.wait() == (-signal.SIGKILL if end == "kill" else 0)
+    with running(lambda: Daemon(config)) as daemon:
+        status = daemon.until(lambda s: s["causes"] == ["audit_not_durable"], "it ticks, and knows of the disk alone")
+        assert status["state"] == "HOLD"
+        assert status["static_safe_verified_s"] is not None
+        assert [sink["queued"] > 0 for sink in status["trap_sinks"]] == [True]
+        ballast.unlink()
+        daemon.normal()
+        assert daemon.stop() == 0
 
 
 def test_fault_13_room_is_made_by_deleting_the_oldest_week_not_rows(tmp_path: Path) -> None:

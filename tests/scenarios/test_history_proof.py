@@ -158,6 +158,40 @@ def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path) -> None:
     assert lost == 0
 
 
+MAKER = """
+import sys
+from pathlib import Path
+from rpi_daemon.history.events import Event, EventLog
+from rpi_daemon.history.weeks import open_for_writing, path_of
+for k in range(1_000_000):
+    folder = Path(sys.argv[1]) / str(k)
+    folder.mkdir()
+    open_for_writing(path_of(folder, 1_763_700_000 * 10**9)).close()
+    log = EventLog(folder, keep_days=10_000.0)
+    log.append([Event(1_763_700_000 * 10**9, 0, "mode", {})])
+    log.close()
+    print(k, flush=True)
+"""
+
+
+def test_a_file_that_was_being_made_at_kill_9_is_no_damage(tmp_path: Path) -> None:
+    """Readers need not wait for the next daemon to put it right."""
+    rng = np.random.default_rng(7)
+    for turn in range(KILLS):
+        top = tmp_path / str(turn)
+        top.mkdir()
+        with subprocess.Popen([sys.executable, "-P", "-c", MAKER, top], stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            time.sleep(float(rng.uniform(0.0, 0.05)))
+            child.kill()
+        made = sorted(top.iterdir(), key=lambda folder: int(folder.name))
+        for folder in made:
+            assert serve(folder) == Served(0, 0, 0)
+            chain = verify(folder)
+            assert (chain.broken, chain.events) == ((), 1) or (folder == made[-1] and not chain.broken)
+
+
 # -- torn logs: what a power cut leaves
 
 

@@ -346,7 +346,7 @@ def test_a_writer_beats_while_it_has_nothing_to_do_and_is_missed_while_a_job_doe
     writer, go_on, heartbeats = Writer(), threading.Event(), Heartbeats()
     writer.start()
     heartbeats.watch("history", 0.5, lambda: writer.busy_ns, thread_id=writer.thread_id())
-    with _watched(heartbeats, monkeypatch) as said, capture_logs() as lines:
+    with capture_logs() as lines, _watched(heartbeats, monkeypatch) as said:
         time.sleep(0.7)
         assert {word for _, word in said} == {"WATCHDOG=1"}
         writer.put(lambda: bool(go_on.wait()))
@@ -386,7 +386,7 @@ def test_a_task_that_hangs_is_shown_where_it_awaits(monkeypatch: pytest.MonkeyPa
 def test_a_loop_that_spins_or_blocks_is_missed(monkeypatch: pytest.MonkeyPatch, spins: bool) -> None:
     beat_ns, heartbeats = time.monotonic_ns(), Heartbeats()
     heartbeats.watch("loop", 0.3, lambda: beat_ns)
-    with _watched(heartbeats, monkeypatch) as said, capture_logs() as lines:
+    with capture_logs() as lines, _watched(heartbeats, monkeypatch) as said:
         deadline = time.monotonic() + PATIENCE_S
         while not heartbeats.verdict.hangs and time.monotonic() < deadline:
             if not spins:

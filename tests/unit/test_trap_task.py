@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -172,6 +173,27 @@ def test_lost_boots_never_go_back(tmp_path: Path, damage: str | None) -> None:
     assert after.boots == before.boots + 2 == (UTC_NS // NS_PER_S + 7200 - BOOTS_EPOCH_S) // 3600 + 1
 
 
+@pytest.mark.parametrize("file", ["whole", "none"])
+def test_a_disk_that_takes_nothing_lets_the_time_of_the_start_before_go_on(tmp_path: Path, file: str) -> None:
+    """What a receiver has seen is (boots, seconds): it may only rise (RFC 3414 3.2.7)."""
+    before = next_boot(tmp_path, UTC_NS, 32_473, "rack-7")
+    if file == "none":
+        (tmp_path / ENGINE_FILE).unlink()
+    else:
+        os.utime(tmp_path / ENGINE_FILE, ns=(UTC_NS, UTC_NS))
+    in_the_way = tmp_path / f"{ENGINE_FILE}.tmp"
+    in_the_way.mkdir()
+    later = [next_boot(tmp_path, UTC_NS + s * NS_PER_S, 32_473, "rack-7") for s in (7200, 7290)]
+    assert {identity.engine_id for identity in later} == {before.engine_id}
+    seen = [(identity.boots, identity.age_s) for identity in (before, *later)]
+    if file == "whole":
+        assert seen == [(before.boots, 0), (before.boots, 7200), (before.boots, 7290)]
+    assert seen == sorted(set(seen))
+    in_the_way.rmdir()
+    again = next_boot(tmp_path, UTC_NS + 7300 * NS_PER_S, 32_473, "rack-7")
+    assert (again.boots, again.age_s) == (later[-1].boots + 1, 0)
+
+
 def test_a_host_without_an_id_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "MACHINE_ID", tmp_path / "machine-id")
     ids = set()
@@ -183,9 +205,7 @@ def test_a_host_without_an_id_gets_one(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(ids) == 2
 
 
-def test_boots_that_cannot_rise_or_be_kept_are_named(tmp_path: Path) -> None:
+def test_boots_that_cannot_rise_are_named(tmp_path: Path) -> None:
     (tmp_path / ENGINE_FILE).write_text(json.dumps({"engine_id": "80007ed90501", "boots": BOOTS_MAX}))
     with pytest.raises(ConfigError, match=r"snmp-engine\.json: engine boots is 2147483646"):
         next_boot(tmp_path, UTC_NS, 32_473, "rack-7")
-    with pytest.raises(ConfigError, match="No such file or directory"):
-        next_boot(tmp_path / "nowhere", UTC_NS, 32_473, "rack-7")
