@@ -335,9 +335,11 @@ def test_a_full_disk_holds_raises_until_there_is_room(small_disk: Path) -> None:
     async def play(audit: Audit) -> None:
         assert (await audit.asked("pdu-a", [RAISE])).durable
         fill(ballast)
-        while (await audit.asked("pdu-a", [SAFE])).durable:  # the last page of the log has room for a few
-            pass
-        assert "full" in str(audit.failing)
+        while "full" not in str(audit.failing):  # the last page of the log has room for a few
+            await audit.asked("pdu-a", [SAFE])
+            idle = threading.Event()
+            audit.writer.put(idle.set)
+            await asyncio.to_thread(idle.wait)
         assert audit.look()
         ballast.unlink()
         clock.advance(2.0)

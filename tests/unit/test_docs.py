@@ -130,7 +130,7 @@ def test_the_readmes_configuration_is_good(tmp_path: Path) -> None:
 def test_every_log_event_is_explained() -> None:
     explained = set(re.findall(r"`([a-z_.]+)`", "".join(cells[0] for cells in rows(reference(), "event"))))
     used = set()
-    for path in (ROOT / "rpi_daemon").rglob("*.py"):
+    for path in (path for folder in ("rpi_daemon", "drivers", "models") for path in (ROOT / folder).rglob("*.py")):
         used |= set(
             re.findall(r"\blog\.(?:debug|info|warning|error)\(\s*\"([^\"]+)\"", path.read_text(encoding="utf-8"))
         )
