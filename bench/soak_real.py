@@ -545,11 +545,17 @@ class RealSoak:
             "rss_start_mb": round(rss[0], 1),
             "rss_end_mb": round(rss[-1], 1),
             "rss_max_mb": round(max(rss), 1),
+            "rss_every_2_min_mb": [round(mb, 1) for mb in self._every(120.0)],
             "fds_start": fds[0],
             "fds_end": fds[-1],
             "fds_max": max(fds),
             "violations": len(self.violations),
         }
+
+    def _every(self, period_s: float) -> list[float]:
+        """Resident memory at the first look of each period."""
+        first = {int(age_s // period_s): mb for age_s, mb, _ in reversed(self.memory)}
+        return [first[period] for period in sorted(first)]
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from rpi_daemon.errors import RpiError
 from rpi_daemon.history.weeks import (
     ASIDE,
     BUSY_S,
+    SMALL_CACHE,
     WEEK_NS,
     delete_files,
     is_damaged,
@@ -181,6 +182,7 @@ class ChainLog:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(SMALL_CACHE)
             connection.executescript(_TABLE)
             if connection.execute(_STARTS).fetchone() is None:
                 connection.execute("INSERT INTO start VALUES (?, ?)", (self._head.seq, self._head.hash))

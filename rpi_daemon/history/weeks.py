@@ -42,6 +42,7 @@ RUN_NS: Final = (
 )  # wall time that is so far from the monotonic clock's is of another boot, or the clock was set
 NO_PLACE: Final = 2**62
 BESIDE: Final = 64  # blocks: more than a minute has
+SMALL_CACHE: Final = "PRAGMA cache_size = -256"  # KiB: what is only added to needs no pages of long ago in memory
 BUSY_S: Final = 2.0  # a reader may hold the file for a moment
 _TABLES: Final = f"""
 PRAGMA page_size = {PAGE};
@@ -170,6 +171,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # what was written outlives a power cut, not only the process
         connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
+        connection.execute(SMALL_CACHE)
         connection.executescript(_TABLES)
         found = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0]
         if found != str(SCHEMA):

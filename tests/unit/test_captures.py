@@ -229,7 +229,7 @@ def test_a_writer_that_hangs_keeps_a_few_waiting_and_counts_the_rest(tmp_path: P
     for s in range(0, 100, 5):
         taken.tick(s * S, [trigger(s * 1000)])
         taken.tick(s * S + 3 * S, [])
-    assert time.perf_counter() - began < 1.0
+    assert time.perf_counter() - began < 10.0, "no tick waits for the writer"
     assert taken.counters.dropped == 20 - WAITING
 
 
