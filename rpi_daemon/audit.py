@@ -38,6 +38,7 @@ FOLDER: Final = "audit"  # below the state folder
 HEAD_FILE: Final = "audit-head"  # beside it: who takes the folder away leaves the number and hash of its end
 HEAD_EVENT: Final = "audit.head"
 DURABLE_S: Final = 0.25  # a write waits so long for its record; a raise that has waited longer is decided anew
+ON_WORD_S: Final = 3.0  # what somebody has asked for by name is not decided anew: it waits for a slow disk
 LATE_S: Final = 1.0  # a record that waits longer: the disk does not keep up
 RETRY_S: Final = 1.0  # between two attempts on a disk that does not take it
 HEAD_S: Final = 1.0  # the file of the head is so far behind at most
@@ -171,23 +172,24 @@ class Audit:
         self.writer.start()
         self.note("begin", By(self._who), {"pid": os.getpid(), "version": __version__, **fields})
 
-    async def asked(self, device: str, intents: Sequence[Intent], by: By = DAEMON) -> Asked:
+    async def asked(self, device: str, intents: Sequence[Intent], by: By = DAEMON, *, on_word: bool = False) -> Asked:
         """Record what is about to be written; returns once that is durable, or cannot be in time.
 
-        Where the disk fails already it waits for nothing: the record is kept in memory, and on disk once that works.
+        Where the disk fails already it waits for nothing, nor where it is late, unless somebody asked for this by name
+        (`on_word`): the record of what is protective is kept in memory, and on disk once that works.
         """
         self._number += 1
         now_ns = self._clock.mono_ns()
         number = self._number
         record = {**_told(by), "n": number, "device": device, "writes": [intent._asdict() for intent in intents]}
-        if self._stalled(now_ns):
+        if self.failing is not None if on_word else self._stalled(now_ns):
             if any(intent.protective for intent in intents):
                 self._take("asked", record)
             return Asked(number, False, now_ns, by.who)
         durable = asyncio.get_running_loop().create_future()
         self._take("asked", record, durable)
         try:
-            return Asked(number, await asyncio.wait_for(durable, DURABLE_S), now_ns, by.who)
+            return Asked(number, await asyncio.wait_for(durable, ON_WORD_S if on_word else DURABLE_S), now_ns, by.who)
         except TimeoutError:
             return Asked(number, False, now_ns, by.who)
 

@@ -102,7 +102,9 @@ class CapTask(DeviceTask[CapReport]):
         async with self._wire:
             intent = cap_intent(self.load, found.cap_w if found.active else None, self.reading, None, "restore")
             forbidden = partial(self._forbidden, True, None)
-            outcome = await self._audited(intent, by, forbidden, lambda may: self._driver.restore(found, may))
+            outcome = await self._audited(
+                intent, by, forbidden, lambda may: self._driver.restore(found, may), on_word=True
+            )
         return None if outcome is None else self._ended(outcome, None)
 
     async def _audited(
@@ -111,12 +113,14 @@ class CapTask(DeviceTask[CapReport]):
         by: By,
         forbidden: Callable[[], str | None],
         write: Callable[[Callable[[], bool]], Awaitable[CapOutcome]],
+        *,
+        on_word: bool = False,
     ) -> CapOutcome | None:
         """Once its record is durable, `write`; without it only what is protective. None: `refused` says why not."""
         self.refused = forbidden() or ""
         if not self.refused:
             await self._connect()
-            asked = await self._audit.asked(self.load, [intent], by)
+            asked = await self._audit.asked(self.load, [intent], by, on_word=on_word)
             self.refused = "" if asked.durable or intent.protective else NOT_DURABLE
         if self.refused:
             self._audit.refused(self.load, [intent], self.refused, by)

@@ -104,7 +104,7 @@ class PduTask(DeviceTask[PduReport]):
     async def write_exclusive(self, writes: Sequence[LimitWrite], by: By) -> ApplyResult | None:
         """Write on somebody's word (restore): what waits is dropped, and the wire is used once `run` lets go of it."""
         self.withdraw()
-        return await self.write_now(writes, by=by)
+        return await self.write_now(writes, by=by, on_word=True)
 
     async def run(self) -> None:
         """Until `stop`: writes first, then the poll when it is due. An error other than DeviceError ends it."""
@@ -128,7 +128,7 @@ class PduTask(DeviceTask[PduReport]):
                 await self._wait(self._pause_s())
 
     async def write_now(
-        self, writes: Sequence[LimitWrite], measured_ns: int | None = None, by: By = DAEMON
+        self, writes: Sequence[LimitWrite], measured_ns: int | None = None, by: By = DAEMON, *, on_word: bool = False
     ) -> ApplyResult | None:
         """Write one batch and read it back; also used at start and stop, when `run` is not running.
 
@@ -144,7 +144,7 @@ class PduTask(DeviceTask[PduReport]):
             result = None
             if allowed:
                 intents = [limit_intent(self.pdu, write, self.limits.get(write.outlet)) for write in allowed]
-                asked = await self._audit.asked(self.pdu, intents, by)
+                asked = await self._audit.asked(self.pdu, intents, by, on_word=on_word)
                 if not asked.durable:
                     waits = {w.outlet for w, intent in zip(allowed, intents, strict=True) if not intent.protective}
                     allowed = self._without(allowed, lambda w: NOT_DURABLE if w.outlet in waits else None, by)

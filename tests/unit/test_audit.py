@@ -228,6 +228,35 @@ def test_a_disk_that_hangs_delays_a_write_by_the_bound_then_nothing(tmp_path: Pa
     assert [event.name for event in records(tmp_path)] == ["begin", "asked", "asked", "end"]
 
 
+def test_what_somebody_asked_for_waits_for_a_disk_that_is_slow(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(audit_module, "DURABLE_S", 0.01)
+    monkeypatch.setattr(audit_module, "ON_WORD_S", 20.0)
+    clock, slow, goes_on = ManualClock(10**12), threading.Event(), threading.Event()
+    append = audit_module.ChainLog.append
+
+    def late(self: Any, events: Any) -> None:
+        if slow.is_set():
+            goes_on.wait(30.0)
+        append(self, events)
+
+    monkeypatch.setattr(audit_module.ChainLog, "append", late)
+
+    async def play(audit: Audit) -> None:
+        await until(lambda: audit.written == 1)
+        slow.set()
+        assert not (await audit.asked("pdu-a", [RAISE])).durable
+        clock.advance(LATE_S + 0.1)
+        assert audit.look()
+        asked = asyncio.create_task(audit.asked("pdu-a", [RAISE], on_word=True))
+        await asyncio.sleep(0)
+        assert not asked.done()
+        goes_on.set()
+        assert (await asked).durable
+
+    run(tmp_path, play, clock=clock)
+    assert [event.name for event in records(tmp_path)] == ["begin", "asked", "asked", "end"]
+
+
 def test_memory_is_bounded_and_what_was_dropped_is_counted_in_the_chain(tmp_path: Path) -> None:
     clock = ManualClock(10**12)
     way = stands_in_the_way(tmp_path)
