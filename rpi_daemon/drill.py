@@ -29,6 +29,7 @@ from rpi_daemon.records import LimitKind, Mode, RackModel
 LOOK_S = 0.05  # between two looks at the daemon
 LOSS_S = 3.0  # that a device is taken for away
 QUIET_S = 3.0  # that the kill switch is engaged
+UNDER_WAY_S = 1.0  # what waited for its audit record when the kill switch was engaged is refused, and counted, by then
 LOWERED_S = 30.0  # for a threshold to be lowered, whatever holds lowerings back
 LATE_S = 30.0  # what comes too late is still waited for: late is another finding than never
 SHARE_BELOW = 0.8  # of STATIC_SAFE
@@ -149,6 +150,7 @@ class Drill:
         try:
             self._expect("the kill switch is engaged, and the status says so", lambda s: s["kill_switch"], 1.0)
             self._expect("an alarm tells it", lambda s: self._alarms(s, "kill_switch"), 3.0)
+            time.sleep(UNDER_WAY_S)
             begun = self._client.ask("status")["summary"]
             time.sleep(QUIET_S)
             ended = self._client.ask("status")["summary"]

@@ -84,6 +84,9 @@ def test_who_why_before_and_after_are_told(place: Place, ran: Path) -> None:
     assert ends
     for record in records(place.folder / "state", "ended"):
         for outcome in record.data["outcomes"]:
+            if outcome["sent_after_ms"] is None:
+                assert outcome["refused"].startswith("not written: the kill switch"), "it came while the disk was slow"
+                continue
             assert outcome["verified"]
             assert 0.0 <= outcome["sent_after_ms"] <= outcome["verified_after_ms"]
 
