@@ -74,7 +74,7 @@ def summary(service: "Service") -> dict[str, Any]:
         for name, value in link.sampler.counters().items():
             counters[name] = counters.get(name, 0) + value
     wall_s = (service.clock.mono_ns() - service.loop_started_ns) / NS_PER_S if service.loop_started_ns else math.nan
-    memory = _memory_mb()
+    ring_bytes = sum(link.ring_bytes for link in service.boards)
     return {
         "schema": SCHEMA,
         "outlets": service.limits.rack.n,
@@ -94,8 +94,8 @@ def summary(service: "Service") -> dict[str, Any]:
         "lateness_us_p50": _worst(service, 0.5),
         "lateness_us_p99": _worst(service, 0.99),
         "cpu_percent": _number(100.0 * (time.process_time() - service.loop_started_cpu_s) / wall_s),
-        "rss_mb": memory,
-        "raw_ring_mb": sum(link.ring_bytes for link in service.boards) / 1e6,
+        "rss_mb": _memory_mb(Path("/proc/self/status").read_text(), ring_bytes),
+        "raw_ring_mb": ring_bytes / 1e6,
         "decision_digest": service.digest.hexdigest(),
         "state": service.snapshot.safe.state.name if service.snapshot else "STATIC_SAFE",
         "mode": service.limits.mode.value,
@@ -314,9 +314,8 @@ def _worst(service: "Service", q: float) -> float | None:
     return _number(max(values)) if values else None
 
 
-def _memory_mb() -> float:
-    """Resident memory apart from shared mappings (the raw ring), MB."""
-    fields: Mapping[str, str] = dict(
-        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line
-    )
-    return sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssFile")) * 1024 / 1e6
+def _memory_mb(proc_status: str, ring_bytes: int) -> float:
+    """Resident memory apart from the raw ring, MB, wherever the ring's file lies (proc(5): Rss* of status, kB)."""
+    fields: Mapping[str, str] = dict(line.split(":", 1) for line in proc_status.splitlines() if ":" in line)
+    anonymous, file, shared = (1024 * int(fields[name].split()[0]) for name in ("RssAnon", "RssFile", "RssShmem"))
+    return (anonymous + file - (0 if shared else ring_bytes)) / 1e6  # in /run it is shared memory, on a disk a file

@@ -12,7 +12,7 @@ from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.config.schema import shorten_numbers
 from rpi_daemon.errors import RpiError
 from rpi_daemon.history.weeks import History, StoredLimit
-from rpi_daemon.records import FloatArray, IntArray
+from rpi_daemon.records import TICK_NS, FloatArray, IntArray
 
 UNITS: Final = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 _AGO: Final = re.compile(r"^-?(\d+(?:\.\d+)?)\s*(s|min|m|h|d)(?:\s+ago)?$")
@@ -21,12 +21,13 @@ _CLOCK: Final = re.compile(r"^(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?$")
 
 @dataclass(slots=True)
 class Series:
-    """One quantity of one outlet; t_ns [k] UTC, values [k], NaN where it was not known."""
+    """One quantity of one outlet; t_ns [k] UTC, values [k] of `period_ns` from then on, NaN where it was not known."""
 
     outlet: str
     quantity: str
     t_ns: IntArray
     values: FloatArray
+    period_ns: int = TICK_NS
 
 
 @dataclass(slots=True)
@@ -72,9 +73,10 @@ def read_series(history: History, rack: str, outlets: Sequence[str], quantity: s
     values: dict[str, list[FloatArray]] = {outlet: [] for outlet in outlets}
     calibrations = dict[str, None]()
     back = False
-    last_ns = 0
+    last_ns, period_ns = 0, TICK_NS
     for (block,) in history.minutes((quantity,), from_ns, to_ns, rack, outlets):
         calibrations[block.layout.calibration] = None
+        period_ns = block.period_ns
         back |= block.t_ns < last_ns - 2 * block.period_ns
         t_ns = block.t_ns + block.period_ns * np.arange(block.values.shape[1], dtype=np.int64)
         last_ns = int(t_ns[-1]) if len(t_ns) else last_ns
@@ -89,6 +91,7 @@ def read_series(history: History, rack: str, outlets: Sequence[str], quantity: s
             quantity,
             np.concatenate(times[outlet]) if times[outlet] else np.zeros(0, np.int64),
             np.concatenate(values[outlet]) if values[outlet] else np.zeros(0),
+            period_ns,
         )
         for outlet in outlets
     ]

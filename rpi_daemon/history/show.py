@@ -77,7 +77,10 @@ def _end_ns(escape: Escape) -> int:
 
 
 def bins(series: Series, from_ns: int, to_ns: int, rows: int = ROWS) -> list[tuple[int, FloatArray]]:
-    """(start, [mean, min, max, known share]) of equal spans that begin on the hour, minute or second."""
+    """(start, [mean, min, max, known share]) of equal spans that begin on the hour, minute or second.
+
+    The share is that of the span's time within [from_ns, to_ns): a gap is time that is not known, too.
+    """
     step_s = next((s for s in STEPS_S if (to_ns - from_ns) / NS_PER_S / s <= rows), STEPS_S[-1])
     step_ns = step_s * NS_PER_S
     place = series.t_ns // step_ns
@@ -86,7 +89,10 @@ def bins(series: Series, from_ns: int, to_ns: int, rows: int = ROWS) -> list[tup
         values = series.values[place == start]
         known = values[~np.isnan(values)]
         numbers = (known.mean(), known.min(), known.max()) if len(known) else (np.nan,) * 3
-        found.append((int(start * step_ns), np.array([*numbers, len(known) / len(values)])))
+        begin_ns = int(start * step_ns)
+        asked_ns = min(begin_ns + step_ns, to_ns) - max(begin_ns, from_ns)
+        points = max(asked_ns // series.period_ns, len(values))  # more than fit: the clock was set back, or an edge
+        found.append((begin_ns, np.array([*numbers, len(known) / points])))
     return found
 
 

@@ -200,8 +200,9 @@ def _outlets(asked: Question) -> tuple[Outlets, list[str]]:
     place.sort(key=lambda i: (pdus.index(rack.pdu_of[i]), rack.number_of[i]))
     load_of = rack.load_of[place]
     outlets = Outlets(
-        tuple(rack.outlet_ids[i] for i in place), rack.static_safe_w[place], load_of[:, None] == load_of[None, :]
-    )
+        tuple(rack.outlet_ids[i] for i in place), rack.static_safe_w[place], load_of[:, None] == load_of[None, :],
+        rack.opted_in[place],
+    )  # fmt: skip
     return outlets, [rack.loads[k].name for k in load_of]
 
 
@@ -214,6 +215,9 @@ def _together(tally: Tally, outlets: Outlets, scores: Scores, needed_w: FloatArr
     if np.isnan(of_loads_w).all():
         same_risk_w = None
     draw_w, reserve_w, highest_w = map(_number, (needs.all_draw_w, needs.all_reserve_w, needs.highest.value[0]))
+    in_force_w, in_force_highest_w = map(_number, (needs.all_in_force_w, needs.highest_in_force.value[0]))
+    if not tally.mode_seconds["closed_loop"]:
+        in_force_w = in_force_highest_w = None  # nothing of ours was in force
     error_w, persistence_w = (scores.all_error_w(name) for name in ("error_w", "persistence_error_w"))
     days = tally.any_known_s / 86_400.0
     writes = int(tally.limits.writes.sum())
@@ -231,9 +235,14 @@ def _together(tally: Tally, outlets: Outlets, scores: Scores, needed_w: FloatArr
         "reserve_w": reserve_w,
         "reserve_highest_w": highest_w,
         "reserve_highest_utc_ns": int(needs.highest.t_ns[0]) if highest_w is not None else None,
+        "in_force_w": in_force_w,
+        "in_force_highest_w": in_force_highest_w,
         "stranded_static_w": _minus(static_w, draw_w),
         "stranded_same_risk_w": _minus(same_risk_w, draw_w),
         "stranded_daemon_w": _minus(reserve_w, draw_w),
+        "stranded_in_force_w": _minus(in_force_w, draw_w),
+        "freed_in_force_w": _minus(static_w, in_force_w),
+        "freed_in_force_always_w": _minus(static_w, in_force_highest_w),
         "freed_w": _minus(static_w, reserve_w),
         "freed_always_w": _minus(static_w, highest_w),
         "freed_same_risk_w": _minus(same_risk_w, reserve_w),

@@ -90,12 +90,15 @@ def _head(document: Document, zone: tzinfo | None) -> str:
 
 def _first(document: Document) -> str:
     rack = document["together"]
+    closed = not would(document)
     tiles = (
         (
             watts(rack["stranded_static_w"]),
             "stranded with the configured static limits: reserved, not drawn, on average",
         ),
-        (watts(rack["stranded_daemon_w"]), "stranded with the daemon's requests"),
+        (watts(rack["stranded_in_force_w"]), "stranded with the limits in force")
+        if closed
+        else (watts(rack["stranded_daemon_w"]), "stranded with the daemon's requests"),
         (
             percent(rack["request_escape_share"]),
             f"of requests were passed by the draw{_episodes(rack['request_episodes'])}",
@@ -106,6 +109,7 @@ def _first(document: Document) -> str:
         ("configured static limits", rack["static_w"], rack["draw_w"], None),
         ("best static limits in hindsight", rack["static_same_risk_w"], rack["draw_w"], None),
         ("rpi-daemon's requests", rack["reserve_w"], rack["draw_w"], rack["reserve_highest_w"]),
+        *([("limits in force", rack["in_force_w"], rack["draw_w"], rack["in_force_highest_w"])] if closed else []),
     )
     cells = "".join(f'<div class="tile"><b>{value}</b><span>{words}</span></div>' for value, words in tiles)
     return (
@@ -151,7 +155,7 @@ def _outlets(document: Document, zone: tzinfo | None) -> str:
         "static W",
         "hindsight W",
         "requests W",
-        "freed W",
+        "requests free W",
     )
 
     def cells(name: str, curve: str, row: Row) -> list[str]:
@@ -295,8 +299,8 @@ def _definitions() -> str:
         ("static W", "The configured static limit (static_safe_w): what is reserved without the daemon."),
         (
             "requests W",
-            "What the daemon asked for on behalf of the outlet, each 100 ms for the next 5 s, on average. In closed loop this is what is reserved;"
-            " in advisory mode it is computed all the same. While the daemon stood in STATIC_SAFE the static limit counts. An outlet whose load has"
+            "What the daemon asked for on behalf of the outlet, each 100 ms for the next 5 s, on average. In closed loop its limits follow them, with"
+            " holds and headroom against needless writes, so that less is freed; in advisory mode they are computed all the same. While the daemon stood in STATIC_SAFE the static limit counts. An outlet whose load has"
             " a second feed reserves the whole load, so that either feed may be lost.",
         ),
         (
@@ -309,8 +313,13 @@ def _definitions() -> str:
             "The lowest whole watt that, as a constant limit, would have been passed no more often than the outlet's requests were. Nobody can know"
             " it before: it is the best that static limits could have done.",
         ),
-        ("freed W", "Static limit minus requests. All: the same moment by moment; an outlet without a reading counts with its static limit."),
-        ("at every moment", "Static limits together minus all requests together at the fullest second."),
+        (
+            "limits in force",
+            "In closed loop: what the PDU held of outlets that are opted in, and the static limit of others, together. What they free is what the"
+            " first sentence counts; in advisory mode it counts requests.",
+        ),
+        ("requests free W", "Static limit minus requests. All: the same moment by moment; an outlet without a reading counts with its static limit."),
+        ("at every moment", "Static limits together minus all requests (in closed loop: limits in force) together at the fullest second."),
         ("limit in force, passed", "The mean limit on the PDU, and how often the draw rose above it. An alarm threshold holds nothing back."),
         ("writes", "Limits that the daemon wrote and read back."),
         ("energy", "Of the time with readings. Nothing is added for the rest."),

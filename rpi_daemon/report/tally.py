@@ -29,6 +29,7 @@ class Outlets:
     ids: tuple[str, ...]
     static_w: FloatArray  # the configured static limits
     together: BoolArray
+    opted_in: BoolArray  # whose limit the daemon may write in closed loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +136,15 @@ class Needs:
     """Requests beside the draw of the 5 s after them, a moment each second; and what static limits would have met.
 
     A moment is judged where the request is known and each of the next five seconds has a reading. Where the daemon was in
-    STATIC_SAFE the static limit counts as reserved, not the request.
+    STATIC_SAFE the static limit counts as reserved, not the request. In force is, in closed loop, what the PDU held of an
+    outlet that is opted in; else, and where that is not known, the static limit.
     """
 
     def __init__(self, outlets: Outlets, from_ns: int, to_ns: int) -> None:
         n = len(outlets.ids)
         self._outlets = outlets
         self._t_ns = np.zeros(0, np.int64)
-        self._waiting = np.zeros((4, n, 0))  # highest and mean draw, mean and highest reserve of each second
+        self._waiting = np.zeros((6, n, 0))  # of each second highest and mean draw; mean and highest reserve, in force
         self._histogram = np.zeros(
             (n, 1024), np.int64
         )  # of the highest draw of the next 5 s, rounded up to whole watts
@@ -150,8 +152,9 @@ class Needs:
         self.over_static = np.zeros(n, np.int64)
         self._draw_w, self._reserve_w = np.zeros((2, n))
         self.all_moments = 0
-        self._all_draw_w = self._all_reserve_w = 0.0
+        self._all_draw_w = self._all_reserve_w = self._all_in_force_w = 0.0
         self.highest = Highest(1)  # of all reserves together
+        self.highest_in_force = Highest(1)  # of all limits together
         self.curve = Curve(1, from_ns, to_ns)
 
     @property
@@ -173,6 +176,11 @@ class Needs:
         """Mean of all reserves together; an outlet that could not be judged at a moment counts with its static limit."""
         return self._all_reserve_w / self.all_moments if self.all_moments else np.nan
 
+    @property
+    def all_in_force_w(self) -> float:
+        """Mean of all limits in force together, over the same moments."""
+        return self._all_in_force_w / self.all_moments if self.all_moments else np.nan
+
     def static_for(self, escape_share: FloatArray) -> FloatArray:
         """The lowest constant limit [n], W, that at most this share of the moments' highest draws passed. In hindsight."""
         above = self._histogram[:, ::-1].cumsum(axis=1)[:, ::-1]  # [i, w]: moments with a highest draw of w or more
@@ -182,19 +190,24 @@ class Needs:
         return np.where(np.isnan(escape_share) | (self.moments == 0), np.nan, enough.argmax(axis=1).astype(np.float64))
 
     def take(
-        self, t_ns: IntArray, power_w: FloatArray, mean_w: FloatArray, high_w: FloatArray, safe: BoolArray
-    ) -> None:
-        """Seconds that begin at `t_ns` [m]: power [n, m, 10], requests and whether STATIC_SAFE stood [n, m]."""
+        self, t_ns: IntArray, power_w: FloatArray, mean_w: FloatArray, high_w: FloatArray, limit_w: FloatArray,
+        marks: IntArray,
+    ) -> None:  # fmt: skip
+        """Seconds that begin at `t_ns` [m]: power and limits [n, m, 10], requests and marks [n, m]."""
         if len(self._t_ns) and abs(int(t_ns[0]) - int(self._t_ns[-1]) - NS_PER_S) >= GAP_NS:
             self._t_ns, self._waiting = self._t_ns[:0], self._waiting[:, :, :0]
         known = ~np.isnan(power_w)
         count = known.sum(axis=2)
+        safe = (marks & SAFE) != 0
+        written = ((marks & Mark.CLOSED_LOOP) != 0) & self._outlets.opted_in[:, None]
         draw_w = np.where(known, power_w, 0.0).sum(axis=2) / np.where(count > 0, count, np.nan)
         highest_w = np.where(count > 0, np.where(known, power_w, -np.inf).max(axis=2), np.nan)
         static_w = self._outlets.static_w[:, None]
         reserve = [np.where(safe, static_w, self._of_loads(request_w)) for request_w in (mean_w, high_w)]
+        stood_w = np.where(written[:, :, None] & ~np.isnan(limit_w), limit_w, static_w[:, :, None])
+        in_force = (stood_w.mean(axis=2), stood_w.max(axis=2))
         self._t_ns = np.concatenate([self._t_ns, t_ns])
-        self._waiting = np.concatenate([self._waiting, np.array([highest_w, draw_w, *reserve])], axis=2)
+        self._waiting = np.concatenate([self._waiting, np.array([highest_w, draw_w, *reserve, *in_force])], axis=2)
         if len(self._t_ns) > AHEAD:
             self._judge(len(self._t_ns) - AHEAD)
 
@@ -204,7 +217,7 @@ class Needs:
 
     def _judge(self, k: int) -> None:
         """The first `k` seconds that wait: the five after each of them are there."""
-        highest_w, draw_w, mean_w, high_w = self._waiting
+        highest_w, draw_w, mean_w, high_w, in_force_w, high_in_force_w = self._waiting
         ahead_w = np.lib.stride_tricks.sliding_window_view(highest_w[:, 1:], AHEAD, axis=1).max(axis=2)
         draw_w, mean_w, high_w, t_ns = draw_w[:, :k], mean_w[:, :k], high_w[:, :k], self._t_ns[:k]
         judged = ~(np.isnan(ahead_w) | np.isnan(mean_w) | np.isnan(draw_w))
@@ -221,6 +234,8 @@ class Needs:
         self._all_draw_w += float(drawn_w[some].sum())
         self._all_reserve_w += float(together_w[some].sum())
         self.curve.take(together_w[None, some], t_ns[some])
+        self._all_in_force_w += float(in_force_w[:, :k][:, some].sum())
+        self.highest_in_force.take(high_in_force_w[:, :k].sum(axis=0)[None, some], t_ns[some])
         self.highest.take(np.where(judged, high_w, static_w).sum(axis=0)[None, some], t_ns[some])
         self._t_ns, self._waiting = self._t_ns[k:], self._waiting[:, :, k:]
 
@@ -292,8 +307,10 @@ class Tally:
             return
         self._note_gap(int(t_ns[inside][0]), power.end_ns)
         power_w = np.where(inside, _spread(power.values, rows), np.nan)
-        self._measure(t_ns[inside], power_w[:, inside], power.period_ns / NS_PER_S)
-        self._second_by_second(power, power_w, found, rows)
+        limit_w = np.full_like(power_w, np.nan)
+        limit_w[:, inside] = self.limits.at(t_ns[inside])
+        self._measure(t_ns[inside], power_w[:, inside], limit_w[:, inside], power.period_ns / NS_PER_S)
+        self._second_by_second(power, power_w, limit_w, found, rows)
 
     def _rows_of(self, stored: tuple[str, ...]) -> IntArray:
         """Where each outlet's row is in blocks of that layout, -1: it has none."""
@@ -312,7 +329,7 @@ class Tally:
                 self.gaps.append(Gap(self._end_ns, begin_ns))
         self._end_ns = end_ns if self._end_ns is None else max(self._end_ns, end_ns)
 
-    def _measure(self, t_ns: IntArray, power_w: FloatArray, period_s: float) -> None:
+    def _measure(self, t_ns: IntArray, power_w: FloatArray, limit_w: FloatArray, period_s: float) -> None:
         known = ~np.isnan(power_w)
         read = known.sum(axis=0)
         self._energy_j += np.where(known, power_w, 0.0).sum(axis=1) * period_s
@@ -326,11 +343,10 @@ class Tally:
             self.read_at_peak = int(read[np.searchsorted(t_ns, peak_ns)])
         self.curve.take(together_w, t_ns)
         self.curves.take(power_w, t_ns)
-        self._pass_limits(t_ns, power_w, known, period_s)
+        self._pass_limits(t_ns, power_w, limit_w, period_s)
 
-    def _pass_limits(self, t_ns: IntArray, power_w: FloatArray, known: BoolArray, period_s: float) -> None:
-        limit_w = self.limits.at(t_ns)
-        both = known & ~np.isnan(limit_w)
+    def _pass_limits(self, t_ns: IntArray, power_w: FloatArray, limit_w: FloatArray, period_s: float) -> None:
+        both = ~np.isnan(power_w) & ~np.isnan(limit_w)
         self._limit_w += np.where(both, limit_w, 0.0).sum(axis=1)
         self._limit_n += both.sum(axis=1)
         with np.errstate(invalid="ignore"):
@@ -341,12 +357,11 @@ class Tally:
         self.limit_passed_by.take(np.where(over, power_w - limit_w, np.nan), t_ns)
         self._was_over = over[:, -1]
 
-    def _second_by_second(self, power: Block, power_w: FloatArray, found: Mapping[str, Block], rows: IntArray) -> None:
+    def _second_by_second(
+        self, power: Block, power_w: FloatArray, limit_w: FloatArray, found: Mapping[str, Block], rows: IntArray
+    ) -> None:
         seconds = -(-power_w.shape[1] // TICKS)
         n = len(power_w)
-        padded = np.full((n, seconds * TICKS), np.nan)
-        padded[:, : power_w.shape[1]] = power_w
-        by_second = padded.reshape(n, seconds, TICKS)
         stored = {
             name: _spread(found[name].values, rows)[:, :seconds] if name in found else np.full((n, seconds), np.nan)
             for name in (REQUEST_MEAN, REQUEST_MAX, MARKS)
@@ -359,10 +374,11 @@ class Tally:
         if inside.any():
             self.needs.take(
                 t_ns[inside],
-                by_second[:, inside],
+                _by_second(power_w, seconds)[:, inside],
                 stored[REQUEST_MEAN][:, inside],
                 stored[REQUEST_MAX][:, inside],
-                (marks[:, inside] & SAFE) != 0,
+                _by_second(limit_w, seconds)[:, inside],
+                marks[:, inside],
             )
 
     def _count_modes(self, marks: IntArray, known: BoolArray) -> None:
@@ -385,6 +401,13 @@ def sum_of_loads(together: BoolArray, values: FloatArray) -> FloatArray:
     of = together.astype(np.float64)
     unknown = of @ np.isnan(values)
     return np.asarray(np.where(unknown > 0.0, np.nan, of @ np.nan_to_num(values)))
+
+
+def _by_second(values: FloatArray, seconds: int) -> FloatArray:
+    """Ticks [n, k] as [n, seconds, 10], NaN where the last second was cut short."""
+    padded = np.full((len(values), seconds * TICKS), np.nan)
+    padded[:, : values.shape[1]] = values
+    return padded.reshape(len(values), seconds, TICKS)
 
 
 def _spread(values: FloatArray, rows: IntArray) -> FloatArray:

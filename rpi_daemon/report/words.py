@@ -6,6 +6,9 @@ from typing import Any, Final
 from rpi_daemon.report.charts import watts
 
 MOSTLY: Final = 0.95  # of the time in one mode: it is told as that mode
+# what was freed, on average and at every moment
+BY_REQUESTS: Final = ("freed_w", "freed_always_w")
+BY_LIMITS: Final = ("freed_in_force_w", "freed_in_force_always_w")
 Document = Mapping[str, Any]
 
 
@@ -20,20 +23,22 @@ def would(document: Document) -> bool:
 
 
 def headline(document: Document) -> str:
-    """One sentence: what it bought, or would have bought."""
+    """One sentence: what its limits freed in closed loop, or what its requests would have freed."""
     rack = document["together"]
-    freed_w, static_w = rack["freed_w"], rack["static_w"]
+    asked = would(document)
+    freed_w, always_w = (rack[x] for x in (BY_REQUESTS if asked else BY_LIMITS))
+    static_w = rack["static_w"]
     if freed_w is None:
-        return "What the daemon's requests would have reserved is not known for this time."
-    risk = f"the draw passed {percent(rack['request_escape_share'])} of the requests"
-    risk += f", and the static limits in {percent(rack['static_escape_share'])} of all seconds"
+        what = "daemon's requests would have" if asked else "limits in force"
+        return f"What the {what} reserved is not known for this time."
+    risk = f"{_requests_passed(rack) if asked else _limits_passed(rack)}, and"
+    risk += f" the static limits in {percent(rack['static_escape_share'])} of all seconds"
     if freed_w < 0.0:
+        what = "requests reserve" if asked else "limits in force reserved"
         return (
-            f"rpi-daemon's requests reserve {watts(-freed_w)} more than the configured static limits ({watts(static_w)});"
-            f" {risk}."
+            f"rpi-daemon's {what} {watts(-freed_w)} more than the configured static limits ({watts(static_w)}); {risk}."
         )
-    verb = "would have freed" if would(document) else "freed"
-    always_w = rack["freed_always_w"]
+    verb = "would have freed" if asked else "freed"
     always = (
         f"on average, and {watts(always_w)} at every moment"
         if always_w >= 0.0
@@ -41,8 +46,21 @@ def headline(document: Document) -> str:
     )
     return (
         f"rpi-daemon {verb} {watts(freed_w)} of the {watts(static_w)} that static limits reserve here"
-        f" ({percent(freed_w / static_w, 0)}), {always}; {risk}."
+        f" ({percent(freed_w / static_w, 0)}), {always}{'' if asked else ', by the limits that were in force'}; {risk}."
     )
+
+
+def _requests_passed(rack: Document) -> str:
+    return f"the draw passed {percent(rack['request_escape_share'])} of the requests"
+
+
+def _limits_passed(rack: Document) -> str:
+    times, seconds = rack["limit_escape_episodes"], rack["limit_escape_s"]
+    if times is None:
+        return "whether the draw passed the limits in force is not known"
+    if not times:
+        return "the draw never passed a limit in force"
+    return f"the draw passed limits in force {times} time{'s' * (times != 1)}, for {seconds:.1f}\u00a0s together"
 
 
 def same_risk(document: Document) -> str:

@@ -49,6 +49,19 @@ def test_a_table_has_whole_steps_and_says_what_is_known() -> None:
     assert np.isnan(rows[6][1][:3]).all()
 
 
+def test_a_gap_is_not_known_and_only_what_was_asked_counts() -> None:
+    """7 s of readings, a stop of 35 s, 7 s again: 14 of 120 s; asked until 56 s after the begin, 14 of 56."""
+    ticks = np.concatenate([np.arange(70), np.arange(420, 490)])
+    power = Series("a/1", "power_w", T0 + TICK_NS * ticks, np.full(140, 100.0))
+    ((start, values),) = bins(power, T0 - 3480 * NS_PER_S, T0 + 120 * NS_PER_S)
+    assert (start, values[3]) == (T0, pytest.approx(14.0 / 120.0))
+    ((_, values),) = bins(power, T0, T0 + 56 * NS_PER_S, rows=1)
+    assert values[3] == pytest.approx(14.0 / 56.0)
+    by_second = Series("a/1", "request_w/mean", T0 + NS_PER_S * np.arange(7), np.full(7, 100.0), NS_PER_S)
+    ((_, values),) = bins(by_second, T0 - 3480 * NS_PER_S, T0 + 120 * NS_PER_S)
+    assert values[3] == pytest.approx(7.0 / 120.0)
+
+
 def test_csv_leaves_what_is_not_known_empty() -> None:
     lines = as_csv(Answer([series([1.25, np.nan])]), UTC).splitlines()
     assert lines == [

@@ -62,6 +62,14 @@ def test_power_by_the_span(config: Path) -> None:
     assert "  0.710  0.710  0.710  100.0" in run(config, "history", "a/1", "--what", "cpu", *SPAN).stdout
 
 
+def test_a_span_of_which_little_is_stored_says_so(config: Path) -> None:
+    """Readings of 120 s in rows of 120 s, asked for an hour that ends 60 s after the last of them."""
+    rows = asked(config, "history", "a/1", "--from", "2025-11-21T03:43:00Z", "--to", "2025-11-21T04:43:00Z")["rows"]
+    assert [(row["t_utc_ns"], row["known_percent"]) for row in rows] == [(T0, 100.0)]
+    rows = asked(config, "history", "a/1", "--from", "2025-11-21T04:00:00Z", "--to", "2025-11-21T07:00:00Z")["rows"]
+    assert [(row["t_utc_ns"], row["known_percent"]) for row in rows] == [(T0, 40.0)]
+
+
 def test_escapes_have_their_limit_and_length(config: Path) -> None:
     document = asked(config, "history", "--what", "escapes", *SPAN)
     (escape,) = document["rows"]

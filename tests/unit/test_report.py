@@ -195,6 +195,55 @@ def test_under_static_safe_the_static_limit_is_what_is_reserved(rack: Rack) -> N
     assert document["states"] == {"NORMAL": 0.0, "HOLD": 0.0, "STATIC_SAFE": 1.0, "DEVICE_DEFAULT": 0.0}
 
 
+def closed_loop(rack: Rack) -> None:
+    """a/1 opted in, 250 W at first and 200 W from second 30 on; a/2 not, with somebody else's limit of 650 W."""
+    config = rack.folder / "rack.toml"
+    first, second = (
+        f'[[outlet]]\npdu = "a"\nnumbers = "{n}"\nload = "load-{n}"\nrating_w = 700.0\nstatic_safe_w = 300.0\n'
+        for n in (1, 2)
+    )
+    text = config.read_text()
+    begin, end = text.index("[[outlet]]"), text.index("[[constraint]]")
+    config.write_text(text[:begin] + first + "closed_loop = true\n" + second + text[end:])
+    rack.historian.limit(StoredLimit(T0 - 1, 0, "a/1", "alarm", 250.0, "lower", "granted"))
+    rack.historian.limit(StoredLimit(T0 - 1, 0, "a/2", "alarm", 650.0, "read", ""))
+    rack.historian.limit(StoredLimit(T0 + 30 * NS_PER_S, 30 * NS_PER_S, "a/1", "alarm", 200.0, "lower", "granted"))
+
+
+def test_in_closed_loop_the_limits_in_force_are_what_was_freed_not_the_requests(rack: Rack) -> None:
+    """Requests of 150 W would free 150 W of each outlet; the limits of a/1 freed 50 W for 30 s, then 100 W for 25 s."""
+    closed_loop(rack)
+    rack.fill(range(600), constant(100.0, 100.0), constant(150.0, 150.0), marks=Mark.CLOSED_LOOP)
+    document = rack.report()
+    rack_w = document["together"]
+    freed_w = (30.0 * 50.0 + 25.0 * 100.0) / 55.0
+    assert rack_w["freed_w"] == 300.0
+    assert rack_w["freed_in_force_w"] == pytest.approx(freed_w)
+    assert (rack_w["in_force_highest_w"], rack_w["freed_in_force_always_w"]) == (550.0, 50.0)
+    assert rack_w["stranded_in_force_w"] == pytest.approx(600.0 - freed_w - 200.0)
+    assert plain(document["headline"]).startswith(
+        "rpi-daemon freed 73 W of the 600 W that static limits reserve here (12 %), on average, and 50 W at every moment,"
+        " by the limits that were in force; the draw never passed a limit in force, and the static limits in 0.00 %"
+    )
+
+
+def test_time_in_advisory_mode_frees_nothing_where_some_of_the_time_was_closed_loop(rack: Rack) -> None:
+    closed_loop(rack)
+    rack.fill(range(300), constant(100.0, 100.0), constant(150.0, 150.0))
+    rack.fill(range(300, 600), constant(100.0, 100.0), constant(150.0, 150.0), marks=Mark.CLOSED_LOOP)
+    rack_w = rack.report()["together"]
+    assert rack_w["freed_in_force_w"] == pytest.approx(25.0 * 100.0 / 55.0)
+    assert rack_w["freed_in_force_always_w"] == 0.0
+
+
+def test_in_advisory_mode_nothing_of_ours_is_in_force(rack: Rack) -> None:
+    closed_loop(rack)
+    rack.fill(range(600), constant(100.0, 100.0), constant(150.0, 150.0))
+    document = rack.report()
+    assert document["together"]["in_force_w"] is document["together"]["freed_in_force_w"] is None
+    assert plain(document["headline"]).startswith("rpi-daemon would have freed 300 W of the 600 W")
+
+
 def test_two_feeds_of_one_load_reserve_the_whole_load_each(rack: Rack) -> None:
     config = rack.folder / "rack.toml"
     config.write_text(config.read_text().replace('"load-{n}"', '"load"'))
@@ -383,7 +432,8 @@ def test_times_are_in_the_readers_zone(rack: Rack) -> None:
 def words(**changes: Any) -> dict[str, Any]:
     together = {
         "freed_w": 5000.0, "freed_always_w": 3000.0, "static_w": 10_000.0, "static_same_risk_w": 6500.0, "freed_same_risk_w": 1500.0,
-        "request_escape_share": 0.01, "static_escape_share": 0.0,
+        "request_escape_share": 0.01, "static_escape_share": 0.0, "freed_in_force_w": 2000.0, "freed_in_force_always_w": 1000.0,
+        "limit_escape_episodes": 2, "limit_escape_s": 0.4,
     }  # fmt: skip
     return {"closed_loop_share": changes.pop("closed_loop_share", 0.0), "together": together | changes}
 
@@ -394,7 +444,14 @@ def plain(text: str) -> str:
 
 def test_the_sentence_says_what_is_so_and_no_more() -> None:
     assert plain(headline(words())).startswith("rpi-daemon would have freed 5 000 W of the 10 000 W")
-    assert plain(headline(words(closed_loop_share=1.0))).startswith("rpi-daemon freed 5 000 W")
+    assert plain(headline(words(closed_loop_share=1.0))).startswith("rpi-daemon freed 2 000 W of the 10 000 W")
+    assert "the draw passed limits in force 2 times, for 0.4 s together" in plain(
+        headline(words(closed_loop_share=1.0))
+    )
+    assert "limits in force reserved 200 W more" in plain(
+        headline(words(closed_loop_share=1.0, freed_in_force_w=-200.0))
+    )
+    assert "limits in force reserved is not known" in headline(words(closed_loop_share=1.0, freed_in_force_w=None))
     assert "though not at every moment" in headline(words(freed_always_w=-10.0))
     assert "reserve 200 W more than the configured static limits" in plain(headline(words(freed_w=-200.0)))
     assert "not known" in headline(words(freed_w=None))
@@ -455,14 +512,24 @@ def test_needs_agree_with_a_plain_loop() -> None:
     power_w[0, 100:103] = NAN
     request_w = random.uniform(100.0, 600.0, (2, seconds))
     request_w[1, 200:210] = NAN
-    outlets = Outlets(("a/1", "a/2"), np.full(2, 450.0), np.eye(2, dtype=bool))
+    outlets = Outlets(("a/1", "a/2"), np.full(2, 450.0), np.eye(2, dtype=bool), np.array([True, False]))
+    limit_w = random.uniform(300.0, 600.0, (2, seconds, 10))
+    marks = np.where(np.arange(seconds) < 300, int(Mark.CLOSED_LOOP), 0) + np.zeros((2, 1), np.int64)
     needs = Needs(outlets, 0, seconds * NS_PER_S)
     t_ns = NS_PER_S * np.arange(seconds)
     for first, end in ((0, 3), (3, 60), (60, 61), (61, 400)):
         piece = slice(first, end)
         needs.take(
-            t_ns[piece], power_w[:, piece], request_w[:, piece], request_w[:, piece], np.zeros((2, end - first), bool)
+            t_ns[piece], power_w[:, piece], request_w[:, piece], request_w[:, piece], limit_w[:, piece], marks[:, piece]
         )
+    some = {
+        s for i in range(2) for s in range(seconds - 5) if not np.isnan(power_w[i, s : s + 6].sum() + request_w[i, s])
+    }
+    in_force_w = [450.0 + (limit_w[0, s].mean() if s < 300 else 450.0) for s in some]
+    assert needs.all_in_force_w == pytest.approx(np.mean(in_force_w))
+    assert needs.highest_in_force.value[0] == pytest.approx(
+        max(450.0 + (limit_w[0, s].max() if s < 300 else 450.0) for s in some)
+    )
     for i in range(2):
         ahead = [(s, power_w[i, s + 1 : s + 6].max()) for s in range(seconds - 5)]
         judged = [(s, high) for s, high in ahead if not np.isnan(high + request_w[i, s] + power_w[i, s].mean())]

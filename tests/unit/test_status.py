@@ -7,7 +7,7 @@ import pytest
 from rack_examples import constraint, load, make_limits, make_rack, make_snapshot
 
 from rpi_daemon.allocator import AllocatorConfig, allocate
-from rpi_daemon.status import constraint_rows
+from rpi_daemon.status import _memory_mb, constraint_rows
 
 
 def test_limits_are_told_in_the_unit_of_each_rating_and_a_load_with_two_feeds_counts_once() -> None:
@@ -26,3 +26,11 @@ def test_limits_are_told_in_the_unit_of_each_rating_and_a_load_with_two_feeds_co
     ]
     (unknown,) = constraint_rows(rack, replace(snapshot, in_force=make_limits(nothing)))
     assert (unknown["limits_w"], unknown["ratings"][0]["limits"]) == (None, None)
+
+
+def test_resident_memory_leaves_the_raw_ring_out_wherever_its_file_lies() -> None:
+    """As the demo's own, without and with `--keep` on a disk: 17.3 MB of ring are shared memory, or a file's."""
+    ring_bytes = 16_879 * 1024
+    in_run = "Name:\tpython\nRssAnon:\t   72936 kB\nRssFile:\t   53081 kB\nRssShmem:\t   16879 kB\n"
+    on_disk = "Name:\tpython\nRssAnon:\t   72936 kB\nRssFile:\t   69960 kB\nRssShmem:\t       0 kB\n"
+    assert _memory_mb(in_run, ring_bytes) == _memory_mb(on_disk, ring_bytes) == pytest.approx(129.04, abs=0.01)
