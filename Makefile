@@ -38,7 +38,7 @@ peers: peer-packages $(VENV)/.installed
 
 # Every fault of docs/faults.md with its figure, one after the other; keeps the figures and writes the table. An otherwise idle machine.
 faults: peer-packages $(VENV)/.installed
-	RPI_FIGURES=1 $(BIN)/pytest -m fault $(PYTEST_ARGS); failed=$$?; $(BIN)/python bench/figures.py; exit $$failed
+	RPI_FIGURES=1 $(BIN)/pytest -o faulthandler_timeout=0 -m fault $(PYTEST_ARGS); failed=$$?; $(BIN)/python bench/figures.py; exit $$failed
 
 peer-packages:
 	apt-get install -y --no-install-recommends $(PEER_PACKAGES)
@@ -50,7 +50,7 @@ fuzz: $(VENV)/.installed
 
 # 200 kills of the daemon at random, and 150 power cuts: half an hour; keeps bench/results/kills.json.
 kills: $(VENV)/.installed
-	RPI_KILLS=200 RPI_CUTS=150 RPI_FIGURES=1 $(BIN)/pytest tests/scenarios/test_faults_power.py $(PYTEST_ARGS); failed=$$?; $(BIN)/python bench/figures.py; exit $$failed
+	RPI_KILLS=200 RPI_CUTS=150 RPI_FIGURES=1 $(BIN)/pytest -o faulthandler_timeout=0 tests/scenarios/test_faults_power.py $(PYTEST_ARGS); failed=$$?; $(BIN)/python bench/figures.py; exit $$failed
 
 # All faults at random: an hour of virtual time in some minutes, half an hour of real time on an otherwise idle machine, then a
 # self-test of the invariants. SOAK_ARGS="--seconds 600 --real 0 --seed 7" for another. As root for a disk that can be filled.

@@ -29,7 +29,7 @@ from rpi_daemon.records import LimitKind, Mode, RackModel
 LOOK_S = 0.05  # between two looks at the daemon
 LOSS_S = 3.0  # that a device is taken for away
 QUIET_S = 3.0  # that the kill switch is engaged
-UNDER_WAY_S = 1.0  # what waited for its audit record when the kill switch was engaged is refused, and counted, by then
+UNDER_WAY_S = 1.0  # by then what was being written when writing was forbidden is read back, or refused, and counted
 LOWERED_S = 30.0  # for a threshold to be lowered, whatever holds lowerings back
 LATE_S = 30.0  # what comes too late is still waited for: late is another finding than never
 SHARE_BELOW = 0.8  # of STATIC_SAFE
@@ -219,8 +219,9 @@ class Drill:
             lambda s: s["state"] != "NORMAL" and any(c.startswith(cause) for c in s["causes"]),
             1.0,
         )
-        first = {o["id"]: o["limit_w"] for o in self._client.ask("status")["outlets"] if o["id"] in outlets}
         self._expect("an alarm tells it", lambda s: bool(self._alarms(s)), 3.0)
+        time.sleep(UNDER_WAY_S)
+        first = {o["id"]: o["limit_w"] for o in self._client.ask("status")["outlets"] if o["id"] in outlets}
         time.sleep(1.0)
         last = {o["id"]: o["limit_w"] for o in self._client.ask("status")["outlets"]}
         raised = [
@@ -298,10 +299,11 @@ class Drill:
         deadline_s = time.monotonic() + within_s
         while True:
             try:
-                client = ControlClient(path)
-                if other_than is None or client.ask("status")["pid"] != other_than:
-                    return client
-                client.close()
+                with contextlib.ExitStack() as stack:
+                    client = stack.enter_context(ControlClient(path))
+                    if other_than is None or client.ask("status")["pid"] != other_than:
+                        stack.pop_all()
+                        return client
             except NotRunningError:
                 if time.monotonic() >= deadline_s:
                     raise
