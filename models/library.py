@@ -69,7 +69,11 @@ class Library:
             return SHIPPED
         if name == CONFIGURED and self._configured_path is not None:
             return self._configured_path
-        if not _NAME.fullmatch(name) or not (self.folder / name).is_dir():
+        try:
+            known = _NAME.fullmatch(name) and (self.folder / name).is_dir()
+        except OSError as error:
+            raise ModelError(f"{self.folder / name}: {error.strerror}") from None
+        if not known:
             raise ModelError(f"no model is called {name!r}; known: {', '.join(self.names())}")
         return self.folder / name
 
@@ -90,9 +94,11 @@ class Library:
                 raise ValueError("a time is no number")
         except FileNotFoundError:
             return self._nothing_promoted()
-        except OSError as error:
+        except PermissionError as error:
             raise ModelError(f"{path}: {error.strerror}; the daemon's user must own daemon.state_dir") from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except OSError as error:
+            raise ModelError(f"{path}: damaged ({error.strerror}); {self.basis} stands in its place") from None
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(f"{path}: damaged ({error}); `rpi-daemon model promote NAME` writes it anew") from None
         return found if found.basis == self._configured else self._nothing_promoted()
 

@@ -1,13 +1,32 @@
 """Small files that a crash leaves whole: the old one or the new; and, of what must not be lost, a second copy."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
+
+import structlog
+
+from rpi_daemon.small_file import read_small
+
+MOST_BYTES: Final = 64_000_000  # of a file that is read again: a thousand times what a rack of 48 outlets needs
+COPY: Final = ".copy"
+DAMAGED: Final = ".damaged"
+# what says nothing of a file's content: it is missing, somebody's mistake with owners or folders, a shortage of the box
+NOT_OF_THE_FILE: Final = frozenset(
+    {
+        *(errno.ENOENT, errno.EACCES, errno.EPERM),
+        *(errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    }
+)
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 def create(path: Path, flags: int) -> int:
@@ -54,18 +73,45 @@ def write_durably(path: Path, content: str | bytes) -> None:
 
 def copy_of(path: Path) -> Path:
     """Where the second copy of a file is."""
-    return path.with_name(path.name + ".copy")
+    return path.with_name(path.name + COPY)
 
 
-def write_twice(path: Path, content: str) -> None:
-    """Durably, one after the other: a disk that damages one file leaves the other. What stands there already is not written."""
+def write_twice(path: Path, content: str, parse: Callable[[str], object]) -> None:
+    """Durably, one after the other: a disk that damages one file leaves the other. What stands there already is not written.
+
+    One whose place takes no file goes without, as long as `read_twice`, with this `parse`, passes over what stands there
+    and the other one holds the content: that is said. Raises OSError.
+    """
+    unwritten = ""
     for one in (path, copy_of(path)):
         try:
-            if one.read_bytes() == content.encode():
+            if read_small(one, MOST_BYTES) == content.encode():
                 continue
         except OSError:
             pass  # written anew, or the error comes from there
-        write_durably(one, content)
+        try:
+            _make_way(one)
+            write_durably(one, content)
+        except OSError as error:
+            if unwritten or not _passed_over(one, parse):
+                raise
+            unwritten = f"{one}: {error.strerror}"
+    if unwritten:
+        log.error("state.one_copy", error=unwritten)
+
+
+def _make_way(copy: Path) -> None:
+    """A folder in the place of a second copy is set aside. Not one in the place of the file: gone, that is taken away."""
+    if copy.suffix == COPY and copy.is_dir():
+        with contextlib.suppress(OSError):
+            copy.rename(copy.with_name(copy.name + DAMAGED))
+
+
+def _passed_over(path: Path, parse: Callable[[str], object]) -> bool:
+    try:
+        return bool(_look(path, parse)[1])
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +125,33 @@ class Kept(Generic[T]):
 def read_twice(path: Path, parse: Callable[[str], T]) -> Kept[T]:
     """A file, or its second copy where it is damaged. One that was taken away is gone, copy or not.
 
-    `parse` raises ValueError for a damaged text. Raises OSError where a file is there and cannot be read.
+    `parse` raises ValueError for a damaged text. What the disk cannot read, or what is no file, is damaged as well.
+    Raises OSError where a file is there and may not be read, or where there is no such folder.
     """
     damaged = ""
     for one in (path, copy_of(path)):
         try:
-            return Kept(parse(one.read_text(encoding="utf-8")), damaged)
+            value, wrong = _look(one, parse)
         except FileNotFoundError:
             if one == path:
                 break
-        except (ValueError, RecursionError) as error:
-            damaged = damaged or f"{one}: damaged ({str(error).partition(chr(10))[0]})"
+            continue
+        if not wrong:
+            return Kept(value, damaged)
+        damaged = damaged or wrong
     return Kept(None, damaged)
+
+
+def _look(path: Path, parse: Callable[[str], T]) -> tuple[T | None, str]:
+    """A file's value, or what is damaged. Raises OSError where that says nothing of the file: it is not there, not ours..."""
+    try:
+        return parse(read_small(path, MOST_BYTES).decode("utf-8")), ""
+    except OSError as error:
+        if error.errno in NOT_OF_THE_FILE:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        return None, f"{path}: damaged ({error.strerror})"
+    except (ValueError, RecursionError) as error:
+        return None, f"{path}: damaged ({str(error).partition(chr(10))[0]})"
 
 
 def keep_damaged(path: Path) -> None:
@@ -100,6 +161,6 @@ def keep_damaged(path: Path) -> None:
     """
     for one in (path, copy_of(path)):
         try:
-            write_durably(one.with_name(one.name + ".damaged"), one.read_bytes())
+            write_durably(one.with_name(one.name + DAMAGED), read_small(one, MOST_BYTES))
         except OSError:
             continue

@@ -34,7 +34,7 @@ class KnownBoards:
             return cls({board: _description(item) for board, item in content["boards"].items()})
         except FileNotFoundError:
             return cls({})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             log.warning("boards.unread", path=str(path), error=str(error))
             return cls({})
 

@@ -46,7 +46,7 @@ class Proofs:
         """Write down, durably, that it has passed now. Raises OSError."""
         self.devices[_device(identity, address)] = _facts(identity, profile_digest)
         text = json.dumps({"schema": SCHEMA, "devices": self.devices}, indent=1, sort_keys=True)
-        write_twice(folder / PROOF_FILE, text)
+        write_twice(folder / PROOF_FILE, text, _devices)
 
 
 def _devices(text: str) -> dict[str, dict[str, Any]]:

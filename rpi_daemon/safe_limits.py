@@ -184,7 +184,7 @@ class SafeLimits:
             self.save_found(self.found)
         if FOUND_CAPS_FILE in self.damaged:
             try:
-                write_twice(self._state_dir / FOUND_CAPS_FILE, self.found_caps.to_json())
+                write_twice(self._state_dir / FOUND_CAPS_FILE, self.found_caps.to_json(), FoundCaps.from_json)
             except OSError:
                 raise RpiError(f"{self._state_dir / FOUND_CAPS_FILE}: damaged, and the disk takes no new one") from None
         self.damaged = []
@@ -193,7 +193,7 @@ class SafeLimits:
         """Before the first write: what is put back at `limit restore`."""
         path = self._state_dir / FOUND_FILE
         try:
-            write_twice(path, limits.to_json())
+            write_twice(path, limits.to_json(), FoundLimits.from_json)
         except OSError as error:
             raise RpiError(
                 f"{path}: {error.strerror}; nothing is written to a PDU before the limits found on it are saved"
@@ -235,11 +235,13 @@ class SafeLimits:
             limits, caps = self._found_waits, self._caps_wait
             try:
                 if limits is not None:
-                    await asyncio.to_thread(write_twice, self._state_dir / FOUND_FILE, limits.to_json())
+                    path = self._state_dir / FOUND_FILE
+                    await asyncio.to_thread(write_twice, path, limits.to_json(), FoundLimits.from_json)
                     self.found = limits
                     self._found_waits = None if self._found_waits is limits else self._found_waits
                 if caps is not None:
-                    await asyncio.to_thread(write_twice, self._state_dir / FOUND_CAPS_FILE, caps.to_json())
+                    path = self._state_dir / FOUND_CAPS_FILE
+                    await asyncio.to_thread(write_twice, path, caps.to_json(), FoundCaps.from_json)
                     self.found_caps = caps
                     self._caps_wait = None if self._caps_wait is caps else self._caps_wait
             except OSError as error:

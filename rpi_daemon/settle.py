@@ -32,7 +32,7 @@ class SettleTimes:
                 self.caps, self.pdus = _seconds(data["caps"]), _seconds(data["pdus"])
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             log.warning("settle_times.unread", path=str(path), error=str(error), doing="they are measured anew")
         self._saved = self._figures()
 

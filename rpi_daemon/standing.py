@@ -29,7 +29,7 @@ class Standing:
 
     def save(self, folder: Path) -> None:
         """Durably, twice; what stands there already is not written again. Raises OSError."""
-        write_twice(folder / STANDING_FILE, self.to_json())
+        write_twice(folder / STANDING_FILE, self.to_json(), self.from_json)
 
     @classmethod
     def read(cls, folder: Path) -> "Standing | None":

@@ -79,7 +79,7 @@ def _read(path: Path, t_utc_ns: int) -> tuple[bytes | None, int, int]:
         return bytes.fromhex(data["engine_id"]), int(data["boots"]), age_ns // NS_PER_S
     except FileNotFoundError:
         return None, 0, 0
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, OverflowError, RecursionError, KeyError, TypeError):
         with contextlib.suppress(OSError):
             os.replace(path, path.with_name(path.name + ".corrupt"))
         return None, 0, 0

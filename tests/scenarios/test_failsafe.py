@@ -15,10 +15,15 @@ import pytest
 from disks import mounted
 from scenario_rack import Daemon, Place, RackProcess, cli, on_pdu, running
 
+from rpi_daemon.audit import HEAD_FILE
+from rpi_daemon.drivers.traps.engine import ENGINE_FILE
 from rpi_daemon.durable import copy_of, write_twice
 from rpi_daemon.found import FoundLimits
+from rpi_daemon.known_boards import BOARDS_FILE
+from rpi_daemon.proof import PROOF_FILE
 from rpi_daemon.records import LimitWrite
-from rpi_daemon.safe_limits import FOUND_FILE
+from rpi_daemon.safe_limits import FOUND_CAPS_FILE, FOUND_FILE
+from rpi_daemon.service import SETTLE_FILE
 from rpi_daemon.standing import STANDING_FILE
 
 OURS = [f"pdu-a/{n}" for n in range(1, 6)] + [f"pdu-b/{n}" for n in range(1, 7)]
@@ -137,6 +142,36 @@ def test_a_damaged_standing_leaves_the_configuration(killed: Gone, rack: RackPro
     assert at_static_safe(rack) == OURS
 
 
+def test_files_that_the_disk_cannot_read_or_that_are_folders_keep_nothing_from_static_safe(
+    killed: Gone, rack: RackProcess
+) -> None:
+    """The second copies stand in for found limits and standing; the rest is made anew."""
+    kept = killed.state.rename(killed.state.with_name("kept"))
+    shutil.copytree(kept, killed.state)
+    (killed.state / "models").mkdir(exist_ok=True)
+    try:
+        for name in (FOUND_FILE, FOUND_CAPS_FILE, PROOF_FILE, SETTLE_FILE):
+            (killed.state / name).unlink(missing_ok=True)
+            (killed.state / name).symlink_to("/proc/self/mem")  # EIO
+        for name in (STANDING_FILE, BOARDS_FILE, HEAD_FILE, ENGINE_FILE, "models/standing.json"):
+            (killed.state / name).unlink(missing_ok=True)
+            (killed.state / name).mkdir()
+        code, document = failsafe(killed)
+        assert (code, document["mode"], document["notes"]) == (0, "closed_loop", [])
+        assert at_static_safe(rack) == OURS
+        with running(lambda: Daemon(killed.config, name="unread")) as daemon:
+            daemon.until(lambda s: s["summary"]["ticks"] > 0, "the first tick")
+            assert [(line["path"], line["lost"]) for line in daemon.log("found_limits.damaged")] == [
+                (FOUND_FILE, False), (FOUND_CAPS_FILE, True),
+            ]  # fmt: skip
+            assert "standing.json: Is a directory" in daemon.log("state.one_copy")[0]["error"]
+            assert daemon.stop() == 0
+        assert FoundLimits.from_json((killed.state / FOUND_FILE).read_text()).pdus.keys() == {"pdu-a", "pdu-b"}
+    finally:
+        shutil.rmtree(killed.state)
+        kept.rename(killed.state)
+
+
 def test_a_silent_pdu_costs_the_time_and_nothing_else(killed: Gone, rack: RackProcess) -> None:
     rack.ask(pdu="pdu-a", faults={"drop": -1})
     code, document = failsafe(killed, "--for", "2")
@@ -218,7 +253,7 @@ def test_another_device_at_the_address_is_not_written_and_is_no_success(killed: 
     path = killed.state / FOUND_FILE
     found = FoundLimits.from_json(path.read_text())
     assert set(found.serials) == {"pdu-a", "pdu-b"}
-    write_twice(path, replace(found, serials={**found.serials, "pdu-a": "SN-1"}).to_json())
+    write_twice(path, replace(found, serials={**found.serials, "pdu-a": "SN-1"}).to_json(), FoundLimits.from_json)
     sets = rack.sets()
     code, told = failsafe(killed)
     (a, b) = told["pdus"]
@@ -231,4 +266,4 @@ def test_another_device_at_the_address_is_not_written_and_is_no_success(killed: 
         daemon.until(lambda s: s["summary"]["ticks"] > 0, "the first tick")
         assert daemon.stop() == 0
     assert rack.sets()["pdu-a"] == sets["pdu-a"]
-    write_twice(path, found.to_json())
+    write_twice(path, found.to_json(), FoundLimits.from_json)
