@@ -24,6 +24,11 @@ CREATE TABLE IF NOT EXISTS notice (sink TEXT, sequence INTEGER, body TEXT, PRIMA
 CREATE TABLE IF NOT EXISTS sink (id TEXT PRIMARY KEY, sequence INTEGER, dropped INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, body TEXT) WITHOUT ROWID;
 """
+# what the disk answers for a sector that is lost
+UNREAD = (
+    *(sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ),
+    *(sqlite3.SQLITE_IOERR_CORRUPTFS, sqlite3.SQLITE_IOERR_DATA),
+)
 
 T = TypeVar("T")
 
@@ -108,12 +113,15 @@ class TrapQueue:
         try:
             try:
                 return self._load()
-            except sqlite3.OperationalError:
-                return self._load(alone=True)
+            except sqlite3.OperationalError as error:
+                if not self._cannot_be_read(error):
+                    return self._load(alone=True)
+                self._set_aside(error)
+                return self._load()
             except (sqlite3.DatabaseError, ValueError) as error:
                 self._set_aside(error)
                 return self._load()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise ConfigError(f"{self._path}: {error}; the daemon's user must be able to write there") from None
 
     def _load(self, *, alone: bool = False) -> Mapping[str, Any]:
@@ -137,9 +145,14 @@ class TrapQueue:
                     self._db.execute("DELETE FROM notice WHERE sink = ?", (sink,))
         return {name: json.loads(body) for name, body in self._db.execute("SELECT name, body FROM fact")}
 
+    def _cannot_be_read(self, error: sqlite3.OperationalError) -> bool:
+        """The disk gives it back no more, or a folder is in its place: no other look at it helps."""
+        return error.sqlite_errorcode in UNREAD or self._path.is_dir()
+
     def _set_aside(self, error: Exception) -> None:
-        assert self._db is not None
-        self._db.close()
+        if self._db is not None:
+            self._db.close()
+            self._db = None
         aside = self._path.with_name(f"{self._path.name}.corrupt-{int(time.time())}")
         os.replace(self._path, aside)
         log.error("traps.queue_damaged", error=str(error), kept_as=str(aside))

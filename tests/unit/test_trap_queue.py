@@ -127,8 +127,16 @@ def test_memory_is_bounded_too(tmp_path: Path) -> None:
     with_queue(tmp_path / "q", body, bound=10)
 
 
-def test_a_damaged_file_is_set_aside(tmp_path: Path) -> None:
-    (tmp_path / "q").write_bytes(b"not a database at all" * 300)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b"not a database at all" * 300),
+        lambda path: path.symlink_to("/proc/self/mem"),  # EIO
+        lambda path: path.mkdir(),
+    ],
+)
+def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    damage(tmp_path / "q")
 
     async def body(queue: TrapQueue) -> None:
         await queue.put({"a": [notice(1)]}, {})
