@@ -326,7 +326,10 @@ def _telemetry(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterat
             yield place, "needs url for driver 'node_exporter'"
             continue
         if item.url in urls:
-            yield (*place, "url"), f"telemetry {urls[item.url] + 1} is at {item.url} too: one host is one load"
+            yield (
+                (*place, "url"),
+                f"telemetry {urls[item.url] + 1} is at {'this address' if '@' in item.url else item.url} too: one host is one load",
+            )
         urls[item.url] = i
         yield from _host_url(item, place)
         if item.tls_ca_file is not None and not is_file(base_dir / item.tls_ca_file):
@@ -337,10 +340,10 @@ def _telemetry(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterat
 def _host_url(item: Telemetry, place: Loc) -> Iterator[Found]:
     """Whether it is an address that may be asked as the options say."""
     parts = _split(item.url or "")
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment:
-        yield (*place, "url"), f"{item.url!r} is not an address such as 'https://192.0.2.40:9100/metrics'"
-    elif parts.username is not None:
+    if "@" in (item.url or "").partition("?")[0]:
         yield (*place, "url"), "holds a user name or password; give user and password_file instead"
+    elif parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment:
+        yield (*place, "url"), f"{item.url!r} is not an address such as 'https://192.0.2.40:9100/metrics'"
     elif parts.scheme == "https":
         yield from _one_way(item, place, "the host's")
     elif not item.allow_insecure:
@@ -430,7 +433,12 @@ def _secret_file(path: Path, loc: Loc, least: int) -> Iterator[Found]:
 
 
 def _boards(config: Config, base_dir: Path) -> Iterator[Found]:
+    ports: dict[str, str] = {}
     for i, board in enumerate(config.board):
+        if board.driver == "serial" and board.port is not None:
+            other = ports.setdefault(str(base_dir / board.port), board.id)
+            if other != board.id:
+                yield ("board", i, "port"), f"{board.port!r} is also the port of board {other!r}"
         if board.driver == "serial" and board.port is None:
             yield ("board", i, "port"), "is needed for driver 'serial'"
         if board.driver == "iio" and board.iio_device is None:

@@ -4,6 +4,7 @@ import copy
 import difflib
 import functools
 import hashlib
+import json
 import os
 import re
 import tomllib
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from rpi_daemon.config.changes import SET_BY_LOADER
 from rpi_daemon.config.checks import cross_check
-from rpi_daemon.config.schema import Config, Daemon
+from rpi_daemon.config.schema import SECRETS, Config, Daemon
 from rpi_daemon.errors import ConfigError
 
 Loc = tuple[str | int, ...]
@@ -108,12 +110,13 @@ def _parse(
     except ValidationError as error:
         mistakes.extend(_mistakes(error))
         config = _mended(data, error)
+    wrong = {mistake.loc for mistake in mistakes}
     if config is not None:
         digest = hashlib.sha256(text.encode()).hexdigest()
         config = config.model_copy(update={"base_dir": str(base_dir.resolve()), "sha256": digest})
         found = [*cross_check(config, base_dir, env)] if env is not None else []
         found += more(config) if more is not None else ()
-        mistakes.extend(Mistake(loc, sentence) for loc, sentence in found)
+        mistakes.extend(Mistake(loc, sentence) for loc, sentence in found if not _of_wrong(loc, wrong))
     if mistakes:
         lines = line_numbers(text)
         placed = sorted({(line_of(lines, m.loc), f"{key_of(m.loc)}: {m.text}") for m in mistakes})
@@ -128,21 +131,47 @@ def _mistakes(error: ValidationError) -> Iterator[Mistake]:
         yield Mistake(loc, _sentence(item["type"], item["msg"], item.get("ctx") or {}, item["input"], loc))
 
 
+def _of_wrong(loc: Loc, wrong: set[Loc]) -> bool:
+    """Whether a cross-check speaks of a value that is there, but wrong, or of a table that misses it."""
+    variable = (*loc[:-1], str(loc[-1]).removesuffix("_file") + "_env")  # the other way to give a secret
+    return loc in wrong or variable in wrong or any(loc == key[:-1] for key in wrong if len(key) > 1)
+
+
 def _sentence(kind: str, message: str, ctx: Mapping[str, Any], value: Any, loc: Loc) -> str:
     if kind == "extra_forbidden":
         return _unknown(str(loc[-1]), loc[:-1])
     if kind == "missing":
         return "is missing and has no default"
-    if kind == "literal_error":
+    if kind == "literal_error" and isinstance(value, str):
         close = difflib.get_close_matches(str(value), re.findall(r"'([^']+)'", str(ctx.get("expected"))), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"{value!r} is not allowed; allowed: {ctx.get('expected')}{hint}"
+        return f"{_shown(value, loc)} is not allowed; allowed: {ctx.get('expected')}{hint}"
     if kind == "value_error":
         return str(ctx.get("error", message))
     if kind == "string_pattern_mismatch" and (example := _example(loc)):
-        return f"{value!r} is not written like {example!r} (allowed: {_allowed(loc)})"
+        return f"{_shown(value, loc)} is not written like {example!r} (allowed: {_allowed(loc)})"
+    if kind == "model_type":
+        return f"is no table; write {f'[[{loc[-2]}]]' if isinstance(loc[-1], int) else f'[{loc[-1]}]'} above its keys"
+    if kind == "bool_type":
+        return f"{_shown(value, loc)} is not true or false"
+    if kind == "list_type" and section_of(_annotation(loc)) is not None:
+        return f"{_shown(value, loc)}: write [[{loc[-1]}]] above each"
+    if kind == "list_type" and (example := _example(loc)):
+        return f"{_shown(value, loc)} is not a list such as {json.dumps(example)}"
     allowed = _allowed(loc)
-    return f"{value!r}: {message[0].lower()}{message[1:]}" + (f" (allowed: {allowed})" if allowed else "")
+    return f"{_shown(value, loc)}: {message[0].lower()}{message[1:]}" + (f" (allowed: {allowed})" if allowed else "")
+
+
+def _shown(value: Any, loc: Loc) -> str:
+    """A value in a message; of a table only the keys, of what may be a secret nothing."""
+    keys = [str(part) for part in loc]
+    if any(key == name or key.startswith(f"{name}_") for key in keys for name in SECRETS):
+        return "what is given"
+    if isinstance(value, dict):
+        return f"a table (keys: {', '.join(map(str, value)) or 'none'})"
+    if isinstance(value, list) and any(isinstance(part, dict | list) for part in value):
+        return "a list of tables or lists"
+    return repr(value)
 
 
 def _unknown(key: str, table: Loc) -> str:
@@ -188,9 +217,18 @@ def _allowed(loc: Loc) -> str:
 
 def _example(loc: Loc) -> Any:
     """A value that the option may have: of its documentation, or its default; None if there is none."""
-    model = _model_at(loc[:-1])
-    field = model.model_fields.get(str(loc[-1])) if model is not None else None
+    field = _field_at(loc)
     return None if field is None else (field.examples or [field.get_default()])[0]
+
+
+def _annotation(loc: Loc) -> Any:
+    field = _field_at(loc)
+    return None if field is None else field.annotation
+
+
+def _field_at(loc: Loc) -> FieldInfo | None:
+    model = _model_at(loc[:-1])
+    return model.model_fields.get(str(loc[-1])) if model is not None else None
 
 
 def allowed_range(model: type[BaseModel], field: str) -> str:

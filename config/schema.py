@@ -1,5 +1,6 @@
 """Every option: type, default, range, unit. Cross-field checks are in `checks.py`; `default.toml` shows each with a sentence."""
 
+import ipaddress
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,13 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}$")]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 CREDENTIAL = "credential:"
+SECRETS = (
+    "auth_key",
+    "priv_key",
+    "community",
+    "password",
+    "token",
+)  # kept in files or variables, which KEY_file and KEY_env name
 NUMBERS = re.compile(r"[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*")
 MOST_NUMBERS = 1000  # of one group: longer than any PDU
 CHANNEL = re.compile(r"voltage:L[123N]|voltage:DC|current:[A-Za-z0-9_.-]+/[0-9]+(:reversed)?|unused")
@@ -53,6 +61,26 @@ def _checked_numbers(text: str) -> str:
 
 
 Numbers = Annotated[str, AfterValidator(_checked_numbers)]
+
+
+HOST_NAME = re.compile(r"(?=.{1,254}$)[\w-]{1,63}(\.[\w-]{1,63})*\.?")
+
+
+def _checked_host(text: str) -> str:
+    number = text.rpartition(".")[2].isdigit()  # no name ends so (RFC 1123, 2.1)
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        if number or not HOST_NAME.fullmatch(text):
+            told = "what is given" if "@" in text else repr(text)  # a URL may hold a password
+            raise ValueError(
+                f"{told} is not a host name or address such as 'pdu-a.example', '192.0.2.10' or '2001:db8::10';"
+                " a port has a key of its own"
+            ) from None
+    return text
+
+
+Host = Annotated[str, Field(min_length=1), AfterValidator(_checked_host)]
 
 
 class Section(BaseModel):
@@ -203,8 +231,8 @@ class Pdu(Section):
         description="snmp: vendor profile; modbus: register map; by name, or the path of your own",
         examples=["raritan_px"],
     )
-    host: str | None = Field(
-        None, min_length=1, description="snmp, modbus_tcp: address of the management port", examples=["192.0.2.10"]
+    host: Host | None = Field(
+        None, description="snmp, modbus_tcp: address of the management port", examples=["192.0.2.10"]
     )
     port: int | None = Field(
         None, ge=1, le=65535, description="snmp: UDP port, 161 if not given; modbus_tcp: TCP port, 502", examples=[161]
@@ -322,7 +350,7 @@ class Cap(Section):
         min_length=1, description="load named by an outlet; one cap holds for all its outlets", examples=["server-1"]
     )
     driver: Literal["redfish"] = Field("redfish", description="protocol")
-    host: str = Field(min_length=1, description="address of the BMC", examples=["192.0.2.30"])
+    host: Host = Field(description="address of the BMC", examples=["192.0.2.30"])
     port: int = Field(443, ge=1, le=65535, description="TCP port")
     user: str = Field(min_length=1, description="user name on the BMC", examples=["rpi-daemon"])
     password_file: str | None = Field(None, description="file with the password, mode 0600", examples=["bmc.key"])
@@ -437,7 +465,7 @@ class TrapSink(Section):
     """A receiver of our traps."""
 
     id: Name = Field(description="name of the receiver", examples=["facility"])
-    host: str = Field(min_length=1, description="address", examples=["192.0.2.20"])
+    host: Host = Field(description="address", examples=["192.0.2.20"])
     port: int = Field(162, ge=1, le=65535, description="UDP port")
     kind: Literal["inform", "trap"] = Field(
         "inform", description="inform is acknowledged and repeated until then; trap is sent once"
@@ -716,7 +744,7 @@ class Config(Section):
         return Path(self.base_dir) / text
 
     def secret(self, section: Pdu | Cap | Telemetry | TrapSink, name: str) -> str:
-        """A secret ("auth_key", "priv_key", "community", "password", "token"), from its file or environment; never logged."""
+        """One of `SECRETS`, from its file or environment; never logged."""
         return secret_of(section, name, Path(self.base_dir))
 
 

@@ -18,6 +18,8 @@ from rpi_daemon.cli_options import (
     DEFAULT_CONFIG,
     JSON_WANTED,
     F,
+    Number,
+    TakesNegative,
     config_option,
     json_option,
     show,
@@ -127,14 +129,14 @@ def _check_model(config: "Config") -> None:
 @click.option("--priv-key-env", help="v3: or the environment variable that holds it.")
 @click.option("--community-file", help="2c: file with the community, mode 0600.")
 @click.option("--community-env", help="2c: or the environment variable that holds it.")
-@click.option("--timeout", "timeout_s", default=1.0, show_default=True, type=click.FloatRange(0.02, 10.0), help="s.")
+@click.option("--timeout", "timeout_s", default=1.0, show_default=True, type=Number(0.02, 10.0), help="s.")
 @click.option("--retries", default=2, show_default=True, type=click.IntRange(0, 5))
 @click.option(
     "--rate",
     "requests_per_s",
     default=10.0,
     show_default=True,
-    type=click.FloatRange(0.5, 200.0),
+    type=Number(0.5, 200.0),
     help="Requests per second at most; management cards are slow.",
 )
 @click.option(
@@ -160,9 +162,7 @@ def discover(
 
 
 @main.command()
-@click.option(
-    "--seconds", default=60.0, show_default=True, type=click.FloatRange(5.0, 86_400.0), help="How long it runs."
-)
+@click.option("--seconds", default=60.0, show_default=True, type=Number(5.0, 86_400.0), help="How long it runs.")
 @click.option(
     "--outlets", default=24, show_default=True, type=click.IntRange(24, 48), help="Outlets of the simulated rack."
 )
@@ -179,7 +179,9 @@ def demo(seconds: float, outlets: int, trace: Path | None, keep: Path | None, as
 @main.command()
 @config_option
 @click.option("--trace", type=click.Path(path_type=Path), help="Recorded power trace that drives the loads.")
-@click.option("--seed", default=1, show_default=True, help="Seed of the simulated loads.")
+@click.option(
+    "--seed", default=1, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Seed of the simulated loads."
+)
 @click.option(
     "--sensor-errors", is_flag=True, help="Sensors as they leave the factory: 3 % of gain, 2 degrees, offsets."
 )
@@ -198,9 +200,7 @@ def sim(config_path: Path, trace: Path | None, seed: int, sensor_errors: bool) -
 @click.option(
     "--recording", type=click.Path(path_type=Path), help="Folder that `run --record` wrote: is the same decided again?"
 )
-@click.option(
-    "--seconds", type=click.FloatRange(1.0, 864_000.0), help="Stop after this long (live: 60 s if not given)."
-)
+@click.option("--seconds", type=Number(1.0, 864_000.0), help="Stop after this long (live: 60 s if not given).")
 @json_option
 def dry_run(
     config_path: Path, replay: Path | None, recording: Path | None, seconds: float | None, as_json: bool
@@ -521,9 +521,7 @@ def report(
 @main.command("capture")
 @click.option("--at", help="Middle of the capture; as --from of `history`.")
 @click.option("--last", is_flag=True, help="The newest scans instead.")
-@click.option(
-    "--seconds", default=2.0, show_default=True, type=click.FloatRange(0.05, 600.0), help="Length of the capture."
-)
+@click.option("--seconds", default=2.0, show_default=True, type=Number(0.05, 600.0), help="Length of the capture.")
 @click.option("--board", help="Board of the configuration; the only one if not given.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="NAME of NAME.cfg, .dat, .png.")
 @click.option("--list", "list_kept", is_flag=True, help="The captures that the daemon took by itself.")
@@ -563,18 +561,21 @@ def limit() -> None:
     """Limits by hand."""
 
 
-@limit.command("set")
+@limit.command("set", cls=TakesNegative)
 @click.argument("outlet")
-@click.argument("limit_w", type=click.FloatRange(min=0.0, min_open=True))
-@click.option("--ttl", "ttl_s", required=True, type=click.FloatRange(1.0, 86_400.0), help="s after which it ends.")
+@click.argument("limit_w", type=Number(0.0, 1e6, above=True))
+@click.option("--ttl", "ttl_s", required=True, type=Number(1.0, 86_400.0), help="s after which it ends.")
 @click.option("--reason", required=True)
 @config_option
 @json_option
 def limit_set(outlet: str, limit_w: float, ttl_s: float, reason: str, config_path: Path, as_json: bool) -> None:
     """Cap one outlet (PDU/NUMBER) at LIMIT_W watts for a time; the daemon still guards every rating."""
+    from rpi_daemon.history.show import one_line
+
     with client(config_path) as daemon:
         answer = daemon.ask("limit_set", outlet=outlet, limit_w=limit_w, ttl_s=ttl_s, reason=reason)
-    show(answer, as_json, f"{outlet}: at most {limit_w:g} W for {ttl_s:g} s ({reason})")
+    words = one_line(f"{outlet}: at most {limit_w:g} W for {ttl_s:g} s ({reason})")
+    show(answer, as_json, "\n".join([words, *answer["notes"]]))
 
 
 @limit.command("restore")
@@ -626,17 +627,15 @@ def failsafe_command(for_s: float, state_dir: Path | None, config_path: Path, as
     sys.exit(0 if document["ok"] else DeviceError.exit_code)
 
 
-@main.command()
+@main.command(cls=TakesNegative)
 @click.argument("load")
-@click.argument("delta_w", type=float)
-@click.option("--in", "in_s", default=5.0, show_default=True, type=click.FloatRange(0.0, 86_400.0), help="s from now.")
-@click.option(
-    "--for", "for_s", default=3600.0, show_default=True, type=click.FloatRange(1.0, 604_800.0), help="s that it lasts."
-)
+@click.argument("delta_w", type=Number(-1e6, 1e6))
+@click.option("--in", "in_s", default=5.0, show_default=True, type=Number(0.0, 86_400.0), help="s from now.")
+@click.option("--for", "for_s", default=3600.0, show_default=True, type=Number(1.0, 604_800.0), help="s that it lasts.")
 @config_option
 @json_option
 def hint(load: str, delta_w: float, in_s: float, for_s: float, config_path: Path, as_json: bool) -> None:
-    """Tell the daemon of work to come: LOAD will change by DELTA_W watts (use -- before a negative number)."""
+    """Tell the daemon of work to come: LOAD will change by DELTA_W watts, which may be negative."""
     with client(config_path) as daemon:
         answer = daemon.ask("hint", load=load, delta_w=delta_w, in_s=in_s, for_s=for_s)
     show(answer, as_json, f"{load}: {delta_w:+g} W in {in_s:g} s, for {for_s:g} s")
@@ -802,9 +801,10 @@ def traps_test(sink: str | None, config_path: Path, as_json: bool) -> None:
         from rpi_daemon.trap_task import test_once
 
         answer = {"schema": 1, "ok": True, "sinks": test_once(load_config(config_path), sink)}
+    if not answer["sinks"]:
+        raise RpiError("no [[trap_sink]] is configured: nothing was sent, nothing is tested")
     failed = [item for item in answer["sinks"] if item["error"]]
-    words = "\n".join(map(_test_told, answer["sinks"])) or "no [[trap_sink]] is configured"
-    show({**answer, "ok": not failed}, as_json, words)
+    show({**answer, "ok": not failed}, as_json, "\n".join(map(_test_told, answer["sinks"])))
     if failed:
         sys.exit((AuthError if all(item["refused"] for item in failed) else DeviceError).exit_code)
 

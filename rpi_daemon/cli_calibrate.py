@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from rpi_daemon.cli_options import config_option, json_option, show
+from rpi_daemon.cli_options import Number, config_option, json_option, show
 
 if TYPE_CHECKING:
     from rpi_daemon.calibrate import Verified
@@ -27,7 +27,7 @@ def _order(config_path: Path, board: str | None) -> tuple[Any, Any]:
 @click.option("--from", "plan_path", type=click.Path(path_type=Path), help="Plan (TOML) in place of the dialogue.")
 @click.option("--outlets", multiple=True, help="These outlets alone, such as pdu-a/1-12; may be repeated.")
 @click.option("--reference", help="Reference meter: any configured PDU, as PDU/NUMBER; PDU/{n} is each outlet's own.")
-@click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(2.0, 600.0), help="Averaging time.")
+@click.option("--seconds", default=5.0, show_default=True, type=Number(2.0, 600.0), help="Averaging time.")
 @click.option("--out", type=click.Path(path_type=Path), help="File to write; board.calibration if not given.")
 @click.option("--plot", type=click.Path(path_type=Path), help="PNG with what is left at every point.")
 @json_option
@@ -84,15 +84,13 @@ def calibrate(
 @click.option(
     "--outlets", multiple=True, required=True, help="Outlets with the known load, such as pdu-a/3; may be repeated."
 )
-@click.option("--amps", type=click.FloatRange(min=0.0, min_open=True), help="What the instrument shows, A RMS.")
-@click.option("--volts", type=click.FloatRange(min=0.0, min_open=True), help="V RMS.")
-@click.option("--watts", type=click.FloatRange(min=0.0, min_open=True), help="W.")
+@click.option("--amps", type=Number(0.0, 1e6, above=True), help="What the instrument shows, A RMS.")
+@click.option("--volts", type=Number(0.0, 1e6, above=True), help="V RMS.")
+@click.option("--watts", type=Number(0.0, 1e6, above=True), help="W.")
 @click.option("--resistive", is_flag=True, help="The load is resistive: of A, V and W two tell the third.")
 @click.option("--reference", help="Reference meter in place of typed values: PDU/NUMBER or PDU/{n}.")
-@click.option(
-    "--bound", default=0.5, show_default=True, type=click.FloatRange(0.001, 100.0), help="Largest error, % of reading."
-)
-@click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(2.0, 600.0), help="Averaging time.")
+@click.option("--bound", default=0.5, show_default=True, type=Number(0.001, 100.0), help="Largest error, % of reading.")
+@click.option("--seconds", default=5.0, show_default=True, type=Number(2.0, 600.0), help="Averaging time.")
 @click.option(
     "--file", "file_path", type=click.Path(path_type=Path), help="Calibration file; board.calibration if not given."
 )

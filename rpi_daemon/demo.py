@@ -266,7 +266,13 @@ def demo_folder(keep: Path | None) -> Iterator[Path]:
     """Where the demo lives: the named folder, or one in memory that goes away. What began in it ends in order, by a signal too."""
     with _ended_by_signals():
         if keep is not None:
-            keep.mkdir(parents=True, exist_ok=True)
+            try:
+                keep.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=keep).close()
+            except OSError as error:
+                raise RpiError(
+                    f"{keep}: {error.strerror}; name a folder that this user can write in with --keep"
+                ) from None
             yield keep.resolve()
             return
         base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

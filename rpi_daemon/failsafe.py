@@ -243,14 +243,17 @@ async def _put_back(
 ) -> tuple[int, list[str], list[str]]:
     """How many limits are back, of which outlets they are lost, and what went wrong."""
     pdus, caps = used_pdus(config), _caps_of_ours(limits, config)
+    reach_until_s = (time.monotonic() + until_s) / 2.0  # the rest is for those that answer
     async with _connections() as stack:
         opened = await asyncio.gather(
-            *(_until(until_s, partial(_open_pdu, limits, pdu, stack)) for pdu in pdus),
-            *(_until(until_s, partial(_open_cap, limits, cap, stack)) for cap in caps),
+            *(_until(reach_until_s, partial(_open_pdu, limits, pdu, stack)) for pdu in pdus),
+            *(_until(reach_until_s, partial(_open_cap, limits, cap, stack)) for cap in caps),
         )
         errors = [error for error in opened if error]
         silent = {pdu.id for pdu, error in zip(pdus, opened, strict=False) if error}
         reached = [name for name in names if name.partition("/")[0] not in silent]
+        if not reached:
+            return 0, [], errors
         try:
             async with asyncio.timeout(until_s - time.monotonic()):
                 return *await limits.restore(reached, by), errors

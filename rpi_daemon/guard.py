@@ -31,6 +31,7 @@ from rpi_daemon.records import (
 )
 
 KILL_FILE = "kill"  # in the state folder
+LONGEST_REASON = 500  # characters: a reason is in files, log lines, audit records and views
 LOOKS_NS = NS_PER_S  # between two looks at the flags: of a longer time nobody knows whether it was healthy
 ROUNDING = 1e-6  # relative; a sum this little above a rating is rounding
 INVALID_SHARE = 0.2  # of a breaker's readings: beyond it the sum means nothing (Dynamo, reference/faults.md 1.1)
@@ -486,7 +487,7 @@ class KillSwitch:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # whatever the reason is written with: a letter that cannot be encoded must not keep the switch open
         with open(create(self.path, os.O_TRUNC), "w", encoding="utf-8", errors="replace") as file:
-            file.write(f"{reason}\n")
+            file.write(f"{reason[:LONGEST_REASON]}\n")
 
     def release(self) -> None:
         """Allow writes again."""

@@ -11,6 +11,7 @@ import structlog
 from rpi_daemon.audit import By
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.errors import NotRunningError, RefusedError, RpiError
+from rpi_daemon.guard import LONGEST_REASON
 from rpi_daemon.records import Ceiling, Hint, Mode
 from rpi_daemon.roles import Caller, Role, RoleGroups
 from rpi_daemon.status import status_document
@@ -95,7 +96,10 @@ class Operator:
 
     async def answer(self, request: dict[str, Any], caller: Caller) -> dict[str, Any]:
         """One request to its end. Raises RpiError, with a sentence for who asked."""
-        by = By(f"operator {caller.name}", str(request.get("reason", "")))
+        reason = str(request.get("reason", ""))
+        if len(reason) > LONGEST_REASON and request["command"] != "kill":  # which engages whatever is said with it
+            raise RpiError(f"reason has {len(reason)} characters; {LONGEST_REASON} at most")
+        by = By(f"operator {caller.name}", reason)
         commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             "status": self._status,
             "mode": partial(self._set_mode, by=by),
@@ -173,7 +177,9 @@ class Operator:
         ceiling = Ceiling(outlet, limit_w, "operator", str(request.get("reason", "")))
         self._ceilings[outlet] = (ceiling, self._service.clock.mono_ns() + round(ttl_s * NS_PER_S))
         log.warning("ceiling", outlet=outlet, limit_w=limit_w, ttl_s=ttl_s, reason=ceiling.reason)
-        return {"outlet": outlet, "limit_w": limit_w, "ttl_s": ttl_s}
+        rating_w = self._service.limits.rack.rating_w[self._service.limits.rack.outlet_ids.index(outlet)]
+        notes = [f"it changes nothing: {outlet} is rated {rating_w:g} W"] if limit_w >= rating_w else []
+        return {"outlet": outlet, "limit_w": limit_w, "ttl_s": ttl_s, "notes": notes}
 
     async def _limit_restore(self, request: dict[str, Any], by: By) -> dict[str, Any]:
         names = request.get("outlets", [])

@@ -76,8 +76,9 @@ class UnboardedLoads:
             self.plant.advance(BLOCK_SCANS)
 
 
-def make_keys(config: Config) -> None:
-    """Write the secrets that the configuration names and nobody has made yet: this rack is ours."""
+def make_keys(config: Config) -> list[Path]:
+    """Write the secrets that the configuration names and nobody has made yet: this rack is ours. Which files those are."""
+    made = []
     for section in (*config.pdu, *config.cap):
         for name in ("password",) if isinstance(section, Cap) else ("auth_key", "priv_key", "community"):
             file = getattr(section, f"{name}_file")
@@ -87,6 +88,8 @@ def make_keys(config: Config) -> None:
                 descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with os.fdopen(descriptor, "w") as out:
                     out.write(secrets.token_hex(16))
+                made.append(path)
+    return made
 
 
 def bmc_certificate(config: Config, cap: Cap) -> Certificate:
@@ -313,8 +316,12 @@ class SimulatedRack:
 
 
 def run_simulation(config_path: Path, *, trace: Path | None = None, seed: int = 1, sensor_errors: bool = False) -> int:
-    """Serve until standard input ends or SIGTERM; JSON lines out: `ready`, announcements, answers to JSON lines in."""
-    make_keys(read_config(config_path))
+    """Serve until SIGTERM, Ctrl-C or the end of a pipe or terminal as standard input (of /dev/null it is not waited for).
+
+    JSON lines out: `ready`, announcements, answers to JSON lines in. Secrets that are missing are made, and named on stderr.
+    """
+    for path in make_keys(read_config(config_path)):
+        print(f"{path}: was not there; a random secret is in it now", file=sys.stderr)
     rack = SimulatedRack(read_config(config_path), trace=trace, seed=seed, sensor_errors=sensor_errors)
     return asyncio.run(_serve(rack))
 
@@ -355,7 +362,7 @@ async def _serve(rack: SimulatedRack) -> int:
 
 
 async def _commands(rack: SimulatedRack, stop: asyncio.Event) -> None:
-    """See `_answer`; end of input ends the simulation."""
+    """See `_answer`; the end of input ends the simulation, where there is any: see `obey_lines`."""
     await obey_lines(lambda request: _answer(rack, request))
     stop.set()
 

@@ -15,6 +15,10 @@ from rpi_daemon.history.weeks import History, StoredLimit
 from rpi_daemon.records import TICK_NS, FloatArray, IntArray
 
 UNITS: Final = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+FIRST: Final = datetime(
+    1971, 1, 1, tzinfo=UTC
+)  # whatever is stored is later, and 64 bits of ns hold what is earlier ...
+LAST: Final = datetime(2200, 1, 1, tzinfo=UTC)  # ... than this
 _AGO: Final = re.compile(r"^-?(\d+(?:\.\d+)?)\s*(s|min|m|h|d)(?:\s+ago)?$")
 _CLOCK: Final = re.compile(r"^(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?$")
 
@@ -43,19 +47,27 @@ def parse_time(text: str, now: datetime) -> int:
     said = text.strip().lower()
     if said == "now":
         return _ns(now)
-    if match := _AGO.match(said):
-        return _ns(now) - round(float(match.group(1)) * UNITS[match.group(2)] * NS_PER_S)
     try:
+        if match := _AGO.match(said):
+            ago_ns = round(float(match.group(1)) * UNITS[match.group(2)] * NS_PER_S)
+            return _within(_ns(now) - ago_ns)
         if match := _CLOCK.match(said):
             hour, minute, second = int(match.group(1)), int(match.group(2)), float(match.group(3) or 0.0)
             today = now.replace(hour=hour, minute=minute, second=0, microsecond=0) + timedelta(seconds=second)
             return _ns(today if today <= now else today - timedelta(days=1))
         moment = datetime.fromisoformat(text.strip())
+        return _within(_ns(moment if moment.tzinfo is not None else moment.replace(tzinfo=now.tzinfo)))
     except (ValueError, OverflowError):
         raise RpiError(
-            f"{text!r} is not a time: use 03:12, '2026-11-20 03:12', 2026-11-20T03:12:00Z, 2h (ago) or now"
+            f"{text!r} is not a time from {FIRST:%Y} to {LAST.year - 1}: use 03:12, '2026-11-20 03:12', 2026-11-20T03:12:00Z, 2h (ago) or now"
         ) from None
-    return _ns(moment if moment.tzinfo is not None else moment.replace(tzinfo=now.tzinfo))
+
+
+def _within(t_ns: int) -> int:
+    """A moment that a history can hold. Raises ValueError."""
+    if not _ns(FIRST) <= t_ns < _ns(LAST):
+        raise ValueError
+    return t_ns
 
 
 def _ns(moment: datetime) -> int:

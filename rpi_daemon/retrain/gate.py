@@ -88,7 +88,9 @@ def verdict(scores: Scores) -> tuple[str, ...]:
         found.append(f"only {scores.spans} spans to judge by; {FEWEST} are needed")
     ratio = scores.loss_vs[INCUMBENT]
     if not ratio <= 1.0 - LEAST_GAIN:
-        found.append(f"loss {ratio:.3f} x the incumbent's; {1.0 - LEAST_GAIN:.3f} at most is a gain")
+        found.append(
+            f"loss {_beside(ratio, 1.0 - LEAST_GAIN)} x the incumbent's; {1.0 - LEAST_GAIN:.3f} at most is a gain"
+        )
     elif not np.log(ratio) + SURE * scores.gain_error < 0.0:
         found.append(f"loss {ratio:.3f} x the incumbent's, but spans differ so much that this may be chance")
     for name in (PERSISTENCE, RIDGE):
@@ -100,9 +102,16 @@ def verdict(scores: Scores) -> tuple[str, ...]:
         allowed = max(ESCAPES_TARGET, ESCAPES_WORSE * row.escape_rate[INCUMBENT])
         if not row.escape_rate[CANDIDATE] <= allowed:
             found.append(
-                f"{row.name}: {row.escape_rate[CANDIDATE]:.2%} of running maxima pass the 0.99 quantile, {allowed:.2%} may"
+                f"{row.name}: {_beside(row.escape_rate[CANDIDATE], allowed, 2, '%')} of running maxima pass the 0.99 quantile, {allowed:.2%} may"
             )
     return tuple(found)
+
+
+def _beside(value: float, bound: float, digits: int = 3, form: str = "f") -> str:
+    """The value with as many digits as tell it from the bound beside it."""
+    while digits < 17 and f"{value:.{digits}{form}}" == f"{bound:.{digits}{form}}":
+        digits += 1
+    return f"{value:.{digits}{form}}"
 
 
 def score(

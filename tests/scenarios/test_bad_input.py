@@ -238,7 +238,7 @@ def test_a_state_folder_that_cannot_be_made(fresh: Place) -> None:
     (fresh.folder / "state").write_text("a file is in the way")
     code, line = refused(fresh.write())
     assert code == 1
-    assert "state_dir" in line
+    assert f"{fresh.folder}/state is a file; a folder is needed: change daemon.state_dir" in line
 
 
 def test_found_limits_that_are_damaged(fresh: Place, may_write: None) -> None:
@@ -253,6 +253,15 @@ def test_found_limits_that_are_damaged(fresh: Place, may_write: None) -> None:
         assert (answer["restored"], len(answer["lost"]), answer["mode"]) == (0, 11, "advisory")
         assert daemon.stop() == 0
     assert (fresh.folder / "state" / "found-limits.json.damaged").exists()
+
+
+def test_a_test_of_no_receiver_is_no_success(fresh: Place) -> None:
+    config = fresh.write()
+    for more in ((), ("--json",)):
+        done = CliRunner().invoke(main, ["traps", "test", "--config", str(config), *more])
+        assert done.exit_code == 1
+        assert "no [[trap_sink]] is configured: nothing was sent" in done.output
+    assert json.loads(done.output.splitlines()[-1])["ok"] is False
 
 
 def test_commands_without_a_daemon(fresh: Place) -> None:

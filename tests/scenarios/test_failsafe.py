@@ -230,6 +230,19 @@ def test_advisory_compares(killed: Gone, place: Place, rack: RackProcess) -> Non
     assert rack.sets() == sets
 
 
+def test_found_limits_of_the_others_come_back_while_a_pdu_is_silent(killed: Gone, rack: RackProcess) -> None:
+    rack.ask(pdu="pdu-a", faults={"drop": -1})
+    done = cli(killed.config, "limit", "restore", "--offline", "--for", "2")
+    rack.ask(pdu="pdu-a", faults={})
+    assert done.returncode == 4
+    assert "did not answer" in done.stdout
+    assert "longer --for" not in done.stdout
+    stands_w = rack.limits_w()
+    assert {k: w for k, w in stands_w.items() if k.startswith("pdu-b")} == {
+        k: w for k, w in killed.found_w.items() if k.startswith("pdu-b")
+    }
+
+
 def test_found_limits_come_back_without_a_daemon(killed: Gone, rack: RackProcess) -> None:
     """As at uninstall: they come back, and failsafe leaves them alone from then on."""
     done = cli(killed.config, "limit", "restore", "--offline", "--json")

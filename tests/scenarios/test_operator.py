@@ -92,6 +92,22 @@ def test_limit_set_caps_an_outlet_and_ends_by_itself(rack: RackProcess, daemon: 
     assert "no outlet is called 'pdu-b/77'" in unknown.stderr
 
 
+def test_what_is_taken_of_a_limit_is_said(daemon: Daemon) -> None:
+    def asked(limit_w: str, reason: str) -> tuple[int, list[str]]:
+        done = cli(daemon.config, "limit", "set", "pdu-b/2", limit_w, "--ttl", "1", "--reason", reason)
+        return done.returncode, (done.stdout + done.stderr).splitlines()
+
+    (row,) = (row for row in daemon.status()["outlets"] if row["id"] == "pdu-b/2")
+    assert asked("99999", "two\nlines") == (
+        0,
+        [
+            "pdu-b/2: at most 99999 W for 1 s (two\\nlines)",
+            f"it changes nothing: pdu-b/2 is rated {row['rating_w']:g} W",
+        ],
+    )
+    assert asked("99999", "x" * 501) == (1, ["reason has 501 characters; 500 at most"])
+
+
 def _room_above_w(status: Status) -> float:
     row = outlet_of(status, "pdu-b/3")
     return math.nan if None in (row["limit_w"], row["power_w"]) else float(row["limit_w"] - row["power_w"])

@@ -10,9 +10,9 @@ from config_examples import BASE, ENV, SECRET, mistakes, parse
 
 from rpi_daemon.config.document import default_toml
 from rpi_daemon.config.examples.demo import demo_toml
-from rpi_daemon.config.load import line_numbers, load_config, parse_config
+from rpi_daemon.config.load import line_numbers, load_config, parse_config, section_of
 from rpi_daemon.config.rack import rack_model
-from rpi_daemon.config.schema import expand_numbers
+from rpi_daemon.config.schema import SECRETS, Config, expand_numbers
 from rpi_daemon.errors import ConfigError
 from rpi_daemon.sensing import wiring
 
@@ -86,12 +86,95 @@ def test_the_base_is_good() -> None:
             "retrain.hours: '25-26' is not written like '01:00-05:00' (allowed: ",
         ),
         (BASE.replace("[rack]", "[rack"), 1, "not valid TOML"),
+        (with_line("static_safe_w = 300.0", "closed_loop = 1"), 20, "outlet[1].closed_loop: 1 is not true or false"),
+        (BASE.replace('["a/*"]', '"*"'), 24, """constraint[1].outlets: '*' is not a list such as ["pdu-a/*"]"""),
+        (BASE.replace("[rack]", "[[rack]]"), 1, "rack: is no table; write [rack] above its keys"),
+        (
+            BASE + '[[board]]\nid = "c"\nport = "/dev/ttyACM0"\nchannels = ["unused"]\n',
+            27,
+            "board[2].port: '/dev/ttyACM0' is also the port of board 'b'",
+        ),
     ],
 )
 def test_a_mistake_names_its_line_and_what_is_allowed(text: str, line: int, says: str) -> None:
     found = mistakes(text)
     pattern = re.escape(says).replace(r"\.\*", ".*")
     assert any(re.search(pattern, item) and (f":{line}:" in item or "TOML" in item) for item in found), found
+
+
+@pytest.mark.parametrize(
+    ("there", "wrong"),
+    [
+        ("rating_a = 16.0", "rating_a = -30.0"),
+        ("rating_a = 16.0", "rating_a = nan"),
+        ("rating_a = 16.0", "rating_a = inf"),
+        ("rating_a = 16.0", "ratin_a = 16.0"),
+        ('host = "192.0.2.1"', 'host = ""'),
+        ('user = "u"', "user = 1"),
+        ('port = "/dev/ttyACM0"', "port = 1"),
+        ('auth_key_env = "RPI_PDU_AUTH"', "auth_key_env = 1"),
+    ],
+)
+def test_what_is_there_but_wrong_is_not_called_missing(there: str, wrong: str) -> None:
+    (found,) = mistakes(BASE.replace(there, wrong))
+    assert found.split(": ")[1].endswith(f".{wrong.partition(' ')[0]}")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1:161", "http://10.0.0.3/", "10.0.0.3/24", "10.0.0.300", "10.0.0", "[::1]", "a b", "a..b", "-\u00a0"],
+)
+def test_what_is_no_host_is_seen_without_asking_the_network(host: str) -> None:
+    (found,) = mistakes(BASE.replace("192.0.2.1", host))
+    assert f"{host!r} is not a host name or address such as 'pdu-a.example'" in found
+
+
+@pytest.mark.parametrize(
+    "host", ["pdu-a", "pdu_a.rack.example.", "192.0.2.1", "2001:db8::10", "fe80::1%eth0", "3com", "b\u00fcro.example"]
+)
+def test_names_and_addresses_are_hosts(host: str) -> None:
+    assert parse(BASE.replace("192.0.2.1", host)).pdu[0].host == host
+
+
+HUSH = "SuperSecret123"
+SECRET_KEYS = [
+    (name, key)
+    for name, field in Config.model_fields.items()
+    if (section := section_of(field.annotation)) is not None
+    for key in SECRETS
+    if f"{key}_file" in section.model_fields
+]
+SHAPES = [
+    f'{{key}} = "{HUSH}"', f'{{key}}_file = ["{HUSH}"]', f'{{key}}_env = {{{{ value = "{HUSH}" }}}}', f'{{key}}_file = [["{HUSH}"]]',
+    f'[{{table}}.{{key}}]\nvalue = "{HUSH}"', f'[{{table}}.{{key}}_file]\nvalue = "{HUSH}"',
+]  # fmt: skip
+
+
+def test_every_kind_of_secret_is_tried() -> None:
+    assert {key for _, key in SECRET_KEYS} == set(SECRETS)
+    assert len(SECRET_KEYS) == 9
+
+
+@pytest.mark.parametrize(("table", "key"), SECRET_KEYS)
+def test_no_mistake_shows_what_stands_beside_it(table: str, key: str) -> None:
+    """A secret that somebody wrote into the file itself: right brackets or wrong ones, under a key of ours or near it."""
+    for shape in SHAPES:
+        line = shape.format(table=table, key=key)
+        for head in (f"[[{table}]]\n", f"[{table}]\n"):
+            found = mistakes(head + line if head == "[pdu]\n" else BASE + head + line)
+            assert found
+            assert not any(HUSH in item for item in found), found
+    wrong = BASE.replace("[[pdu]]", "[pdu]").replace('auth_key_env = "RPI_PDU_AUTH"', f'{key} = "{HUSH}"')
+    assert mistakes(wrong) == [
+        f"t.toml:7: pdu: a table (keys: id, profile, host, user, {key}, priv_key_env): write [[pdu]] above each"
+    ]
+
+
+@pytest.mark.parametrize("host", [f"https://u:{HUSH}@pdu-a/", f"u:{HUSH}@pdu-a"])
+def test_an_address_with_a_password_is_not_repeated(host: str) -> None:
+    asked = f'[[telemetry]]\nload = "n1"\nurl = "ftp{host.removeprefix("https")}"\n'
+    for text in (BASE.replace("192.0.2.1", host), BASE + asked):
+        assert not any(HUSH in item for item in mistakes(text))
 
 
 def test_either_feed_carries_the_whole_load() -> None:

@@ -38,9 +38,23 @@ def test_times_as_people_say_them(text: str, seconds_ago: float) -> None:
     assert parse_time(text, NOW) == NOW_NS - round(seconds_ago * NS_PER_S)
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "25:00", "3 weeks", "2026-13-01"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "yesterday",
+        "25:00",
+        "3 weeks",
+        "2026-13-01",
+        "99999999999d",
+        "9" * 400 + "d",
+        "21000d",
+        "0001-01-01T00:00+05:00",
+        "9999-12-31",
+    ],
+)
 def test_what_is_no_time_is_named(text: str) -> None:
-    with pytest.raises(RpiError, match="is not a time"):
+    with pytest.raises(RpiError, match="is not a time from 1971 to 2199: use 03:12, "):
         parse_time(text, NOW)
 
 

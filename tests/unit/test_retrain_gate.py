@@ -24,11 +24,16 @@ def test_a_clear_winner_may_stand() -> None:
     [
         (replace(WON, spans=7), "only 7 spans"),
         (replace(WON, loss_vs={**VS, "incumbent": 0.997}), "0.997 x the incumbent's; 0.995 at most"),
+        (replace(WON, loss_vs={**VS, "incumbent": 0.99504}), "loss 0.99504 x the incumbent's; 0.995 at most"),
         (replace(WON, gain_error=0.2), "may be chance"),
         (replace(WON, loss_vs={**VS, "ridge": 1.01}), "loss 1.010 x that of ridge"),
         (replace(WON, loss_vs={**VS, "persistence": float("nan")}), "x that of persistence"),
         (replace(WON, classes=(replace(BUSY, loss_vs={**VS, "incumbent": 1.03}),)), "board, busy: loss 1.030 x"),
         (replace(WON, classes=(replace(BUSY, escape_rate={**RATES, "candidate": 0.012}),)), "1.20% of running maxima"),
+        (
+            replace(WON, classes=(replace(BUSY, escape_rate={**RATES, "candidate": 0.0100004}),)),
+            "1.00004% of running maxima",
+        ),
     ],
 )
 def test_each_failing_alone_keeps_it_out(scores: Scores, says: str) -> None:

@@ -19,7 +19,8 @@ from rpi_daemon.simulate import SimulatedRack, _answer, make_keys
 def written(folder: Path, outlets: int) -> Path:
     path = folder / "demo.toml"
     path.write_text(demo_toml(outlets, 20_000), encoding="utf-8")
-    make_keys(read_config(path))
+    assert sorted(made.name for made in make_keys(read_config(path))) == ["auth.key", "priv.key"]
+    assert make_keys(read_config(path)) == []  # what is there stays
     return path
 
 
