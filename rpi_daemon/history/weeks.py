@@ -60,6 +60,7 @@ CREATE TABLE IF NOT EXISTS limit_change (
 """  # all in the order of time: new rows go to the end of a file, so that few pages are written twice
 LONGEST_NS: Final = 610 * NS_PER_S  # of a block: figures of ten minutes
 _LIMITS_GONE: Final = "SELECT max(rowid) - min(rowid) + 1 - count(*) FROM limit_change"  # none is ever deleted
+_UNREADABLE: Final = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_CORRUPTFS)  # EIO and its like
 STATISTICS: Final = ("mean", "min", "max")  # of each second, in the order of their rows in a block
 
 
@@ -254,10 +255,13 @@ def _crc(*values: object) -> int:
 
 
 def is_damaged(error: sqlite3.Error) -> bool:
-    """Whether SQLite says that the file is no sound database; a full, slow or read-only disk is another thing."""
+    """Whether SQLite says that the file is no sound database, or the disk cannot read it; one that is full, slow or
+    read-only is another thing."""
     code = getattr(error, "sqlite_errorcode", None)  # None: Python's own, and ours
     known = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
-    return known if code is None else code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return (
+        known if code is None else code in _UNREADABLE or code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    )
 
 
 def is_full(error: sqlite3.Error | OSError) -> bool:

@@ -338,12 +338,17 @@ def test_a_head_that_is_gone_or_damaged_is_said(tmp_path: Path) -> None:
     assert broken(tmp_path) == ()
 
 
-def test_a_damaged_file_is_set_aside_and_the_numbers_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["other bytes", "the disk cannot read it"])
+def test_a_damaged_file_is_set_aside_and_the_numbers_go_on(tmp_path: Path, damage: str) -> None:
     run(tmp_path, nothing)
     (path,) = (tmp_path / FOLDER).glob("*.sqlite")
-    octets = bytearray(path.read_bytes())
-    octets[4096:] = b"\xa5" * (len(octets) - 4096)
-    path.write_bytes(octets)
+    if damage == "other bytes":
+        octets = bytearray(path.read_bytes())
+        octets[4096:] = b"\xa5" * (len(octets) - 4096)
+        path.write_bytes(octets)
+    else:
+        path.unlink()
+        path.symlink_to("/proc/self/mem")  # reading its beginning is EIO
     audit = run(tmp_path, nothing)
     assert audit.set_aside == 1
     assert [event.seq for event in records(tmp_path)] == [3, 4]

@@ -155,10 +155,14 @@ def test_a_clock_that_jumps_ahead_deletes_no_newer_week_than_time_going_by(
     assert one_tick(tmp_path, jumped_ns) == 0
 
 
-def test_a_damaged_file_is_set_aside_and_a_new_one_begun(historian: Alone, folder: Path) -> None:
+@pytest.mark.parametrize("damage", ["other bytes", "the disk cannot read it"])
+def test_a_damaged_file_is_set_aside_and_a_new_one_begun(historian: Alone, folder: Path, damage: str) -> None:
     folder.mkdir()
     path = path_of(folder, T0)
-    path.write_bytes(b"this is no database, but it is long enough to be taken for one" * 100)
+    if damage == "other bytes":
+        path.write_bytes(b"this is no database, but it is long enough to be taken for one" * 100)
+    else:
+        path.symlink_to("/proc/self/mem")  # reading its beginning is EIO
     fill(historian, range(10))
     historian.close()
     assert historian.counters.files_set_aside == 1
