@@ -168,12 +168,13 @@ def discover(
 )
 @click.option("--trace", type=click.Path(path_type=Path), help="Recorded power trace that drives the loads.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder for its files; kept afterwards.")
+@click.option("--no-hints", is_flag=True, help="The simulated job scheduler announces no work to the daemon.")
 @json_option
-def demo(seconds: float, outlets: int, trace: Path | None, keep: Path | None, as_json: bool) -> None:
+def demo(seconds: float, outlets: int, trace: Path | None, keep: Path | None, no_hints: bool, as_json: bool) -> None:
     """Start a simulated rack and the real daemon against it, watch them, print a summary."""
     from rpi_daemon.demo import run_demo
 
-    sys.exit(run_demo(seconds=seconds, outlets=outlets, trace=trace, keep=keep, as_json=as_json))
+    sys.exit(run_demo(seconds=seconds, outlets=outlets, trace=trace, keep=keep, hints=not no_hints, as_json=as_json))
 
 
 @main.command()

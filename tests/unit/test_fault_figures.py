@@ -83,3 +83,40 @@ def test_the_table_says_missed_and_not_measured() -> None:
     assert lines[3] == "| 2 | fault 2 | this | | | not measured yet | |"
     assert lines[5] == "0 of 2 faults are within all of their figures, 1 are measured."
     assert lines[7] == "Measured on m, load average up to 0.5, at c, 2026-01-01."
+
+
+def test_a_number_of_the_readme_is_marked_where_it_missed() -> None:
+    number, result = load_bench("figures").Number, {"ratios": {"x": 0.63, "own": 0.7}}
+
+    def cells(reach: object, **options: object) -> tuple[str, str]:
+        made = number(lambda result: result["ratios"]["x"], "{:.2f} x", reach, **options)
+        return made.to_reach(), made.measured(result)
+
+    assert cells(0.8, unit="x peer", at_least=True) == (">= 0.8 x peer", "0.63 x, **missed**")
+    assert cells(0.6, unit="x peer", at_least=True) == (">= 0.6 x peer", "0.63 x")
+    assert cells(0.62) == ("<= 0.62", "0.63 x, **missed**")
+    assert cells(0.63) == ("<= 0.63", "0.63 x")
+    assert cells(0.0) == ("0", "0.63 x, **missed**")
+    assert cells(lambda result: result["ratios"]["own"], to="its own") == ("its own", "0.63 x")
+    assert cells(lambda result: result["ratios"]["own"], to="its own", at_least=True)[1] == "0.63 x, **missed**"
+    assert cells(None) == ("", "0.63 x")
+    assert number(lambda _: None, "{:.2f}", 0.5).measured(result) == "none"
+
+
+def test_what_missed_on_recordings_is_marked_for_each_model() -> None:
+    def kept(mae: float, pinball: float) -> dict[str, object]:
+        ratios = {
+            "mae_vs_persistence": mae, "mae_vs_persistence_worst": 0.97, "mae_vs_best_expert_worst": 1.02,
+            "pinball_vs_lightgbm": pinball, "request_vs_margin": 0.9, "request_vs_margin_worst": 1.1,
+        }  # fmt: skip
+        escapes = {
+            "30 min or more": {"share_within": 1.0}, "10 to 30 min": {"share_within": None}, "pooled": {"worst_group": 0.018},
+        }  # fmt: skip
+        return {"ratios": ratios, "escapes": escapes, "rows": [], "commit": "c", "part": "all"}
+
+    results = {"forecast_skill_logo": kept(0.74, 1.05), "forecast_skill": kept(0.74, 1.06)}
+    lines = load_bench("figures").skill_table(results).splitlines()
+    assert lines[2].endswith("| <= 0.80 (in-sample <= 0.70); <= 1.02 | 0.74; 0.97 | 0.74, **missed**; 0.97 |")
+    assert lines[4].endswith("| <= 1.05 | 1.05 | 1.06, **missed** |")
+    assert lines[6].endswith("| >= 95 %; >= 95 % | 100.0%; none | 100.0%; none |")
+    assert lines[7].endswith("| <= 1.3 % | 1.80%, **missed** | 1.80%, **missed** |")
