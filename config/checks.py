@@ -31,6 +31,7 @@ PORTS = {"snmp": 161, "modbus_tcp": 502}  # where a PDU says none
 def cross_check(config: Config, base_dir: Path, env: Mapping[str, str]) -> Iterator[Found]:
     """Every mistake that spans keys, as (location, sentence)."""
     yield from _unique(config)
+    yield from _folders(config, base_dir)
     yield from _groups(config)
     yield from _outlets(config)
     yield from _channels(config)
@@ -43,6 +44,13 @@ def cross_check(config: Config, base_dir: Path, env: Mapping[str, str]) -> Itera
     yield from _trap_sinks(config, base_dir, env)
     yield from _captures(config)
     yield from _retrain(config)
+
+
+def _folders(config: Config, base_dir: Path) -> Iterator[Found]:
+    for key in ("state_dir", "runtime_dir"):
+        path = base_dir / getattr(config.daemon, key)
+        if is_file(path):
+            yield ("daemon", key), f"{path} is a file; a folder is needed"
 
 
 def _groups(config: Config) -> Iterator[Found]:

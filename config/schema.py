@@ -84,7 +84,7 @@ Host = Annotated[str, Field(min_length=1), AfterValidator(_checked_host)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Rack(Section):

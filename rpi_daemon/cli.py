@@ -342,13 +342,15 @@ def reload(dry_run: bool, config_path: Path, as_json: bool) -> None:
 @json_option
 def kill(reason: str, config_path: Path, as_json: bool) -> None:
     """Engage the kill switch: no more writes to any PDU, until `resume`. Works without a running daemon."""
+    from rpi_daemon.guard import LONGEST_REASON
+
     switch = kill_switch(config_path)
     try:
         switch.engage(reason)
     except OSError as error:
         try:
             with client(config_path) as daemon:
-                daemon.ask("kill", reason=reason)
+                daemon.ask("kill", reason=reason[:LONGEST_REASON])
         except RpiError as unheard:
             raise RpiError(
                 f"the kill switch is NOT engaged: {switch.path}: {error.strerror}, and {unheard};"

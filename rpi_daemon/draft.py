@@ -231,14 +231,15 @@ def _way_in(keys: Mapping[str, Any], base_dir: Path) -> Pdu:
     try:  # the profile is not known yet
         pdu = Pdu.model_validate({"profile": "unknown", **given, "allow_insecure": keys["version"] == "2c"})
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{_option(item['loc'])}: {item['msg']}" for item in error.errors())) from None
+        told = ((_option(item["loc"]), item["msg"].removeprefix("Value error, ")) for item in error.errors())
+        raise ConfigError("\n".join(f"{option}: {sentence}" for option, sentence in told)) from None
     if mistakes := [f"{_option(loc)}: {text}" for loc, text in snmp_mistakes(pdu, base_dir, os.environ)]:
         raise ConfigError("\n".join(mistakes))
     return pdu
 
 
 def _option(loc: tuple[str | int, ...]) -> str:
-    return f"--{str(loc[0]).replace('_', '-')}"
+    return "HOST" if loc[0] == "host" else f"--{str(loc[0]).replace('_', '-')}"
 
 
 @contextmanager

@@ -219,10 +219,6 @@ class Service:
         for folder in (self.state_dir, self.runtime_dir):
             try:
                 folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            except FileExistsError:
-                raise RpiError(
-                    f"{folder} is a file; a folder is needed: change daemon.state_dir / runtime_dir"
-                ) from None
             except OSError as error:
                 raise RpiError(
                     f"{folder}: {error.strerror}; create it, or change daemon.state_dir / runtime_dir"

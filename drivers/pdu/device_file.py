@@ -16,7 +16,7 @@ from rpi_daemon.small_file import read_small
 class Table(BaseModel):
     """A table of such a file: no key that we do not know, no value that has to be converted."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=Table)

@@ -237,8 +237,8 @@ def test_no_room_for_the_raw_ring(fresh: Place) -> None:
 def test_a_state_folder_that_cannot_be_made(fresh: Place) -> None:
     (fresh.folder / "state").write_text("a file is in the way")
     code, line = refused(fresh.write())
-    assert code == 1
-    assert f"{fresh.folder}/state is a file; a folder is needed: change daemon.state_dir" in line
+    assert code == 3
+    assert f"daemon.state_dir: {fresh.folder}/state is a file; a folder is needed" in line
 
 
 def test_found_limits_that_are_damaged(fresh: Place, may_write: None) -> None:

@@ -163,3 +163,6 @@ def test_a_plan_is_read_with_its_defaults(tmp_path: Path) -> None:
         (True, None, 5.0, False),
         (False, 4.0, 5.0, False),
     ]
+    path.write_text(path.read_text().replace("amps = 4", "amps = inf"))
+    with pytest.raises(ConfigError, match=r":9: step\.2\.amps: .*finite number"):
+        read_plan(path)

@@ -72,6 +72,12 @@ def test_a_negative_number_is_taken_as_it_stands(tmp_path: Path) -> None:
         assert (done.exit_code, "no such file" in done.output) == (3, True), done.output
 
 
+def test_a_host_that_is_none_is_not_asked() -> None:
+    done = CliRunner().invoke(main, ["discover", "10.0.0.300", "--user", "u"])
+    assert done.exit_code == 3
+    assert done.output.startswith("HOST: '10.0.0.300' is not a host name or address such as")
+
+
 def test_a_folder_that_cannot_be_made_for_the_demo() -> None:
     done = CliRunner().invoke(main, ["demo", "--keep", "/proc/rpi-demo", "--seconds", "5"])
     assert done.exit_code == 1

@@ -272,3 +272,15 @@ def test_numbers_and_lines() -> None:
     assert lines[("s", "c")] == 6
     assert lines[("t", 1, "d")] == 12
     assert ("no",) not in lines
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_no_number_of_a_configuration_is_infinite_or_none(number: str) -> None:
+    (found,) = mistakes(BASE + f'[[schedule]]\nload = "n1"\nat = "02:00"\ndelta_w = {number}\n')
+    assert f"schedule[1].delta_w: {number}: input should be a finite number (allowed: >= -1000000, <= 1000000)" in found
+
+
+def test_a_file_is_no_state_folder(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("")
+    (found,) = mistakes(BASE + '[daemon]\nstate_dir = "state"\n', base_dir=tmp_path)
+    assert found.endswith(f"daemon.state_dir: {tmp_path}/state is a file; a folder is needed")

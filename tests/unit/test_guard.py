@@ -387,6 +387,13 @@ def test_kill_switch_is_the_presence_of_a_file(tmp_path: Path) -> None:
     assert switch.engaged()
 
 
+def test_the_kill_switch_takes_a_reason_of_any_length(tmp_path: Path) -> None:
+    switch = KillSwitch(tmp_path / "kill")
+    switch.engage("x" * 70_000)
+    assert switch.engaged()
+    assert switch.reason() == "x" * 500
+
+
 def test_kill_switch_is_engaged_when_nobody_can_tell(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert KillSwitch(tmp_path / "file" / "kill").engaged()
