@@ -13,7 +13,7 @@ class ListAudit:
         self.records: list[tuple[str, Any]] = []
         self.durable = True
 
-    async def asked(self, device: str, intents: Sequence[Intent], by: By = DAEMON) -> Asked:
+    async def asked(self, device: str, intents: Sequence[Intent], by: By = DAEMON, *, on_word: bool = False) -> Asked:
         self.records.append(("asked", tuple(intents)))
         return Asked(len(self.records), self.durable, 0, by.who)
 
