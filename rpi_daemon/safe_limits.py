@@ -301,14 +301,30 @@ class SafeLimits:
         return Standing(self._config, self.mode, self.released, self.meters_only)
 
     def save_standing(self, standing: Standing | None = None) -> None:
-        """Before the first write and at each change: what `rpi-daemon failsafe` acts on. Raises RpiError."""
+        """Before the first write and at each change: what `rpi-daemon failsafe` acts on. Raises RpiError.
+
+        A disk that takes nothing may leave there that the last run ended in good order, where all else is the same: nobody
+        who acts without the daemon asks for that.
+        """
+        standing = standing or self.standing()
         try:
-            (standing or self.standing()).save(self._state_dir)
+            standing.save(self._state_dir)
         except OSError as error:
+            if self._stood_for(standing):
+                log.error("standing.not_saved", error=str(error))
+                return
             raise RpiError(
                 f"{self._state_dir / STANDING_FILE}: {error.strerror}; closed loop needs it on disk, so that `rpi-daemon"
                 " failsafe` knows what to make safe"
             ) from None
+
+    def _stood_for(self, standing: Standing) -> bool:
+        """Whether the disk holds this, but for how the last run ended."""
+        try:
+            before = Standing.read(self._state_dir)
+        except ConfigError:
+            return False
+        return before is not None and replace(before, ended=standing.ended).to_json() == standing.to_json()
 
     async def keep_standing(self, standing: Standing | None = None) -> None:
         """As `save_standing`, beside the loop; and which outlets were given back beside the found limits too."""
