@@ -1,6 +1,7 @@
 """The hardware-in-the-loop benches, in their short form, against the simulators."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -87,7 +88,8 @@ def test_loop_bench(tmp_path: Path) -> None:
     assert seen["caps that were never verified"] == 0
     assert seen["decision to verified cap, worst"] <= (1.0 if seen["passed"] else 10.0)
     assert seen["decision to draw within the ceiling, worst"] <= (5.0 if seen["passed"] else 15.0)
-    assert seen["decision to cap taken off, median"] > 5.0
+    # on a busy machine a short run may end with every cap still on
+    assert seen.get("decision to cap taken off, median", math.inf) > 5.0
 
 
 def test_an_old_result_stands_beside_the_new_one(tmp_path: Path) -> None:
