@@ -26,6 +26,8 @@ LOOK_S = 0.5
 STORM_S, FAULT_EVERY_S = (20.0, 60.0), 3.0
 RECOVERED_S = 60.0  # as in soak_checks, on a machine that others use as well
 WARM_UP_S = 60.0
+TICK_S = 3.0  # without one, on a machine that others use too
+STOP_S = 20.0  # it answers while it leaves STATIC_SAFE; systemd waits as long
 KILLED_S = 0.6  # a batch that was on its way when the kill switch was engaged
 FLAT_MB = 5.0
 STEP_W = 1.5
@@ -380,7 +382,13 @@ class RealSoak:
             self._ticks = None
             return "no daemon ticks"
         now_s, ticks = time.monotonic(), int(status["summary"]["ticks"])
-        if self._ticks is not None and ticks == self._ticks[0] and now_s - self._ticks[1] > 3.0 and not self._hogs:
+        patience_s = STOP_S if self._expected_end else TICK_S
+        if (
+            self._ticks is not None
+            and ticks == self._ticks[0]
+            and now_s - self._ticks[1] > patience_s
+            and not self._hogs
+        ):
             self.violate("h", f"no tick in {now_s - self._ticks[1]:.1f} s")
         if self._ticks is None or ticks != self._ticks[0]:
             self._ticks = ticks, now_s
