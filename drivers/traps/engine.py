@@ -46,8 +46,7 @@ def next_boot(folder: Path, t_utc_ns: int, enterprise: int, rack: str) -> Engine
     if engine_id is None:
         # RFC 3411 SnmpEngineID: enterprise with the high bit set, 5 = octets of our own choice
         engine_id = (enterprise | 1 << 31).to_bytes(4, "big") + b"\x05" + _of_host(rack)
-        hours, age_s = divmod(max(0, t_utc_ns // NS_PER_S - BOOTS_EPOCH_S), BOOTS_STEP_S)
-        boots = hours
+        boots, age_s = divmod(max(0, t_utc_ns // NS_PER_S - BOOTS_EPOCH_S), BOOTS_STEP_S)
     if boots >= BOOTS_MAX:
         raise ConfigError(f"{path}: engine boots is {boots}; remove the file to become a new engine")
     identity = EngineIdentity(engine_id, boots + 1)
