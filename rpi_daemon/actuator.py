@@ -93,6 +93,7 @@ class Actuator:
         self._open_w = np.full(n, np.nan)  # largest that a device may still take
         self._open_low_w = np.full(n, np.nan)  # smallest
         self._asked_ns = np.full(n, NEVER_NS, dtype=np.int64)
+        self._desired_ns: dict[str, int] = {}  # of each PDU's newest Desired
         self._pending = np.zeros(n, dtype=np.bool_)
         self._doubtful = np.zeros(n, dtype=np.bool_)  # only a poll tells what the last write did
         self._exempt = np.zeros(n, dtype=np.bool_)  # the newest asked is protective
@@ -137,14 +138,16 @@ class Actuator:
             self._foreign[pdu].append(reading.t_mono_ns)
         return tuple(changed)
 
-    def confirm(self, pdu: str, now_ns: int, result: ApplyResult) -> None:
-        """Take the outcome of one batch. The read-back decides."""
+    def confirm(self, pdu: str, now_ns: int, result: ApplyResult, asked_ns: int | None = None) -> None:
+        """Take the outcome of one batch, that of the Desired made at `asked_ns`. The read-back decides."""
         config = self._config
+        newest = asked_ns is None or asked_ns == self._desired_ns.get(pdu)
         for outcome in result.outcomes:
             i = self._index[pdu, outcome.outlet]
             if outcome.t_sent_ns:
                 self._count(i, outcome.t_sent_ns)
-            if outcome.asked_w == self._asked_w[i]:
+            # what failed and waits in a newer batch once more may be taken yet: it counts until that one ends
+            if outcome.asked_w == self._asked_w[i] and (outcome.verified or newest):
                 self._pending[i] = False
             if outcome.read_back_w is not None:
                 self._limit_w[i] = math.nan if outcome.disabled else outcome.read_back_w
@@ -340,6 +343,7 @@ class Actuator:
 
     def _desired(self, pdu: str, now_ns: int, outlets: IntArray, decisions: tuple[Decision, ...]) -> Desired:
         """Lowerings first: the device may take the batch one by one."""
+        self._desired_ns[pdu] = now_ns
         self._pending[self._outlets[pdu]] = False
         self._pending[outlets] = True
         rises = self._asked_w[outlets] > self._limit_w[outlets]

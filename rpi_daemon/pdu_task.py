@@ -67,12 +67,12 @@ class PduTask(DeviceTask[PduReport]):
         self._probe_s = PROBE_S  # between two looks while it is away
         self._again = again or driver.open
         self._pending: tuple[LimitWrite, ...] = ()
-        self._measured_ns = 0
+        self._measured_ns = self._asked_ns = 0
 
     def submit(self, desired: Desired, measured_ns: int) -> None:
         """Replace what is still waiting, whole; never blocks. `measured_ns`: the newest scan that the decision has seen."""
         self._pending = desired.limits
-        self._measured_ns = measured_ns
+        self._measured_ns, self._asked_ns = measured_ns, desired.t_mono_ns
         self._wake.set()
 
     def withdraw(self) -> None:
@@ -116,7 +116,7 @@ class PduTask(DeviceTask[PduReport]):
                     raise DeviceError(f"a drill takes it for silent for {left_s:.1f} s more")
                 if self._pending and self.reachable:
                     writes, self._pending = self._pending, ()
-                    await self.write_now(writes, self._measured_ns)
+                    await self.write_now(writes, self._measured_ns, asked_ns=self._asked_ns)
                 elif now_ns >= next_poll_ns:
                     next_poll_ns = now_ns + round(self._pause_s() * NS_PER_S)
                     await self._poll()
@@ -128,7 +128,13 @@ class PduTask(DeviceTask[PduReport]):
                 await self._wait(self._pause_s())
 
     async def write_now(
-        self, writes: Sequence[LimitWrite], measured_ns: int | None = None, by: By = DAEMON, *, on_word: bool = False
+        self,
+        writes: Sequence[LimitWrite],
+        measured_ns: int | None = None,
+        by: By = DAEMON,
+        *,
+        asked_ns: int | None = None,
+        on_word: bool = False,
     ) -> ApplyResult | None:
         """Write one batch and read it back; also used at start and stop, when `run` is not running.
 
@@ -158,7 +164,7 @@ class PduTask(DeviceTask[PduReport]):
         self.verified += len(result.outcomes) - len(wrong)
         if wrong:
             log.warning("pdu.not_verified", pdu=self.pdu, outlets=wrong)
-        self._inbox.append(PduReport(self.pdu, result=result, measured_ns=measured_ns))
+        self._inbox.append(PduReport(self.pdu, result=result, measured_ns=measured_ns, asked_ns=asked_ns))
         if len(allowed) < len(writes):
             self._inbox.append(PduReport(self.pdu, lost=True))  # the others are to be asked for again
         return result

@@ -244,7 +244,7 @@ class Pipeline:
                     self.actuator.forgive(report.pdu)
                 foreign.extend(self.actuator.observe(report.pdu, report.reading))
             if report.result is not None:
-                self.actuator.confirm(report.pdu, inputs.now_ns, report.result)
+                self.actuator.confirm(report.pdu, inputs.now_ns, report.result, report.asked_ns)
             if report.lost:
                 self.actuator.lost(report.pdu, inputs.now_ns)
         return tuple(foreign)

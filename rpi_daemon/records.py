@@ -442,6 +442,7 @@ class PduReport:
     result: ApplyResult | None = None
     lost: bool = False  # what was submitted has ended without an answer
     measured_ns: int | None = None  # of a result: the newest scan behind the tick that asked; None where no tick did
+    asked_ns: int | None = None  # of a result: `t_mono_ns` of the Desired that it ends; None where no tick asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class Bench:
             )
             for w in desired.limits
         )
-        self.actuator.confirm(desired.pdu, now_ns, ApplyResult(outcomes, 2))
+        self.actuator.confirm(desired.pdu, now_ns, ApplyResult(outcomes, 2), desired.t_mono_ns)
 
 
 def test_a_raise_that_the_request_needs_goes_at_once_with_its_reason() -> None:
@@ -195,6 +195,23 @@ def test_the_read_back_decides() -> None:
     bench.answer(1.2, desired, read_back_w=650.0)
     limits = bench.actuator.limits(0)
     assert (limits.limit_w[0], limits.pending[0], math.isnan(limits.open_w[0])) == (650.0, False, True)
+
+
+def test_a_raise_that_failed_and_waits_once_more_counts_until_the_newest_batch_ends() -> None:
+    bench = Bench(n=2)
+    (first,) = bench.want(1.0, 700.0, 500.0, need_w=500.0)
+    (second,) = bench.want(1.1, 700.0, 800.0, need_w=500.0)
+    assert second.limits == (LimitWrite(1, 700.0), LimitWrite(2, 800.0)), (
+        "what is under way stands in the newer one, too"
+    )
+    bench.answer(1.2, first, read_back_w=500.0)
+    limits = bench.actuator.limits(0)
+    assert limits.pending.tolist() == [True, True]
+    assert (limits.limit_w.tolist(), limits.open_w.tolist()) == ([500.0, 500.0], [700.0, 800.0])
+    bench.answer(1.4, second, read_back_w=500.0)
+    limits = bench.actuator.limits(0)
+    assert limits.pending.tolist() == [False, False]
+    assert np.isnan(limits.open_w).all()
 
 
 def test_a_limit_that_the_device_rounded_is_not_written_again() -> None:

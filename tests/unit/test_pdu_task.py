@@ -117,7 +117,8 @@ class Bench:
 
     def ask(self, **limits_w: float) -> None:
         limits = tuple(LimitWrite(int(name[1:]), w) for name, w in limits_w.items())
-        self.task.submit(Desired("pdu", self.clock.mono_ns(), limits), self.clock.mono_ns())
+        now_ns = self.clock.mono_ns()
+        self.task.submit(Desired("pdu", now_ns, limits), measured_ns=now_ns - 7)
 
 
 def scenario(play: Callable[[Bench], Coroutine[Any, Any, None]], **options: Any) -> None:
@@ -152,7 +153,7 @@ def test_only_the_newest_desired_state_is_written() -> None:
     scenario(play)
 
 
-def test_a_write_is_reported_with_the_scan_behind_it() -> None:
+def test_a_write_is_reported_with_the_scan_behind_it_and_the_tick_that_asked() -> None:
     async def play(bench: Bench) -> None:
         asked_ns = bench.clock.mono_ns()
         bench.ask(o1=100.0)
@@ -160,7 +161,8 @@ def test_a_write_is_reported_with_the_scan_behind_it() -> None:
         await bench.until(lambda: any(r.result for r in bench.task._inbox))
         (report,) = [r for r in bench.task.take_reports() if r.result is not None]
         assert report.result is not None
-        assert (report.measured_ns, report.result.outcomes[0].read_back_w) == (asked_ns, 100.0)
+        assert (report.measured_ns, report.asked_ns) == (asked_ns - 7, asked_ns)
+        assert report.result.outcomes[0].read_back_w == 100.0
         assert not any(r.result for r in bench.task.take_reports())
 
     scenario(play)
