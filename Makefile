@@ -32,9 +32,9 @@ types: $(VENV)/.installed
 contracts: $(VENV)/.installed
 	cd tests && ../$(BIN)/lint-imports --config ../pyproject.toml
 
-# The tests that talk to other people's programs; installs them (root, Debian).
+# The tests that talk to other people's programs; installs them (root, Debian). One has a package and a Debian made first: minutes.
 peers: peer-packages $(VENV)/.installed
-	$(BIN)/pytest $(PYTEST_WORKERS) -m peers $(PYTEST_ARGS)
+	$(BIN)/pytest $(PYTEST_WORKERS) -o faulthandler_timeout=900 -m peers $(PYTEST_ARGS)
 
 # Every fault of docs/faults.md with its figure, one after the other; keeps the figures and writes the table. An otherwise idle machine.
 faults: peer-packages $(VENV)/.installed

@@ -58,7 +58,7 @@ int main(int argc, char **argv) {
     init_snmp("rpi-bench");
     snmp_sess_init(&s);
     s.peername = argv[2];
-    s.timeout = 1000000;
+    s.timeout = 5000000;
     s.retries = 1;
     if (strcmp(argv[1], "3") == 0) {
         s.version = SNMP_VERSION_3;

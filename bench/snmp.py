@@ -47,7 +47,7 @@ async def ours(agent: snmpd.Snmpd, version: str) -> tuple[SetAndRead, Callable[[
             user=snmpd.USER,
             auth_key=snmpd.AUTH_KEY,
             priv_key=snmpd.PRIV_KEY,
-            timeout_s=1.0,
+            timeout_s=5.0,
         )
     )
     await session.open()

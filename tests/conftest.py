@@ -22,7 +22,7 @@ os.environ["PYTHONSAFEPATH"] = "1"
 # ... and start from bytecode, as it does: without, each of the hundreds of children compiles it anew, for a third of its start.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
-PATIENCE_S = 2.0  # a thread that was told to end may take a moment
+PATIENCE_S = 20.0  # a thread that was told to end may take a moment, and the machine may stand still
 
 
 def _descriptors() -> dict[int, str]:

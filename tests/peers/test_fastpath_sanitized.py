@@ -39,10 +39,10 @@ def test_extension_compiles_for_aarch64(tmp_path: Path) -> None:
         pytest.skip(f"{compiler} is not installed")
     source = RUN.parents[2] / "_fastpath"
     c_file, o_file = tmp_path / "core.c", tmp_path / "core.o"
-    subprocess.run([sys.executable, "-m", "cython", "-3", source / "core.pyx", "-o", c_file], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "cython", "-3", source / "core.pyx", "-o", c_file], check=True, timeout=240)
     options = ["-c", "-O1", "-std=gnu11", "-fPIC", f"-I{sysconfig.get_path('include')}", f"-I{source}"]
     done = subprocess.run(
-        [compiler, *options, "-o", o_file, c_file], capture_output=True, text=True, timeout=120, check=False
+        [compiler, *options, "-o", o_file, c_file], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     assert o_file.read_bytes()[18:20] == b"\xb7\x00"  # EM_AARCH64

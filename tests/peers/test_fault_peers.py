@@ -85,7 +85,7 @@ def _protected(data: bytes) -> bool:
 async def through_relay(agent: Any, **changes: Any) -> AsyncIterator[tuple[SnmpSession, Relay]]:
     loop = asyncio.get_running_loop()
     transport, relay = await loop.create_datagram_endpoint(lambda: Relay(agent.port), ("127.0.0.1", 0))
-    keys = {"user": snmpd.USER, "auth_key": snmpd.AUTH_KEY, "priv_key": snmpd.PRIV_KEY, "timeout_s": 5.0, **changes}
+    keys = {"user": snmpd.USER, "auth_key": snmpd.AUTH_KEY, "priv_key": snmpd.PRIV_KEY, "timeout_s": 20.0, **changes}
     session = SnmpSession(SnmpEndpoint("127.0.0.1", transport.get_extra_info("sockname")[1], **keys))
     try:
         await session.open()

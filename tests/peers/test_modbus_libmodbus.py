@@ -74,7 +74,7 @@ def serial_cable() -> Iterator[tuple[str, str]]:
 
 
 def run(scene: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(scene(), 20.0))
+    asyncio.run(asyncio.wait_for(scene(), 60.0))
 
 
 @pytest.mark.parametrize("wire", ["tcp", "rtu"])
@@ -82,7 +82,7 @@ def test_meter_write_and_read_back(server: Path, wire: str) -> None:
     with running(server, wire) as address:
 
         async def scene() -> None:
-            options = ModbusOptions(address, example_map(), tuple(range(1, 49)), DEVICE, timeout_s=5.0)
+            options = ModbusOptions(address, example_map(), tuple(range(1, 49)), DEVICE, timeout_s=20.0)
             pdu = ModbusPdu(options)
             await pdu.open()
             assert (await pdu.identify()).n_outlets == 48
@@ -106,7 +106,7 @@ def test_its_exceptions_are_told_in_words(server: Path) -> None:
 
         async def scene() -> None:
             wider = example_map().model_copy(update={"outlets": 60})
-            pdu = ModbusPdu(ModbusOptions(address, wider, tuple(range(40, 61)), DEVICE, timeout_s=5.0))
+            pdu = ModbusPdu(ModbusOptions(address, wider, tuple(range(40, 61)), DEVICE, timeout_s=20.0))
             await pdu.open()
             reading = await pdu.read()
             assert reading.power_w == {o: 100.0 * o if o <= 48 else None for o in range(40, 61)}

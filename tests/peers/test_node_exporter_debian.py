@@ -5,13 +5,13 @@ import contextlib
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scenario_rack import free_ports
+from systemd_box import PATIENCE_S, until
 
 from rpi_daemon.clock import SystemClock
 from rpi_daemon.drivers.caps.bmc_sim import make_certificate
@@ -36,22 +36,26 @@ def exporter(*arguments: str) -> Iterator[int]:
     command = [str(PROGRAM), f"--web.listen-address=127.0.0.1:{port}", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 10.0
-        while time.monotonic() < deadline:
-            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), 1.0):
-                break
-            time.sleep(0.05)
+        until(lambda: listens(port), "node_exporter listens")
         yield port
     finally:
         process.terminate()
-        process.wait(10.0)
+        process.wait(PATIENCE_S)
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), PATIENCE_S).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def scrape(url: str, times: int = 1, look: Callable[[], object] = lambda: None, **options: Any) -> list[HostReading]:
     """`look` is called before and after each reading."""
 
     async def run() -> list[HostReading]:
-        driver = NodeExporter(NodeExporterOptions("web-1", url, poll_s=1.0, timeout_s=5.0, **options), SystemClock())
+        driver = NodeExporter(NodeExporterOptions("web-1", url, poll_s=1.0, timeout_s=20.0, **options), SystemClock())
         await driver.open()
         try:
             readings = []

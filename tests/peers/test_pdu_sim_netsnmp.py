@@ -21,8 +21,8 @@ THRESHOLD, MASK = f"{THRESHOLDS}.1.1.5", "1.3.6.1.4.1.13742.6.3.5.4.1.25.1.1.5"
 
 
 async def tool(name: str, simulator: PduSimulator, *arguments: str) -> tuple[int, str]:
-    command = [name, "-t", "2", "-r", "1", "-On", "-OQ", *arguments]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=20.0, check=False)
+    command = [name, "-t", "20", "-r", "1", "-On", "-OQ", *arguments]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60.0, check=False)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from fault_figures import Figures
 from scenario_rack import Daemon, Place, RackProcess, Status, running, unaccounted
+from systemd_box import until
 
 from rpi_daemon._fastpath import memory
 from rpi_daemon._fastpath.core import Ring, Sampler
@@ -138,6 +139,11 @@ def test_fault_19_what_is_written_on_time_is_read_on_time(kind: str, starved: bo
         board.stdin.write("go\n")
         board.stdin.flush()
         written_late = int(board.stdout.readline())
+        # what the last frames wait for is the processor
+        until(
+            lambda: sum(sampler.counters()[name] for name in ("received", "lost", "corrupt")) >= TIMELY_SCANS,
+            "all read",
+        )
     counters = sampler.counters()
     assert (counters["received"], counters["lost"], counters["corrupt"]) == (TIMELY_SCANS, 0, 0)
     late = 100.0 * max(0, counters["late"] - written_late) / TIMELY_SCANS

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from rpi_daemon.trap_queue import TrapQueue
 from rpi_daemon.trap_task import Pace, SinkTask
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 20.0  # for an acknowledgement that is to come
 ENGINE_ID = bytes.fromhex("80007ed9050102030405060708")
 
 
@@ -46,7 +47,7 @@ def receiver(tmp_path: Path) -> Iterator[Any]:
 def options(receiver: Any, **changes: Any) -> SinkOptions:
     fields: dict[str, Any] = {
         "host": receiver.host, "port": receiver.port, "user": snmptrapd.USER, "auth_key": snmptrapd.AUTH_KEY,
-        "priv_key": snmptrapd.PRIV_KEY, "community": snmptrapd.COMMUNITY, "timeout_s": 1.0,
+        "priv_key": snmptrapd.PRIV_KEY, "community": snmptrapd.COMMUNITY, "timeout_s": PATIENCE_S,
     }  # fmt: skip
     return SinkOptions(**(fields | changes))
 
@@ -119,8 +120,16 @@ def test_v3_traps_are_taken_from_a_later_start_and_not_from_an_earlier_one(recei
         ({"auth_key": "not the key"}, AuthError, "another auth_key for 'rpi', or other than SHA-256"),
         ({"auth": "SHA-512"}, AuthError, "another auth_key for 'rpi', or other than SHA-512"),
         ({"user": "nobody"}, AuthError, "knows no user 'nobody'"),
-        ({"priv_key": "not the key"}, DeviceError, "no acknowledgement in 1 s; .* or has another priv_key"),
-        ({"version": "2c", "community": "no"}, DeviceError, "no acknowledgement in 1 s; .* or has another community"),
+        (
+            {"priv_key": "not the key", "timeout_s": 1.0},
+            DeviceError,
+            "no acknowledgement in 1 s; .* or has another priv_key",
+        ),
+        (
+            {"version": "2c", "community": "no", "timeout_s": 1.0},
+            DeviceError,
+            "no acknowledgement in 1 s; .* or has another community",
+        ),
     ],
     ids=["auth key", "auth", "user", "priv key", "community"],
 )
@@ -135,7 +144,7 @@ def test_wrong_credentials_are_named_and_nothing_goes_in_plain_text(
 def test_a_receiver_that_is_not_there_or_has_no_name(receiver: Any) -> None:
     receiver.stop()
     with pytest.raises(DeviceError, match=r"no acknowledgement in 1 s; it is down or does not listen on port \d+"):
-        send(options(receiver), 7, overload())
+        send(options(receiver, timeout_s=1.0), 7, overload())
     with pytest.raises(DeviceError, match=r"nowhere\.invalid"):
         send(options(receiver, host="nowhere.invalid"), 7, overload())
 
@@ -175,13 +184,13 @@ class Delivery:
         self.task.wake()
 
     async def until(self, done: int) -> None:
-        async with asyncio.timeout(60.0):
+        async with asyncio.timeout(120.0):  # each is saved as done: a slow disk
             while self.queue.sinks["sink"].done < done:  # noqa: ASYNC110  another process works meanwhile
                 await asyncio.sleep(0.02)
 
 
 def test_a_receiver_that_is_killed_and_comes_back_has_everything_in_order(receiver: Any, tmp_path: Path) -> None:
-    async def body() -> None:
+    async def body() -> int:
         async with Delivery(tmp_path, receiver, next_boot(tmp_path, time.time_ns(), 32_473, "rack-7")) as delivery:
             await delivery.tell(1, 150)
             await delivery.until(40)
@@ -193,18 +202,27 @@ def test_a_receiver_that_is_killed_and_comes_back_has_everything_in_order(receiv
             receiver.start()
             await delivery.until(300)
             assert delivery.task.status()["reachable"] is True
+            unacknowledged = delivery.task.sent - delivery.task.acknowledged
         # a start of our own: another boots, the same engine; informs go on
         async with Delivery(tmp_path, receiver, next_boot(tmp_path, time.time_ns(), 32_473, "rack-7")) as delivery:
             await delivery.tell(301, 320)
             await delivery.until(320)
+            return unacknowledged + delivery.task.sent - delivery.task.acknowledged
 
-    asyncio.run(body())
+    unacknowledged = asyncio.run(body())
     found = receiver.sequences()
     assert sorted(set(found)) == list(range(1, 321))  # nothing lost
     assert found == sorted(found)  # in order
-    assert len(found) <= 322  # a repetition where an acknowledgement was lost
+    assert len(found) <= 320 + unacknowledged  # a repetition where an acknowledgement was lost
     texts = [item["rpidText"] for item in receiver.notifications()]
     assert texts[-1].endswith("(320)")
+
+
+ALARMS = {
+    "kill_switch": "rpidKillSwitch",
+    "overload_predicted:breaker-a": "rpidOverloadPredicted",
+    "pdu_unreachable:pdu-a": "rpidPduUnreachable",
+}
 
 
 def test_the_daemon_tells_of_its_life(receiver: Any, tmp_path: Path) -> None:
@@ -218,7 +236,8 @@ def test_the_daemon_tells_of_its_life(receiver: Any, tmp_path: Path) -> None:
         f.write(
             "\n[traps]\nper_minute = 1200\nheartbeat_s = 1.0\n"
             f'\n[[trap_sink]]\nid = "facility"\nhost = "{receiver.host}"\nport = {receiver.port}\n'
-            f'user = "{snmptrapd.USER}"\nauth_key_file = "trap-auth.key"\npriv_key_file = "trap-priv.key"\n'
+            f'timeout_s = {PATIENCE_S}\nuser = "{snmptrapd.USER}"\n'
+            'auth_key_file = "trap-auth.key"\npriv_key_file = "trap-priv.key"\n'
         )
     (tmp_path / "state").mkdir(mode=0o750)
     with running(lambda: RackProcess(config)) as rack:
@@ -242,11 +261,15 @@ def test_the_daemon_tells_of_its_life(receiver: Any, tmp_path: Path) -> None:
             rack.ask(pdu="pdu-a", faults={"drop": -1})
             daemon.until(lambda s: any(a["id"] == "pdu_unreachable:pdu-a" for a in s["alarms"]), "the alarm")
             rack.ask(pdu="pdu-a", faults={})
-            status = daemon.until(lambda s: not s["alarms"], "no alarm")
+            # alarms of a machine that stands still may come and go
+            status = daemon.until(lambda s: ALARMS.keys().isdisjoint(a["id"] for a in s["alarms"]), "they are cleared")
             (sink,) = status["trap_sinks"]
             assert (sink["reachable"], sink["insecure"], sink["dropped"]) == (True, False, 0)
             assert daemon.stop() == 0
-    found = receiver.notifications()
+        if receiver.notifications()[-1]["trap"] != "rpidStopped":  # a busy machine: it waits on disk for the next start
+            with running(lambda: Daemon(config, name="later")) as later:
+                later.until(lambda s: s["trap_sinks"][0]["queued"] == 0, "what waited is told")
+    found = first_life(receiver.notifications())
     told = [(item["trap"], item["rpidAlarmId"]) for item in found]
     assert told[:2] == [("rpidTest", ""), ("rpidStarted", "")]
     assert told[-1] == ("rpidStopped", "")
@@ -256,19 +279,24 @@ def test_the_daemon_tells_of_its_life(receiver: Any, tmp_path: Path) -> None:
     assert predicted["rpidSecondsToOverload"] in [f"{n} seconds" for n in range(1, 6)]
     assert (predicted["rpidUnit"], predicted["rpidThreshold"]) == ("A", "25.000")
     assert float(predicted["rpidValue"]) > 25.0
-    for alarm, kind in (
-        ("kill_switch", "rpidKillSwitch"),
-        ("overload_predicted:breaker-a", "rpidOverloadPredicted"),
-        ("pdu_unreachable:pdu-a", "rpidPduUnreachable"),
-    ):
+    for alarm, kind in ALARMS.items():
         raised = [trap for trap, name in told if name == alarm]
-        assert raised == [kind, f"{kind}Cleared"] * (len(raised) // 2)  # more than once where the machine is busy
-        assert raised
+        in_turn = [kind, f"{kind}Cleared"] * len(raised)  # more than once where the machine is busy
+        assert raised == in_turn[: len(raised)]
+        assert len(raised) >= 2
     assert ("rpidHeartbeat", "") in told
     assert ("rpidStateChange", "") in told
-    sequences = [n for n in receiver.sequences() if n > 0]
+    sequences = [n for n in (int(item["rpidSequence"]) for item in found) if n > 0]
     assert sequences == list(range(1, len(sequences) + 1))
     assert {item["rpidRack"] for item in found} == {"scenario"}
+
+
+def first_life(found: list[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Up to the first farewell, each once: a later start may have had to tell the end, some of it again."""
+    once = {(item["rpidSequence"], item["rpidTime"]): item for item in reversed(found)}
+    told = [item for item in found if once[item["rpidSequence"], item["rpidTime"]] is item]
+    stops = [place for place, item in enumerate(told, start=1) if item["trap"] == "rpidStopped"]
+    return told[: stops[0]] if stops else told
 
 
 def mibs(folder: Path | None = None) -> str:
@@ -309,7 +337,7 @@ def test_net_snmp_translates_every_notification(tmp_path: Path) -> None:
 
 def test_bench_short_form() -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "bench" / "informs.py", "--quick", "--json"], capture_output=True, text=True, timeout=120,
+        [sys.executable, ROOT / "bench" / "informs.py", "--quick", "--json"], capture_output=True, text=True, timeout=240,
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
