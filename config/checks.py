@@ -1,6 +1,7 @@
 """What no single key can tell: names that must exist, sums that must fit, files that must be there."""
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
@@ -25,6 +26,8 @@ LOOSE_FILE_BITS = 0o077
 MOST_SECRET_BYTES = 10_000
 LONGEST_CAPTURE = 3  # times its usual length, see rpi_daemon/captures.py
 CAPTURE_LATE_S = 3.0  # a disk may be so late before the raw ring has overwritten what is to be kept
+LONGEST_SOCKET_PATH = 107  # octets, unix(7): 108 with the zero at its end
+LONGEST_SOCKET_NAME = len("telemetry.sock")
 PORTS = {"snmp": 161, "modbus_tcp": 502}  # where a PDU says none
 
 
@@ -51,6 +54,10 @@ def _folders(config: Config, base_dir: Path) -> Iterator[Found]:
         path = base_dir / getattr(config.daemon, key)
         if is_file(path):
             yield ("daemon", key), f"{path} is a file; a folder is needed"
+    runtime_dir = base_dir / config.daemon.runtime_dir
+    octets, most = len(os.fsencode(runtime_dir)), LONGEST_SOCKET_PATH - 1 - LONGEST_SOCKET_NAME
+    if octets > most:
+        yield ("daemon", "runtime_dir"), f"{runtime_dir} has {octets} octets; for the sockets in it {most} are allowed"
 
 
 def _groups(config: Config) -> Iterator[Found]:

@@ -6,13 +6,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rpi_daemon.audit import FOLDER, read_audit, verify_audit
+from rpi_daemon.audit import FOLDER, HEAD_FILE, read_audit, verify_audit
 from rpi_daemon.config.load import read_config
 from rpi_daemon.config.schema import Config
 from rpi_daemon.errors import ConfigError, RpiError
 from rpi_daemon.history.chain import Event, Head
 from rpi_daemon.history.query import local_zone, parse_time
 from rpi_daemon.history.show import one_line, stamp
+from rpi_daemon.history.weeks import check_readable
+
+FILES = "*.sqlite"
 
 
 def verify(config_path: Path, heads: Sequence[str]) -> tuple[dict[str, Any], str]:
@@ -22,7 +25,12 @@ def verify(config_path: Path, heads: Sequence[str]) -> tuple[dict[str, Any], str
     state_dir = config.path(config.daemon.state_dir)
     if not known:
         _folder(config)
+    check_readable(state_dir / FOLDER, FILES)
+    check_readable(state_dir, HEAD_FILE)
+    check_readable(state_dir / config.history.folder, FILES)
     chain = verify_audit(state_dir, state_dir / config.history.folder, known)
+    if chain.first is None and not chain.broken:
+        raise RpiError(f"{state_dir / FOLDER}: no record is there, and no head that says whether one was")
     begins = chain.first and {"number": chain.first.seq, "t_utc_ns": chain.first.t_ns}
     document = {
         "schema": 1,

@@ -42,7 +42,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            return self._invoke(ctx)
         except RpiError as error:
             click.echo(str(error), err=True)
             if ctx.meta.get(JSON_WANTED):
@@ -50,6 +50,15 @@ class Commands(click.Group):
             ctx.exit(error.exit_code)
         except BrokenPipeError:
             ctx.exit(0)  # the reader of a pipe has seen enough
+
+    def _invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PermissionError as error:
+            if error.filename is None:
+                raise
+            may = "do this as root, as the daemon's user or as a member of its group"
+            raise RpiError(f"{error.filename}: {error.strerror}; {may}") from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -164,6 +164,9 @@ class ControlClient:
         except PermissionError:
             self._socket.close()
             raise RefusedError(f"{path}: this user may not talk to the daemon: {_way_in(path)}") from None
+        except OSError as error:  # a path that is too long, too many callers
+            self._socket.close()
+            raise NotRunningError(f"{path}: no daemon answers here: {error.strerror or error}") from None
         self._file = self._socket.makefile("rb")
 
     def ask(self, command: str, **fields: Any) -> dict[str, Any]:

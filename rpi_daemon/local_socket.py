@@ -12,17 +12,18 @@ def bound(path: Path, kind: socket.SocketKind, mode: int, group: int | None = No
 
     `group`: whom it shall belong to; the process's own group if not given.
     """
-    path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, kind)
     listener.setblocking(False)
     old_mask = os.umask(0o777 & ~mode)
     try:
+        path.unlink(missing_ok=True)
         listener.bind(str(path))
         if group is not None:
             give_to_group(path, group)
     except OSError as error:
         listener.close()
-        raise RpiError(f"{path}: cannot listen: {error.strerror}; check daemon.runtime_dir") from None
+        # Python has no `strerror` for a path that is too long
+        raise RpiError(f"{path}: cannot listen: {error.strerror or error}; check daemon.runtime_dir") from None
     except RpiError:
         listener.close()
         raise

@@ -28,7 +28,7 @@ from rpi_daemon.history.query import (
 )
 from rpi_daemon.history.show import Escape, as_csv, bins, escapes, joined, one_line, stamp, write_npz, write_png
 from rpi_daemon.history.stretches import POWER, stretches
-from rpi_daemon.history.weeks import History
+from rpi_daemon.history.weeks import History, check_readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ def question(config_path: Path, patterns: Sequence[str], what: str, from_text: s
         raise RpiError(
             f"{asked.folder}: no history is there; it begins when the daemon runs with history.enabled = true"
         )
+    check_readable(asked.folder, "*.sqlite")
     return asked
 
 

@@ -24,6 +24,7 @@ import structlog
 
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.durable import create
+from rpi_daemon.errors import RpiError
 from rpi_daemon.history.blobs import DamagedBlock, unpack
 from rpi_daemon.records import FloatArray, IntArray
 
@@ -306,6 +307,16 @@ def delete_files(paths: Sequence[Path]) -> int:
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         log.info("history.deleted", path=str(path))
     return len(paths)
+
+
+def check_readable(folder: Path, names: str) -> None:
+    """Raises RpiError where this user may not read a folder, or a file in it: what it holds would count as missing."""
+    within = [(path, os.R_OK) for path in sorted(folder.glob(names))]
+    for path, mode in [(folder, os.R_OK | os.X_OK), *within] if folder.is_dir() else []:
+        if not os.access(path, mode, effective_ids=True):
+            raise RpiError(
+                f"{path}: this user may not read it; do this as root, as the daemon's user or as a member of its group"
+            )
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:

@@ -1,12 +1,18 @@
 """`rpi-daemon audit show`: what a line says, for people."""
 
+import importlib
+import os
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from rpi_daemon.audit_show import _lines, show
+from rpi_daemon.cli import main
 from rpi_daemon.history.chain import ChainLog, Event
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "examples" / "demo.toml"
@@ -66,3 +72,59 @@ def test_words_of_an_operator_forge_no_line(tmp_path: Path) -> None:
     assert only.isprintable()
     assert only.endswith(r'words="x\n2026-11-21 22:00:00.000  7  operator root  asked 3  pdu-a/1\x1b[2J\u202e"')
     assert document["records"][0]["data"]["words"] == words
+
+
+NOBODY = 65534
+READERS = ("audit verify", "audit show", "history", "events", "events --verify", "report")
+
+
+@pytest.fixture
+def others_rack() -> Iterator[Path]:
+    """A configuration with an audit of one record and a history, in a folder that everybody may enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        place.chmod(0o755)
+        (place / "rack.toml").write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
+        for kind, where in (("audit", "audit"), ("events", "history")):
+            log = ChainLog(place / "state" / where, kind=kind, keep_days=400.0)
+            log.append([Event(time.time_ns(), 1, "begin", {"who": "daemon"})])
+            log.close()
+        (place / "state" / "audit-head").write_text(f"{log.head}\n")
+        yield place
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize(
+    ("closed", "commands"),
+    [
+        ("state", (*READERS, "model list")),
+        ("state/audit", ("audit verify",)),
+        ("state/audit-head", ("audit verify",)),
+        ("state/history", READERS[2:]),
+    ],
+)
+def test_what_a_user_may_not_read_is_not_missing_and_no_traceback(
+    others_rack: Path, closed: str, commands: tuple[str, ...]
+) -> None:
+    for module in ("look_back", "report.command", "retrain.command"):  # that user may not read our libraries either
+        importlib.import_module(f"rpi_daemon.{module}")
+    (others_rack / closed).chmod(0)
+    os.seteuid(NOBODY)
+    try:
+        done = [
+            CliRunner().invoke(main, [*command.split(), "-c", str(others_rack / "rack.toml")]) for command in commands
+        ]
+    finally:
+        os.seteuid(0)
+    for result in done:
+        assert result.exit_code == 1
+        assert result.output.startswith(f"{others_rack / closed}")
+        assert result.output.endswith("do this as root, as the daemon's user or as a member of its group\n")
+
+
+def test_an_audit_without_a_record_and_a_head_does_not_hold(tmp_path: Path) -> None:
+    (tmp_path / "rack.toml").write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "state" / "audit").mkdir(parents=True)
+    done = CliRunner().invoke(main, ["audit", "verify", "-c", str(tmp_path / "rack.toml")])
+    assert done.exit_code == 1
+    assert done.output == f"{tmp_path}/state/audit: no record is there, and no head that says whether one was\n"

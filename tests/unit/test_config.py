@@ -280,6 +280,12 @@ def test_no_number_of_a_configuration_is_infinite_or_none(number: str) -> None:
     assert f"schedule[1].delta_w: {number}: input should be a finite number (allowed: >= -1000000, <= 1000000)" in found
 
 
+def test_a_path_too_long_for_a_socket_is_told_before_the_start() -> None:
+    assert parse(BASE + f'[daemon]\nruntime_dir = "/run/{"x" * 87}"\n').daemon.runtime_dir.endswith("x" * 87)
+    (found,) = mistakes(BASE + f'[daemon]\nruntime_dir = "/run/{"x" * 88}"\n')
+    assert found.endswith(f"daemon.runtime_dir: /run/{'x' * 88} has 93 octets; for the sockets in it 92 are allowed")
+
+
 def test_a_file_is_no_state_folder(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("")
     (found,) = mistakes(BASE + '[daemon]\nstate_dir = "state"\n', base_dir=tmp_path)

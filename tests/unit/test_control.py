@@ -145,3 +145,12 @@ def test_however_many_look_they_are_answered_in_turn(tmp_path: Path, monkeypatch
         return took_s
 
     assert asyncio.run(scenario()) >= 8 * READ_PAUSE_S
+
+
+def test_what_is_no_socket_is_a_sentence_on_both_sides(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path, why in ((tmp_path / "folder", "Is a directory"), (tmp_path / ("x" * 108), "AF_UNIX path too long")):
+        with pytest.raises(RpiError, match=f"cannot listen: {why}; check daemon.runtime_dir"):
+            asyncio.run(ControlServer(path, 0o600, _handler).open())
+    with pytest.raises(NotRunningError, match="no daemon answers here: AF_UNIX path too long"):
+        ControlClient(tmp_path / ("x" * 108))
