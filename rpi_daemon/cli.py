@@ -7,7 +7,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -772,25 +772,30 @@ def mib(enterprise: int | None, config_path: Path, only_path: bool) -> None:
 @json_option
 def drill(what: str, config_path: Path, closed_loop: bool, demo: bool, out: Path | None, as_json: bool) -> None:
     """Lose something on purpose, and report whether the daemon did what it promises. Exit code 1 where it did not."""
+    from rpi_daemon.demo import ended_by_signals
     from rpi_daemon.devices import load_checked
     from rpi_daemon.drill import DRILLS, SystemdBox, demo_box, run_drills
 
-    lines: list[str] = []
+    written: contextlib.AbstractContextManager[IO[str] | None]
+    try:  # before anything is broken; line by line, so that a drill that ends early leaves what it saw
+        written = contextlib.nullcontext() if out is None else out.open("w", encoding="utf-8", buffering=1)
+    except OSError as error:
+        raise RpiError(f"{out}: {error.strerror}; the report cannot be written: no drill began") from None
 
-    def say(line: str) -> None:
-        lines.append(line)
-        click.echo(line, err=as_json)
+    with written as file, ended_by_signals():
 
-    names = list(DRILLS) if what == "all" else [what]
-    with demo_box() if demo else contextlib.nullcontext(SystemdBox(load_checked(config_path))) as box:
-        report = run_drills(names, box, closed_loop=closed_loop or demo, say=say)
-    verdict = f"{report['passed']} of {report['checks']} passed: rack {report['rack']}, {report['mode']}, {report['begun_utc']}"
+        def say(line: str) -> None:
+            if file is not None:
+                click.echo(line, file=file)
+            click.echo(line, err=as_json)  # to a terminal that may be gone
+
+        names = list(DRILLS) if what == "all" else [what]
+        with demo_box() if demo else contextlib.nullcontext(SystemdBox(load_checked(config_path))) as box:
+            report = run_drills(names, box, closed_loop=closed_loop or demo, say=say)
+        verdict = f"{report['passed']} of {report['checks']} passed: rack {report['rack']}, {report['mode']}, {report['begun_utc']}"
+        if file is not None:
+            click.echo(verdict, file=file)
     show(report, as_json, verdict)
-    if out is not None:
-        try:
-            out.write_text("\n".join([*lines, verdict, ""]), encoding="utf-8")
-        except OSError as error:
-            raise RpiError(f"{out}: {error.strerror}; the report could not be written") from None
     sys.exit(0 if report["ok"] else 1)
 
 

@@ -295,7 +295,7 @@ def _print_summary(summary: Mapping[str, Any], keep: Path | None) -> None:
 @contextlib.contextmanager
 def demo_folder(keep: Path | None) -> Iterator[Path]:
     """Where the demo lives: the named folder, or one in memory that goes away. What began in it ends in order, by a signal too."""
-    with _ended_by_signals():
+    with ended_by_signals():
         if keep is not None:
             try:
                 keep.mkdir(parents=True, exist_ok=True)
@@ -315,8 +315,11 @@ def demo_folder(keep: Path | None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP (a terminal that is closed) leave the block as Ctrl-C does: else a daemon would go on without its rack."""
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP (a terminal that is closed) leave the block as Ctrl-C does.
+
+    Else a daemon would go on without its rack, or a kill switch stay that a drill engaged.
+    """
 
     def leave(number: int, _: object) -> None:
         for ending in before:

@@ -146,8 +146,8 @@ class Drill:
 
     def kill_switch(self) -> None:
         """The kill switch stops every write, and lets go again."""
-        self._client.ask("kill", reason=REASON)
         try:
+            self._client.ask("kill", reason=REASON)
             self._expect("the kill switch is engaged, and the status says so", lambda s: s["kill_switch"], 1.0)
             self._expect("an alarm tells it", lambda s: self._alarms(s, "kill_switch"), 3.0)
             time.sleep(UNDER_WAY_S)
@@ -385,7 +385,11 @@ def run_drills(names: Sequence[str], box: Box, *, closed_loop: bool, say: Callab
         for name in names:
             say(f"{name}: {(DRILLS[name].__doc__ or '').strip()}")
             drill.checks = []
-            drill.run(name)
+            try:
+                drill.run(name)
+            except BaseException:
+                say("  ended early     what does not stand above was not tried")
+                raise
             if not drill.checks:
                 say("  none            this rack has nothing of that kind: nothing was tried")
             report[name] = [

@@ -44,6 +44,8 @@ class InForce:
 
 def in_force(config_path: Path, state_dir: Path | None) -> InForce:
     """The state folder's word; the configuration file's where there is none. Raises ConfigError where there is neither."""
+    if state_dir is not None and not os.path.isdir(state_dir):  # nor raises where it may not look
+        raise ConfigError(f"--state-dir {state_dir}: no folder that can be looked into")
     config, broken = _configuration(config_path)
     notes = [] if broken is None else [str(broken).partition("\n")[0]]
     folders = [state_dir] if state_dir is not None else _folders(config_path)

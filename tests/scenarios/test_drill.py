@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from scenario_rack import Daemon, Place, RackProcess, cli, running
+from scenario_rack import RPI, Daemon, Place, RackProcess, cli, running
 
 from rpi_daemon.cli import main
 from rpi_daemon.config.load import load_config
@@ -68,6 +70,27 @@ def test_no_drill_begins_with_the_kill_switch_engaged(place: Place, daemon: Daem
     assert "the kill switch is engaged: no drill begins" in done.stderr
     assert daemon.status()["kill_switch"]
     daemon.ask("resume")
+
+
+def test_a_drill_whose_terminal_is_closed_leaves_no_kill_switch_and_says_so(
+    place: Place, daemon: Daemon, tmp_path: Path
+) -> None:
+    command = [*RPI, "drill", "kill-switch", "--closed-loop", "--config", str(place.write()), "--out"]
+    with subprocess.Popen([*command, str(tmp_path / "report")], stdout=subprocess.PIPE, text=True) as drill:
+        assert drill.stdout is not None
+        assert next(line for line in drill.stdout if "an alarm tells it" in line)
+        assert daemon.status()["kill_switch"]
+        drill.send_signal(signal.SIGHUP)
+        assert drill.stdout.read() == "  ended early     what does not stand above was not tried\n"
+    assert drill.returncode == 128 + signal.SIGHUP
+    assert (tmp_path / "report").read_text().endswith("  ended early     what does not stand above was not tried\n")
+    assert not daemon.status()["kill_switch"]
+
+
+def test_a_report_that_cannot_be_kept_is_told_before_anything_is_broken(place: Place, daemon: Daemon) -> None:
+    done = cli(place.write(), "drill", "kill-switch", "--closed-loop", "--out", "/nowhere/report")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "/nowhere/report: No such file or directory; the report cannot be written: no drill began\n"
 
 
 def test_an_unknown_device_and_a_long_drill_are_refused(daemon: Daemon) -> None:

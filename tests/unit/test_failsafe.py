@@ -65,6 +65,12 @@ def test_a_configuration_that_is_gone_or_broken_since(
     assert found.notes[-1] == "acting on the configuration that was last in force"
 
 
+def test_a_mistyped_folder_of_state_is_no_rack_without_outlets(config: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="typo: no folder that can be looked into"):
+        in_force(config, tmp_path / "typo")
+    assert not (tmp_path / "typo").exists()
+
+
 def test_another_rack_is_not_acted_on(config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of a file that is not there nothing is known; what a daemon with a file elsewhere stood for is not meant."""
     stood_for(config, tmp_path / "lib")

@@ -315,6 +315,20 @@ def test_an_acknowledgement_releases_no_kill_switch(tmp_path: Path) -> None:
     assert not daemon.limits.killed()
 
 
+def test_a_drill_acknowledges_nothing(tmp_path: Path) -> None:
+    """What latched while it had the kill switch engaged is for people to look at."""
+    daemon = Ticking(tmp_path, 0.0, 1)
+    daemon.state_dir.mkdir()
+    daemon.limits.engage_kill_switch(REASON)
+
+    async def latched(request: object) -> dict[str, object]:
+        raise AssertionError(request)
+
+    daemon.operator._acknowledge = latched  # type: ignore[method-assign, assignment]
+    asyncio.run(daemon.operator._resume({"only": REASON}))
+    assert not daemon.limits.killed()
+
+
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_a_drill_releases_no_kill_switch_that_somebody_engages_meanwhile(on_disk: bool, tmp_path: Path) -> None:
     daemon = Ticking(tmp_path, 0.0, 1)
