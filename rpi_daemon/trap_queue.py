@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from rpi_daemon.database import is_damaged
 from rpi_daemon.errors import ConfigError
 from rpi_daemon.records import Mode, Notice, SafeState, Severity
 
@@ -24,11 +25,6 @@ CREATE TABLE IF NOT EXISTS notice (sink TEXT, sequence INTEGER, body TEXT, PRIMA
 CREATE TABLE IF NOT EXISTS sink (id TEXT PRIMARY KEY, sequence INTEGER, dropped INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, body TEXT) WITHOUT ROWID;
 """
-# what the disk answers for a sector that is lost
-UNREAD = (
-    *(sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ),
-    *(sqlite3.SQLITE_IOERR_CORRUPTFS, sqlite3.SQLITE_IOERR_DATA),
-)
 
 T = TypeVar("T")
 
@@ -114,7 +110,7 @@ class TrapQueue:
             try:
                 return self._load()
             except sqlite3.OperationalError as error:
-                if not self._cannot_be_read(error):
+                if not is_damaged(error) and not self._path.is_dir():
                     return self._load(alone=True)
                 self._set_aside(error)
                 return self._load()
@@ -144,10 +140,6 @@ class TrapQueue:
                 with contextlib.suppress(sqlite3.OperationalError):  # a full disk; then at the next start
                     self._db.execute("DELETE FROM notice WHERE sink = ?", (sink,))
         return {name: json.loads(body) for name, body in self._db.execute("SELECT name, body FROM fact")}
-
-    def _cannot_be_read(self, error: sqlite3.OperationalError) -> bool:
-        """The disk gives it back no more, or a folder is in its place: no other look at it helps."""
-        return error.sqlite_errorcode in UNREAD or self._path.is_dir()
 
     def _set_aside(self, error: Exception) -> None:
         if self._db is not None:

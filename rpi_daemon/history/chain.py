@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.database import BUSY_S, SMALL_CACHE, is_damaged, make_database
 from rpi_daemon.errors import RpiError
 from rpi_daemon.history.weeks import (
     ASIDE,
-    BUSY_S,
-    SMALL_CACHE,
     WEEK_NS,
     delete_files,
-    is_damaged,
-    make_database,
     old_files,
     open_read_only,
     set_aside,

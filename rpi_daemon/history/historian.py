@@ -18,6 +18,7 @@ import structlog
 from numpy.typing import NDArray
 
 from rpi_daemon.clock import NS_PER_S
+from rpi_daemon.database import is_damaged, is_full
 from rpi_daemon.history.blobs import pack
 from rpi_daemon.history.weeks import (
     FRESH_SHIFT,
@@ -27,8 +28,6 @@ from rpi_daemon.history.weeks import (
     StoredLimit,
     delete_files,
     insert,
-    is_damaged,
-    is_full,
     old_files,
     open_for_writing,
     path_of,

@@ -1,8 +1,6 @@
 """The history files: one SQLite database per ISO week (UTC), so that keeping 30 days means deleting a file."""
 
 import contextlib
-import errno
-import fcntl
 import functools
 import itertools
 import json
@@ -23,7 +21,7 @@ import numpy as np
 import structlog
 
 from rpi_daemon.clock import NS_PER_S
-from rpi_daemon.durable import create
+from rpi_daemon.database import BUSY_S, SMALL_CACHE, make_database
 from rpi_daemon.errors import RpiError
 from rpi_daemon.history.blobs import DamagedBlock, unpack
 from rpi_daemon.records import FloatArray, IntArray
@@ -34,8 +32,6 @@ SCHEMA: Final = 1
 PATTERN: Final = "history-*.sqlite"
 ASIDE: Final = ".corrupt-"
 WEEK_NS: Final = 7 * 86_400 * NS_PER_S
-BESIDE_SUFFIX: Final = ".new"
-LOGS: Final = ("-wal", "-shm", "-journal")  # SQLite's, beside a database
 PAGE: Final = 1024  # octets: blocks are some KB, and each commit writes the pages that it touched twice
 LOG_PAGES: Final = 8192  # of the write-ahead log before they go to the file: some 80 minutes of 48 outlets
 RUN_NS: Final = (
@@ -43,8 +39,6 @@ RUN_NS: Final = (
 )  # wall time that is so far from the monotonic clock's is of another boot, or the clock was set
 NO_PLACE: Final = 2**62
 BESIDE: Final = 64  # blocks: more than a minute has
-SMALL_CACHE: Final = "PRAGMA cache_size = -256"  # KiB: what is only added to needs no pages of long ago in memory
-BUSY_S: Final = 2.0  # a reader may hold the file for a moment
 _TABLES: Final = f"""
 PRAGMA page_size = {PAGE};
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -61,7 +55,6 @@ CREATE TABLE IF NOT EXISTS limit_change (
 """  # all in the order of time: new rows go to the end of a file, so that few pages are written twice
 LONGEST_NS: Final = 610 * NS_PER_S  # of a block: figures of ten minutes
 _LIMITS_GONE: Final = "SELECT max(rowid) - min(rowid) + 1 - count(*) FROM limit_change"  # none is ever deleted
-_UNREADABLE: Final = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_CORRUPTFS)  # EIO and its like
 STATISTICS: Final = ("mean", "min", "max")  # of each second, in the order of their rows in a block
 
 
@@ -184,38 +177,6 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def make_database(path: Path, tables: str) -> None:
-    """An empty file of a week, if there is none: one that was half made when it was cut short is never read.
-
-    It is made beside and renamed, by one process at a time. Raises sqlite3.Error or OSError.
-    """
-    if path.exists():
-        return
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        if path.exists():  # by now
-            return
-        beside = path.with_name(path.name + BESIDE_SUFFIX)
-        logs = [one.with_name(one.name + suffix) for one in (path, beside) for suffix in LOGS]
-        for left in (
-            beside,
-            *logs,
-        ):  # by who was cut short, or took the database away: SQLite would take them for its own
-            left.unlink(missing_ok=True)
-        with contextlib.closing(
-            os.fdopen(create(beside, os.O_EXCL))
-        ) as file:  # SQLite's helper files get the same owner
-            with contextlib.closing(sqlite3.connect(beside, timeout=BUSY_S, isolation_level=None)) as connection:
-                connection.execute("PRAGMA synchronous = OFF")
-                connection.executescript(tables)
-                connection.execute("PRAGMA journal_mode = WAL")
-            os.fsync(file)
-        beside.replace(path)
-    finally:
-        os.close(folder)
-
-
 def insert(
     connection: sqlite3.Connection,
     layout: Layout,
@@ -253,23 +214,6 @@ def insert(
 def _crc(*values: object) -> int:
     """Over a whole row, its keys included: a right value at a wrong time is a wrong value."""
     return zlib.crc32(repr(values).encode())
-
-
-def is_damaged(error: sqlite3.Error) -> bool:
-    """Whether SQLite says that the file is no sound database, or the disk cannot read it; one that is full, slow or
-    read-only is another thing."""
-    code = getattr(error, "sqlite_errorcode", None)  # None: Python's own, and ours
-    known = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
-    return (
-        known if code is None else code in _UNREADABLE or code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-    )
-
-
-def is_full(error: sqlite3.Error | OSError) -> bool:
-    """Whether a disk has no room, or a user no more of it."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF == sqlite3.SQLITE_FULL
 
 
 def set_aside(path: Path, why: str) -> None:
