@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from fault_figures import figure as figure
 from hypothesis import HealthCheck, settings
+from unhurried import unhurry
 
 # how long an example takes depends on who else uses the machine: no property
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+unhurry()
 
 # Children of tests find the installed package: the bare folders of the checkout, their working directory, would shadow it.
 os.environ["PYTHONSAFEPATH"] = "1"

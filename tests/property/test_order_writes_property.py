@@ -49,21 +49,25 @@ def test_an_alarm_is_lowered_for_scarcity_only_after_its_servers_cap(seed: int) 
                     assert decision.to_w >= min(bound, from_w) - EPSILON_W
 
 
-@settings(max_examples=8)
-@given(SEEDS, st.sampled_from([LimitKind.ALARM, LimitKind.TRIP_OFF]))
-def test_a_cap_rises_only_under_limits_that_stand(seed: int, kind: LimitKind) -> None:
+def test_a_cap_rises_only_under_limits_that_stand() -> None:
     """Step by step: what the PDUs hold when a higher cap is asked for lets it through already."""
-    rack, rng = random_rack(seed, kind, found_w=700.0)
-    margin_w = 0.05 * 2000.0 if kind is LimitKind.TRIP_OFF else 0.0
-    raised = 0
-    for _ in range(400):
-        wander(rack, rng)
-        snapshot = rack.tick()
-        for cap in snapshot.cap_plan.desired:
-            if cap.reason != "raise":
-                continue
-            raised += 1
-            assert cap.cap_w is not None
-            item = next(item for item in rack.rack.loads if item.name == cap.load)
-            assert all(rack.limit_w(i) >= cap.cap_w + margin_w - EPSILON_W for i in item.outlets)
-    assert raised > 0
+    raised: list[str] = []
+
+    @settings(max_examples=8)
+    @given(SEEDS, st.sampled_from([LimitKind.ALARM, LimitKind.TRIP_OFF]))
+    def holds(seed: int, kind: LimitKind) -> None:
+        rack, rng = random_rack(seed, kind, found_w=700.0)
+        margin_w = 0.05 * 2000.0 if kind is LimitKind.TRIP_OFF else 0.0
+        for _ in range(400):
+            wander(rack, rng)
+            snapshot = rack.tick()
+            for cap in snapshot.cap_plan.desired:
+                if cap.reason != "raise":
+                    continue
+                raised.append(cap.load)
+                assert cap.cap_w is not None
+                item = next(item for item in rack.rack.loads if item.name == cap.load)
+                assert all(rack.limit_w(i) >= cap.cap_w + margin_w - EPSILON_W for i in item.outlets)
+
+    holds()
+    assert raised, "one rack in ten has none"

@@ -27,7 +27,7 @@ allow_insecure = true
 
 COMMANDS = {
     "check-config": ([], "good. Rack scenario: 12 outlets (11 opted in to closed loop)"),
-    "status": ([], "NORMAL"),
+    "status": ([], "  closed_loop  up "),
     "hint": (["a-1", "5"], "a-1: +5 W in 5 s"),
     "limit set": (["pdu-b/1", "300", "--ttl", "1", "--reason", "x"], "pdu-b/1: at most 300 W for 1 s (x)"),
     "limit restore": (["pdu-b/6"], "restored 1 outlets, verified 1; mode closed_loop"),

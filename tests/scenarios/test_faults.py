@@ -285,7 +285,10 @@ def test_fault_03_sets_that_are_ignored_are_seen_and_given_up(
     seen = _seconds_since(daemon.log("pdu.not_verified"), began_s)
     mismatch_s = min(s for s in seen if s > written[-1]) - written[-1]
     most = max(sum(first <= s < first + 1.0 for s in written) for first in written)
-    assert 2 <= len(written) <= 3, "attempts; the first may have been asked for before"
+    number = int(name.partition("/")[2])
+    attempts = [line for line in daemon.log("pdu.not_verified") if line["pdu"] == "pdu-a" and number in line["outlets"]]
+    # what an audit on a slow disk put off was logged as decided, and was not written
+    assert len([s for s in _seconds_since(attempts, began_s) if s < ended_s]) == 3
     daemon.until(lambda s: not any(o["uncontrolled"] for o in s["outlets"]), "controlled again")
     daemon.normal()
     figure(3, "asked to mismatch seen, the simulated device's settle time included", mismatch_s, 0.1, "s", busy=BUSY_S)

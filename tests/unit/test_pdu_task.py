@@ -26,7 +26,7 @@ from rpi_daemon.records import (
 )
 from rpi_daemon.service import _write_ms
 
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 
 
 class VirtualPdu:

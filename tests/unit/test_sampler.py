@@ -30,7 +30,7 @@ from rpi_daemon._fastpath.core import (
 )
 
 N_CHANNELS, N_SCANS, TICKS_A_SCAN = 4, 10, 1000
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 DESCRIPTION = BoardDescription(
     1000, 1_000_000, "SN1", "1.0", 0, tuple(ChannelDescription("current", n + 1, 0.5, 0, 8000, "") for n in range(4))
 )

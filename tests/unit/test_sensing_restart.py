@@ -32,7 +32,7 @@ from rpi_daemon.records import Quality
 from rpi_daemon.sensing import BoardLink
 
 N_SCANS = 10
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 RING_S = 10.0
 CURRENT, VOLTAGE = (ChannelDescription(kind, 1, 0.5, 0, 30_000, "") for kind in ("current", "voltage"))
 DESCRIPTION = BoardDescription(1000, 1_000_000, "SN1", "1.0", 0, (CURRENT, VOLTAGE))
