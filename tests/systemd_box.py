@@ -6,8 +6,10 @@ import os
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -40,7 +42,33 @@ def why_not() -> str | None:
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
         return f"{', '.join(missing)} not installed"
-    return None if os.getuid() == 0 else "needs root, to boot a container"
+    if os.getuid() != 0:
+        return "needs root, to boot a container"
+    # in a container itself, without its keeper's leave; or the temporary folder's file system takes no devices
+    namespaces = [
+        "unshare",
+        "--mount",
+        "--pid",
+        "--uts",
+        "--ipc",
+        "--net",
+        "--fork",
+        "mount",
+        "-t",
+        "tmpfs",
+        "none",
+        "/mnt",
+    ]
+    if subprocess.run(namespaces, capture_output=True, check=False).returncode != 0:
+        return "not allowed to mount here"
+    with tempfile.TemporaryDirectory() as folder:
+        device = Path(folder) / "null"
+        try:
+            os.mknod(device, stat.S_IFCHR | 0o600, os.makedev(1, 3))  # mem(4)
+            device.read_bytes()
+        except OSError as error:
+            return f"not allowed to make a device in {tempfile.gettempdir()}: {error.strerror}"
+    return None
 
 
 def until(look: Callable[[], T], what: str, timeout_s: float = PATIENCE_S) -> T:
