@@ -19,7 +19,7 @@ from rpi_daemon.config.schema import Cap, Config, Pdu
 from rpi_daemon.devices import address_of, cap_driver, pdu_driver, profile_digest, profile_of, used_pdus
 from rpi_daemon.drivers.base import PduDriver
 from rpi_daemon.durable import keep_damaged, read_twice, write_twice
-from rpi_daemon.errors import ConfigError, DeviceError, RpiError
+from rpi_daemon.errors import AuthError, ConfigError, DeviceError, RpiError
 from rpi_daemon.found import FoundCaps, FoundLimits
 from rpi_daemon.guard import (
     KILL_FILE,
@@ -53,6 +53,11 @@ from rpi_daemon.standing import STANDING_FILE, Standing
 FOUND_FILE = "found-limits.json"
 FOUND_CAPS_FILE = "found-caps.json"
 STATIC_SAFE_ATTEMPTS = 3  # per PDU
+FIRST_ATTEMPTS = (
+    5  # to reach a PDU that was never met: without it there is no start, and its network may still come up ...
+)
+FIRST_PAUSE_S = 0.2  # ... between two of them ...
+FIRST_REACH_NS = 3 * NS_PER_S  # ... and none begins later: systemd waits for the start
 SAVE_AGAIN_NS = NS_PER_S  # after an error of the disk
 LAST_SAVE_S = 2.0  # at stop
 CAPS_LEFT_S = 5.0  # at stop, for all servers together, before the PDUs' turn
@@ -359,7 +364,7 @@ class SafeLimits:
         All at once: one whose name or address leads nowhere keeps the others from STATIC_SAFE no longer than itself.
         """
         proofs, pdus = self.proofs(), used_pdus(self._config)
-        results = await asyncio.gather(*(self.open_pdu(pdu, proofs, stack) for pdu in pdus), return_exceptions=True)
+        results = await asyncio.gather(*(self._reach(pdu, proofs, stack) for pdu in pdus), return_exceptions=True)
         first_met = False
         for options, result in zip(pdus, results, strict=True):
             known = self.found.met(options.id)
@@ -372,6 +377,18 @@ class SafeLimits:
                 raise result
         self.tasks = {pdu.id: self.tasks[pdu.id] for pdu in pdus}  # in the configuration's order
         return first_met
+
+    async def _reach(self, options: Pdu, proofs: Proofs, stack: contextlib.AsyncExitStack) -> PduReading:
+        """As `open_pdu`; one that was never met is asked several times."""
+        began_ns = self._clock.mono_ns()
+        for _ in range(0 if self.found.met(options.id) else FIRST_ATTEMPTS - 1):
+            try:
+                return await self.open_pdu(options, proofs, stack)
+            except DeviceError as error:
+                if isinstance(error, AuthError) or self._clock.mono_ns() - began_ns > FIRST_REACH_NS:
+                    raise
+                await asyncio.sleep(FIRST_PAUSE_S)
+        return await self.open_pdu(options, proofs, stack)
 
     def _go_without(self, options: Pdu, proofs: Proofs, error: DeviceError) -> None:
         """A PDU that was met in an earlier run is away: its task asks on, and the rest of the rack is not kept waiting."""

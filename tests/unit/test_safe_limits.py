@@ -40,7 +40,7 @@ from rpi_daemon.records import (
     PduReading,
     WriteOutcome,
 )
-from rpi_daemon.safe_limits import UNPROVEN, SafeLimits
+from rpi_daemon.safe_limits import FIRST_ATTEMPTS, UNPROVEN, SafeLimits
 
 CONFIG = """\
 [daemon]
@@ -382,6 +382,40 @@ class Booting:
 
     async def read(self) -> PduReading:
         return PduReading(1, None, {1: 10.0, 2: 10.0}, {}, {}, self.limits)
+
+
+@pytest.mark.parametrize("lost", [0, 5])
+def test_a_pdu_that_was_never_met_is_asked_several_times(tmp_path: Path, lost: int) -> None:
+    """Its first answers are lost: of each attempt that has no answer, the request and its repetition."""
+
+    async def start() -> None:
+        async with PduSimulator(load_profile("apc_rpdu2"), 2) as simulator:
+            simulator.faults = replace(simulator.faults, drop=lost)
+            limits = _never_met(tmp_path, simulator.port)
+            async with contextlib.AsyncExitStack() as stack:
+                assert await limits.open_pdus(stack)
+            assert (simulator.faults.drop, limits.found.met("a"), limits.rack.opted_in.all()) == (0, True, True)
+
+    asyncio.run(start())
+
+
+def test_a_pdu_that_was_never_met_and_never_answers_is_no_start(tmp_path: Path) -> None:
+    async def start() -> None:
+        async with PduSimulator(load_profile("apc_rpdu2"), 2) as simulator:
+            simulator.faults = replace(simulator.faults, drop=100)
+            async with contextlib.AsyncExitStack() as stack:
+                with pytest.raises(DeviceError, match="did not answer 2 tries"):
+                    await _never_met(tmp_path, simulator.port).open_pdus(stack)
+            assert simulator.faults.drop == 100 - 2 * FIRST_ATTEMPTS
+
+    asyncio.run(start())
+
+
+def _never_met(folder: Path, port: int) -> SafeLimits:
+    (folder / "word").touch(mode=0o600)
+    (folder / "word").write_text("public", encoding="utf-8")
+    config = parse_config(CONFIG.format(accept="true").replace("port = 9", f"port = {port}"), "t", base_dir=folder)
+    return SafeLimits(config, GuardConfig(), SystemClock(), Audit(folder, SystemClock(), keep_days=1.0))
 
 
 def test_a_pdu_that_boots_beside_us_is_no_meter_for_the_rest_of_the_run(tmp_path: Path) -> None:
