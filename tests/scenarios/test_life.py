@@ -50,8 +50,12 @@ def test_from_start_to_stop(place: Place, rack: RackProcess) -> None:
 
 
 def test_a_restart_writes_nothing_where_static_safe_stands(place: Place, rack: RackProcess) -> None:
-    sets, config = rack.sets(), place.write()
+    config = place.write()
     config.write_text(config.read_text().replace("recover_s = 1.0", "recover_s = 600.0"))  # it stays there
+    with running(lambda: Daemon(config)) as daemon:
+        daemon.until(lambda s: s["summary"]["ticks"] > 0, "STATIC_SAFE, whatever stood there before")
+        assert daemon.stop() == 0
+    sets = rack.sets()
     with running(lambda: Daemon(config)) as daemon:
         status = daemon.until(lambda s: s["summary"]["ticks"] > 0, "the first tick")
         assert status["state"] == "STATIC_SAFE"
