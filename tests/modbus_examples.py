@@ -5,6 +5,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from unhurried import LoopClock
+
 from rpi_daemon.drivers.pdu.modbus import ModbusOptions, ModbusPdu, TcpAddress
 from rpi_daemon.drivers.pdu.modbus_sim import ModbusFaults, ModbusRtuSimulator, ModbusTcpSimulator, SimulatedDevice
 from rpi_daemon.drivers.pdu.register_map import RegisterMap, parse_map
@@ -87,7 +89,7 @@ async def on_wire(
             device.device_id,
             **{"timeout_s": 0.15, "nominal_v": 230.0, **other},
         )
-        pdu = ModbusPdu(options)
+        pdu = ModbusPdu(options, LoopClock())
         try:
             await pdu.open()
             yield Bench(device, pdu, simulator)

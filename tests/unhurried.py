@@ -8,6 +8,8 @@ import asyncio
 import selectors
 import time
 
+from rpi_daemon.clock import NS_PER_S, SystemClock
+
 SLICE_S = 0.005  # of one wait
 STEP_S = 0.01  # at most, from one look to the next: what a callback may take, and a wait be late
 
@@ -39,3 +41,10 @@ def unhurry() -> None:
     """Every loop that this process makes from now on."""
     selectors.DefaultSelector = Slices
     asyncio.SelectorEventLoop.time = lambda loop: loop._selector.now_s()
+
+
+class LoopClock(SystemClock):
+    """The running loop's time, for what is timed by it and by a clock."""
+
+    def mono_ns(self) -> int:
+        return round(asyncio.get_running_loop().time() * NS_PER_S)

@@ -15,6 +15,7 @@ from benches import load_bench
 from damage import mutated
 from fault_figures import Figures
 from modbus_examples import WATTS, example_map
+from unhurried import LoopClock
 
 from rpi_daemon._fastpath.core import BerError, Pdu, decode_v2c, encode_v2c
 from rpi_daemon.drivers.pdu.modbus import ModbusOptions, ModbusPdu
@@ -198,7 +199,7 @@ def test_fault_06_late_replies_on_a_serial_line(figure: Figures) -> None:
         device = SimulatedDevice(map_, device_id=7, power_w=lambda outlet: now_w[0])
         async with ModbusRtuSimulator([device]) as simulator:
             line = SerialLine(str(simulator.path), 115_200)
-            pdu = ModbusPdu(ModbusOptions(line, device.map, (1, 2), device_id=7, timeout_s=0.04))
+            pdu = ModbusPdu(ModbusOptions(line, device.map, (1, 2), device_id=7, timeout_s=0.04), LoopClock())
             try:
                 for k in range(reads):
                     now_w[0] = 100.0 + k

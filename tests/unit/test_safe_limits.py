@@ -406,7 +406,9 @@ def test_a_pdu_that_was_never_met_and_never_answers_is_no_start(tmp_path: Path) 
             async with contextlib.AsyncExitStack() as stack:
                 with pytest.raises(DeviceError, match="did not answer 2 tries"):
                     await _never_met(tmp_path, simulator.port).open_pdus(stack)
-            assert simulator.faults.drop == 100 - 2 * FIRST_ATTEMPTS
+            assert 100 - 2 * FIRST_ATTEMPTS <= simulator.faults.drop < 98, (
+                "more than one attempt; fewer where 3 s have passed"
+            )
 
     asyncio.run(start())
 
