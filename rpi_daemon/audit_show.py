@@ -41,7 +41,8 @@ def verify(config_path: Path, heads: Sequence[str]) -> tuple[dict[str, Any], str
         "broken": list(chain.broken),
     }
     if chain.broken or chain.first is None:
-        return document, f"the chain is BROKEN: {len(chain.broken)} places; {chain.events} records were looked at"
+        places = "1 place" if len(chain.broken) == 1 else f"{len(chain.broken)} places"
+        return document, f"the chain is BROKEN: {places}; {chain.events} records were looked at"
     since = stamp(chain.first.t_ns, local_zone())
     return document, (
         f"the chain of all {chain.events} records holds, from number {chain.first.seq} ({since}) on\n"

@@ -70,8 +70,10 @@ class Standing:
                 content["meters_only"],
                 content["ended"],
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{error!r}") from None
+        except KeyError as error:
+            raise ValueError(f"{error} is missing: it is of another version") from None
+        except (TypeError, AttributeError) as error:
+            raise ValueError(str(error)) from None
 
 
 def _digest(content: Any) -> str:

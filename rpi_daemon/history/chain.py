@@ -352,8 +352,12 @@ def verify_chain(folder: Path, *, kind: str, heads: Collection[Head] = ()) -> Ch
         try:
             with contextlib.closing(open_read_only(path)) as connection:
                 check.file(path, connection)
-        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+        except sqlite3.Error as error:
             check.broken.append(f"{path.name}: {error}")
+        except (ValueError, TypeError, KeyError):
+            check.broken.append(
+                f"{path.name}: after number {check.at.seq} nothing can be checked: no record is like that"
+            )
     check.end()
     aside = sorted(path.name for path in folder.glob(f"{pattern(kind)}{ASIDE}*[0-9]"))
     check.broken += [f"{name}: set aside as damaged; what it held is not in the chain" for name in aside]

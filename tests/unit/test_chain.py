@@ -84,6 +84,14 @@ def test_every_altered_field_of_every_record_is_named(whole: tuple[Path, Head], 
         assert any(f"number {n}" in sentence for n in named for sentence in broken), (number, column, broken)
 
 
+def test_a_value_of_another_kind_is_named_too(whole: tuple[Path, Head], tmp_path: Path) -> None:
+    for folder, column in copies(whole, tmp_path, ("t_ns", "hash")):
+        changed(folder, 5, f"UPDATE event SET {column} = 'x' WHERE seq = ?", 5)
+        first, *others = checked(folder, whole[1]).broken
+        assert "number 5 (asked) is not what was stored" in first
+        assert sum("after number 5 nothing can be checked" in other for other in others) == (column == "hash")
+
+
 def test_every_removed_record_is_named(whole: tuple[Path, Head], tmp_path: Path) -> None:
     for folder, number in copies(whole, tmp_path, range(1, RECORDS + 1)):
         changed(folder, number, "DELETE FROM event WHERE seq = ?", number)
