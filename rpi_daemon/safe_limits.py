@@ -53,11 +53,10 @@ from rpi_daemon.standing import STANDING_FILE, Standing
 FOUND_FILE = "found-limits.json"
 FOUND_CAPS_FILE = "found-caps.json"
 STATIC_SAFE_ATTEMPTS = 3  # per PDU
-FIRST_ATTEMPTS = (
-    5  # to reach a PDU that was never met: without it there is no start, and its network may still come up ...
-)
-FIRST_PAUSE_S = 0.2  # ... between two of them ...
-FIRST_REACH_NS = 3 * NS_PER_S  # ... and none begins later: systemd waits for the start
+# to reach a PDU that was never met: without it there is no start, and its network may still come up
+FIRST_ATTEMPTS = 5
+FIRST_PAUSE_S = 0.2  # between two of them
+FIRST_REACH_NS = 3 * NS_PER_S  # none begins later: systemd waits for the start
 SAVE_AGAIN_NS = NS_PER_S  # after an error of the disk
 LAST_SAVE_S = 2.0  # at stop
 CAPS_LEFT_S = 5.0  # at stop, for all servers together, before the PDUs' turn

@@ -45,21 +45,8 @@ def why_not() -> str | None:
     if os.getuid() != 0:
         return "needs root, to boot a container"
     # in a container itself, without its keeper's leave; or the temporary folder's file system takes no devices
-    namespaces = [
-        "unshare",
-        "--mount",
-        "--pid",
-        "--uts",
-        "--ipc",
-        "--net",
-        "--fork",
-        "mount",
-        "-t",
-        "tmpfs",
-        "none",
-        "/mnt",
-    ]
-    if subprocess.run(namespaces, capture_output=True, check=False).returncode != 0:
+    mount = "unshare --mount --pid --uts --ipc --net --fork mount -t tmpfs none /mnt"
+    if subprocess.run(mount.split(), capture_output=True, check=False).returncode != 0:
         return "not allowed to mount here"
     with tempfile.TemporaryDirectory() as folder:
         device = Path(folder) / "null"

@@ -1,6 +1,7 @@
 """The history files: one SQLite database per ISO week (UTC), so that keeping 30 days means deleting a file."""
 
 import contextlib
+import errno
 import functools
 import itertools
 import json
@@ -22,7 +23,6 @@ import structlog
 
 from rpi_daemon.clock import NS_PER_S
 from rpi_daemon.database import BUSY_S, SMALL_CACHE, make_database
-from rpi_daemon.errors import RpiError
 from rpi_daemon.history.blobs import DamagedBlock, unpack
 from rpi_daemon.records import FloatArray, IntArray
 
@@ -254,13 +254,11 @@ def delete_files(paths: Sequence[Path]) -> int:
 
 
 def check_readable(folder: Path, names: str) -> None:
-    """Raises RpiError where this user may not read a folder, or a file in it: what it holds would count as missing."""
+    """Raises PermissionError where this user may not read a folder, or a file in it: what it holds would count as missing."""
     within = [(path, os.R_OK) for path in sorted(folder.glob(names))]
     for path, mode in [(folder, os.R_OK | os.X_OK), *within] if folder.is_dir() else []:
         if not os.access(path, mode, effective_ids=True):
-            raise RpiError(
-                f"{path}: this user may not read it; do this as root, as the daemon's user or as a member of its group"
-            )
+            raise PermissionError(errno.EACCES, "this user may not read it", str(path))
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:

@@ -93,7 +93,7 @@ def others_rack() -> Iterator[Path]:
         yield place
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 @pytest.mark.parametrize(
     ("closed", "commands"),
     [
